@@ -1,0 +1,117 @@
+package import VMM
+
+/// One translated CPU in raw memory, addressed by translated code through the `gs` segment base.
+///
+/// The first fields are touched by generated code at the offsets in `ContextOffset`; a test compares those
+/// numbers with the compiler's layout. The rest is for Swift only. Nothing here owns memory.
+package struct Context {
+    // MARK: Touched by generated code
+
+    /// Guest registers in encoding order. While translated code runs the identity-mapped ones live in host
+    /// registers and these are stale; in every Swift helper they are exact.
+    package var gpr: [16 of UInt64] = .init(repeating: 0)
+    /// Guest instruction pointer; exact in Swift helpers, stale in translated code.
+    package var rip: UInt64 = 0
+    /// Linear address of the guest page that the running block lies in.
+    package var ripPage: UInt64 = 0
+    /// Arithmetic flags as LAHF and SETO leave them: AH = SF ZF AF PF CF, AL = OF.
+    package var lahf: UInt64 = 0x0200
+    /// Not zero: leave translated code at the next poll. Written by other threads.
+    package var interruptRequest: UInt32 = 0
+    /// 1 while the guest's vector registers are in `ymm`, 0 while they are in the host's registers.
+    package var vectorsSaved: UInt32 = 1
+    /// ANDed into jump cache indices; 0 sends every look-up to the always-missing first entry.
+    package var jumpMask: UInt64 = 0
+    package var fsBase: UInt64 = 0
+    package var gsBase: UInt64 = 0
+    /// The host stack while translated code runs.
+    package var hostStack: UInt64 = 0
+    /// Scratch for generated code.
+    package var spill: [4 of UInt64] = .init(repeating: 0)
+    /// Generated code leaves through here with what happened.
+    package var exitReason: UInt64 = 0
+    /// Bounce buffer for accesses that have no single host address; 64-byte aligned with room for 64 + 64.
+    package var bounce: [24 of UInt64] = .init(repeating: 0)
+    /// Guest vector registers (YMM) while `vectorsSaved`.
+    package var ymm: [64 of UInt64] = .init(repeating: 0)
+
+    // MARK: Swift only
+
+    /// RFLAGS without the arithmetic flags: TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and bit 1.
+    package var systemFlags: UInt64 = 2
+    package var es = SegmentRegister()
+    package var cs = SegmentRegister()
+    package var ss = SegmentRegister()
+    package var ds = SegmentRegister()
+    /// The bases of fs and gs are in `fsBase` and `gsBase`; those in here are ignored.
+    package var fs = SegmentRegister()
+    package var gs = SegmentRegister()
+    package var ldtr = SegmentRegister()
+    package var tr = SegmentRegister()
+    package var gdtr = DescriptorTableRegister()
+    package var idtr = DescriptorTableRegister()
+    package var cr0: UInt64 = 0
+    package var cr2: UInt64 = 0
+    package var cr3: UInt64 = 0
+    package var cr4: UInt64 = 0
+    package var cr8: UInt64 = 0
+    package var dr: [4 of UInt64] = .init(repeating: 0)
+    package var dr6: UInt64 = 0
+    package var dr7: UInt64 = 0
+    package var xcr0: UInt64 = 1
+    package var msr = ModelSpecificRegisters()
+    /// No interrupt before the next instruction has run (after STI, MOV SS, POP SS).
+    package var interruptShadow = false
+    package var nmiBlocked = false
+    package var nmiPending = false
+    package var isHalted = false
+
+    package init() {}
+
+    /// The privilege level is SS.DPL by the manual's words, CS.RPL in practice; 0 in real mode.
+    package var privilegeLevel: Int {
+        if cr0 & 1 == 0 { return 0 }
+        if systemFlags & (1 << 17) != 0 { return 3 }
+        return Int(cs.selector & 3)
+    }
+    package var isLongMode: Bool { msr.efer & (1 << 10) != 0 }
+    /// 64-bit code, as opposed to compatibility mode and all else.
+    package var is64Bit: Bool { isLongMode && cs.isLong }
+
+    /// The whole of RFLAGS.
+    package var rflags: UInt64 {
+        get {
+            let ah = lahf >> 8 & 0xD5
+            return systemFlags | ah | (lahf & 1) << 11
+        }
+        set {
+            lahf = (newValue & 0xD5 | 2) << 8 | (newValue >> 11 & 1)
+            systemFlags = newValue & ~0x8D5 & 0x3F_7FD7 | 2
+        }
+    }
+}
+
+/// A fault or trap to be delivered to the guest (SDM Vol. 3, chapter 6).
+package struct GuestException: Error, Hashable {
+    package var vector: UInt8
+    package var errorCode: UInt32?
+    /// The faulting linear address: only for #PF, where delivery loads it into CR2.
+    package var address: UInt64 = 0
+
+    package static let divideError = GuestException(vector: 0)
+    package static let invalidOpcode = GuestException(vector: 6)
+    package static let deviceNotAvailable = GuestException(vector: 7)
+    package static func generalProtection(_ code: UInt32 = 0) -> Self { .init(vector: 13, errorCode: code) }
+    package static func stackFault(_ code: UInt32 = 0) -> Self { .init(vector: 12, errorCode: code) }
+    package static func segmentNotPresent(_ code: UInt32) -> Self { .init(vector: 11, errorCode: code) }
+    package static func invalidTSS(_ code: UInt32) -> Self { .init(vector: 10, errorCode: code) }
+    package static func pageFault(_ address: UInt64, _ code: UInt32) -> Self {
+        .init(vector: 14, errorCode: code, address: address)
+    }
+
+    package init(vector: UInt8, errorCode: UInt32? = nil, address: UInt64 = 0) {
+        self.vector = vector
+        self.errorCode = errorCode
+        self.address = address
+    }
+}

@@ -1,0 +1,75 @@
+/// Why a virtual CPU stopped running. Values only, never an engine's own types.
+public enum Exit: Hashable, Sendable {
+    /// HLT; run again when `InterruptSource.isPending`, an NMI or a stop request arrives.
+    /// With interrupts disabled nothing but NMI or reset ends it.
+    case halt(interruptsEnabled: Bool)
+    /// Triple fault: the machine resets.
+    case shutdown(ShutdownReason)
+    /// `VirtualCPU.stop()` was called.
+    case stopped
+    /// The engine cannot go on with this guest; the text says why and where.
+    case failure(String)
+}
+
+/// What led to a triple fault, for the one line that a user sees.
+public struct ShutdownReason: Hashable, Sendable {
+    public let rip: UInt64
+    /// "long mode", "protected mode", "real mode"...
+    public let mode: String
+    public let reason: String
+    public init(rip: UInt64, mode: String, reason: String) {
+        self.rip = rip
+        self.mode = mode
+        self.reason = reason
+    }
+}
+
+/// Where a virtual CPU gets its external interrupts: the i8259 pair, later a local APIC.
+public protocol InterruptSource: AnyObject, Sendable {
+    /// Whether INTR is asserted. Any thread.
+    var isPending: Bool { get }
+    /// The INTA cycle: returns the vector and moves the request into service. vCPU thread only.
+    /// A source whose request went away answers its spurious vector.
+    func acknowledge() -> UInt8
+}
+
+/// A virtual CPU. Everything but `stop`, `interruptRequested` and `injectNMI` is for its own thread only.
+public protocol VirtualCPU: AnyObject, Sendable {
+    /// Reads all architectural state.
+    func readState() throws -> CPUState
+    /// Replaces all architectural state.
+    func writeState(_ state: CPUState) throws
+    /// Runs guest code until something outside has to act. Port and memory I/O go to the buses from inside.
+    func run() throws -> Exit
+    /// Makes `run` return `.stopped` soon, now or the next time it is called. Any thread.
+    func stop()
+    /// INTR changed: the engine looks at its `InterruptSource` soon. Any thread; never blocks.
+    func interruptRequested()
+    /// Any thread.
+    func injectNMI()
+}
+
+/// What a virtual CPU is wired to. One value per machine, shared by all its CPUs.
+public struct Wiring: Sendable {
+    public let memory: GuestMemory
+    public let ports: PortBus
+    public let mmio: MMIOBus
+    public let interrupts: any InterruptSource
+    public let policy: CPUPolicy
+    public init(
+        memory: GuestMemory, ports: PortBus, mmio: MMIOBus, interrupts: any InterruptSource, policy: CPUPolicy
+    ) {
+        self.memory = memory
+        self.ports = ports
+        self.mmio = mmio
+        self.interrupts = interrupts
+        self.policy = policy
+    }
+}
+
+/// vmm(4)'s place: makes virtual CPUs.
+public protocol Engine: AnyObject, Sendable {
+    /// "kvm" or "translator".
+    var name: String { get }
+    func makeVirtualCPU(index: Int, wiring: Wiring) throws -> any VirtualCPU
+}

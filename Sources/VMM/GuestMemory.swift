@@ -1,0 +1,110 @@
+import CLinux
+import Glibc
+public import Linux
+
+/// The guest's RAM: one shared memfd, mapped once, seen by the guest as a few ranges of physical addresses.
+///
+/// The only file of this target that touches raw guest memory. Invariant: every pointer formed lies in the
+/// mapping, because `offset(of:count:)` checks the address and the length against one range, and the mapping
+/// lives as long as the object. The guest writes at the same time: callers read a value once and check the copy.
+public final class GuestMemory: @unchecked Sendable {
+    /// A run of guest-physical RAM and where it lies in the mapping.
+    public struct Range: Hashable, Sendable {
+        public let base: UInt64
+        public let byteCount: UInt64
+        public let offset: UInt64
+        public var end: UInt64 { base + byteCount }
+    }
+
+    /// Sorted, not overlapping, page aligned.
+    public let ranges: [Range]
+    public let byteCount: UInt64
+    private let descriptor: FileDescriptor
+    private let mapping: MemoryMapping
+
+    public static let pageSize: UInt64 = 4096
+
+    /// Lays out ranges one after the other in a new memfd.
+    /// - Parameter ranges: base and length of each, page aligned, ascending, at most 16.
+    /// - Throws: `SystemError` when the host cannot give that much address space.
+    public init(ranges requested: [(base: UInt64, byteCount: UInt64)]) throws(SystemError) {
+        precondition(!requested.isEmpty && requested.count <= 16)
+        var ranges: [Range] = []
+        var offset: UInt64 = 0
+        for (base, count) in requested {
+            precondition(base % Self.pageSize == 0 && count % Self.pageSize == 0 && count > 0)
+            precondition(ranges.last.map { $0.end <= base } ?? true)
+            ranges.append(Range(base: base, byteCount: count, offset: offset))
+            offset += count
+        }
+        self.ranges = ranges
+        byteCount = offset
+        guard let size = Int(exactly: offset) else { throw SystemError("mmap", errno: ENOMEM) }
+        descriptor = try FileDescriptor.memory("guest", byteCount: size)
+        mapping = try MemoryMapping(
+            byteCount: size, protection: PROT_READ | PROT_WRITE, flags: MAP_SHARED | MAP_NORESERVE,
+            descriptor: descriptor.raw)
+    }
+
+    /// The start of the mapping, for engines that map it into a guest or a TLB.
+    public var hostBase: UnsafeMutableRawPointer { mapping.base }
+    /// Borrowed; stays open as long as the object lives.
+    public var fileDescriptor: CInt { descriptor.raw }
+
+    @inlinable
+    func offset(of gpa: UInt64, count: UInt64) -> Int? {
+        for range in ranges where gpa >= range.base && gpa - range.base < range.byteCount {
+            let inside = gpa - range.base
+            guard range.byteCount - inside >= count else { return nil }
+            return Int(range.offset + inside)
+        }
+        return nil
+    }
+
+    /// The host address of `count` bytes at `gpa`, or `nil` when they are not all in one range of RAM.
+    @inlinable
+    public func hostAddress(of gpa: UInt64, count: UInt64) -> UnsafeMutableRawPointer? {
+        guard let offset = offset(of: gpa, count: count) else { return nil }
+        return hostBase + offset
+    }
+
+    /// Whether all `count` bytes at `gpa` are RAM.
+    public func contains(_ gpa: UInt64, count: UInt64) -> Bool { offset(of: gpa, count: count) != nil }
+
+    /// Reads a little-endian value; `nil` when the range is not RAM.
+    @inlinable
+    public func load<T: FixedWidthInteger & BitwiseCopyable>(_ gpa: UInt64, as type: T.Type) -> T? {
+        guard let address = hostAddress(of: gpa, count: UInt64(MemoryLayout<T>.size)) else { return nil }
+        return T(littleEndian: address.loadUnaligned(as: T.self))
+    }
+
+    /// Writes a little-endian value; `false` when the range is not RAM.
+    @inlinable @discardableResult
+    public func store<T: FixedWidthInteger & BitwiseCopyable>(_ gpa: UInt64, _ value: T) -> Bool {
+        guard let address = hostAddress(of: gpa, count: UInt64(MemoryLayout<T>.size)) else { return false }
+        address.storeBytes(of: value.littleEndian, as: T.self)
+        return true
+    }
+
+    /// Copies bytes in; `false`, and nothing written, when they do not all fit in RAM.
+    @discardableResult
+    public func write(_ bytes: [UInt8], at gpa: UInt64) -> Bool {
+        guard !bytes.isEmpty else { return true }
+        guard let address = hostAddress(of: gpa, count: UInt64(bytes.count)) else { return false }
+        bytes.withUnsafeBytes { address.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
+        return true
+    }
+
+    /// Copies bytes out; `nil` when they are not all RAM.
+    public func read(_ gpa: UInt64, count: Int) -> [UInt8]? {
+        guard count > 0 else { return count == 0 ? [] : nil }
+        guard let address = hostAddress(of: gpa, count: UInt64(count)) else { return nil }
+        return Array(UnsafeRawBufferPointer(start: address, count: count))
+    }
+
+    /// Gives all pages back to the host; the guest then reads zeros, as after power-on.
+    public func clear() {
+        // Punching the file drops the pages of every mapping of it.
+        madvise(mapping.base, mapping.byteCount, MADV_REMOVE)
+    }
+}
