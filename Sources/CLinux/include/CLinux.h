@@ -23,4 +23,12 @@ static inline int clinux_memfd_create(const char *name, unsigned flags) { return
 static inline int clinux_tgkill(int pid, int tid, int signal) { return (int)syscall(SYS_tgkill, pid, tid, signal); }
 static inline int clinux_gettid(void) { return (int)syscall(SYS_gettid); }
 
+// Points this thread's gs segment base at `base` (arch_prctl ARCH_SET_GS).
+static inline int clinux_set_gs_base(uint64_t base) { return (int)syscall(SYS_arch_prctl, 0x1001, base); }
+// The same thread's gs base; 0 when it cannot be read (ARCH_GET_GS). Safe in signal handlers.
+static inline uint64_t clinux_get_gs_base(void) {
+    uint64_t base = 0;
+    return syscall(SYS_arch_prctl, 0x1004, &base) == 0 ? base : 0;
+}
+
 #endif
