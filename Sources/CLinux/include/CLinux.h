@@ -30,5 +30,6 @@ static inline uint64_t clinux_get_gs_base(void) {
     uint64_t base = 0;
     return syscall(SYS_arch_prctl, 0x1004, &base) == 0 ? base : 0;
 }
+#include "CLinuxKVM.h"
 
 #endif
