@@ -24,4 +24,6 @@ static inline int clinux_tgkill(int pid, int tid, int signal) { return (int)sysc
 static inline int clinux_gettid(void) { return (int)syscall(SYS_gettid); }
 static inline uint64_t clinux_rdtsc(void) { return __builtin_ia32_rdtsc(); }
 
+#include "CLinuxKVM.h"
+
 #endif
