@@ -21,6 +21,9 @@ enum HostSignals {
         }
     }()
 
+    // Places in ucontext's general registers (sys/ucontext.h: REG_RIP, REG_EFL, REG_TRAPNO).
+    private static let gregRIP = 16, gregFlags = 17, gregTrap = 20
+
     /// Installs the handlers, once a process.
     static func install() { installation }
 
@@ -32,13 +35,13 @@ enum HostSignals {
         let user = raw.assumingMemoryBound(to: ucontext_t.self)
         let isOurs = withUnsafeMutablePointer(to: &user.pointee.uc_mcontext.gregs) { registers in
             registers.withMemoryRebound(to: Int64.self, capacity: 23) { registers in
-                let address = UInt64(bitPattern: registers[Int(REG_RIP.rawValue)])
+                let address = UInt64(bitPattern: registers[gregRIP])
                 guard address >= context.pointee.codeBase && address < context.pointee.codeEnd else { return false }
                 context.pointee.faultAddress = address
-                context.pointee.faultFlags = UInt64(bitPattern: registers[Int(REG_EFL.rawValue)])
-                context.pointee.faultTrap = registers[Int(REG_TRAPNO.rawValue)]
+                context.pointee.faultFlags = UInt64(bitPattern: registers[gregFlags])
+                context.pointee.faultTrap = registers[gregTrap]
                 context.pointee.exitReason = context.pointee.signalReason
-                registers[Int(REG_RIP.rawValue)] = Int64(bitPattern: context.pointee.signalExit)
+                registers[gregRIP] = Int64(bitPattern: context.pointee.signalExit)
                 return true
             }
         }

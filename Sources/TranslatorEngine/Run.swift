@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import Synchronization
 package import VMM
 
 /// The run loop: finds or makes the block at the guest's instruction pointer, enters it, and acts on why it left.

@@ -1,6 +1,6 @@
 import CLinux
 import Glibc
-package import Linux
+import Linux
 import Synchronization
 package import VMM
 
@@ -53,8 +53,8 @@ package final class TranslatorCPU: @unchecked Sendable {
             byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
         context = contextMapping.base.bindMemory(to: Context.self, capacity: 1)
         context.initialize(to: Context())
-        hasBMI2 = HostCPU.hasBMI2
-        hasAVX = HostCPU.hasAVX
+        hasBMI2 = HostCPU.current.features.contains(.bmi2)
+        hasAVX = HostCPU.current.features.contains(.avx)
         let code = try CodeMemory(byteCount: codeByteCount)
         thunks = .allocate(capacity: 1)
         thunks.initialize(

@@ -21,10 +21,4 @@ static inline uint64_t clinux_xgetbv0(void) {
     return (uint64_t)high << 32 | low;
 }
 
-static inline uint64_t clinux_rdtsc(void) {
-    uint32_t low, high;
-    __asm__ volatile("lfence; rdtsc" : "=a"(low), "=d"(high) : : "memory");
-    return (uint64_t)high << 32 | low;
-}
-
 #endif

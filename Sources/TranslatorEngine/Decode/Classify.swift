@@ -1,4 +1,4 @@
-package import CZydis
+import CZydis
 
 /// Which way each instruction goes, from its opcode: the order of cases is that of the opcode maps (SDM Vol. 2,
 /// appendix A).

@@ -1,4 +1,4 @@
-package import VMM
+import VMM
 
 /// A guest page that instructions are fetched from.
 struct CodePage {
@@ -12,7 +12,7 @@ struct CodePage {
 extension TranslatorCPU {
     /// Whether an address may be used at all: in 64-bit mode bits 63-47 agree (SDM Vol. 1, 3.3.7.1).
     @inline(__always) func isCanonical(_ linear: UInt64) -> Bool {
-        UInt64(bitPattern: Int64(bitPattern: linear) << 16 >> 16) == linear
+        UInt64(bitPattern: (Int64(bitPattern: linear) << 16) >> 16) == linear
     }
 
     /// The page of code at a linear address, with the rights of the current mode.

@@ -1,6 +1,6 @@
 import CLinux
 import Glibc
-package import VMM
+import VMM
 
 /// One run of bytes of an access inside one page.
 struct AccessPart {
@@ -121,11 +121,13 @@ extension TranslatorCPU {
         let reads = descriptor.access & 1 != 0
         let writes = descriptor.access & 2 != 0
         if writes {
-            for part in [first, second] as [2 of AccessPart] {
-                if let host = part.host, invalidateCode(host, part.count, running: pointer) {
-                    pendingException = nil
-                    return leaveForFault()
-                }
+            if let host = first.host, invalidateCode(host, first.count, running: pointer) {
+                pendingException = nil
+                return leaveForFault()
+            }
+            if let host = second.host, invalidateCode(host, second.count, running: pointer) {
+                pendingException = nil
+                return leaveForFault()
             }
         }
         take(first, into: buffer, reads: reads)
@@ -172,9 +174,9 @@ extension TranslatorCPU {
 
     /// The widest aligned access of at most 8 bytes at an address.
     private func width(_ physical: UInt64, _ count: Int) -> AccessWidth {
-        for width in [AccessWidth.qword, .dword, .word] as [3 of AccessWidth]
-        where count >= width.rawValue && physical & UInt64(width.rawValue - 1) == 0 { return width }
-        return .byte
+        if count >= 8 && physical & 7 == 0 { return .qword }
+        if count >= 4 && physical & 3 == 0 { return .dword }
+        return count >= 2 && physical & 1 == 0 ? .word : .byte
     }
     func readDevice(_ physical: UInt64, _ count: Int, into buffer: UnsafeMutableRawPointer) {
         var done = 0
@@ -277,13 +279,13 @@ extension TranslatorCPU {
     /// Nothing is written if any page of it would fault.
     package func store(_ linear: UInt64, from buffer: UnsafeRawBufferPointer, user: Bool) throws(GuestException) {
         guard let base = buffer.baseAddress else { return }
-        for isWriting in [false, true] as [2 of Bool] {
+        for pass in 0..<2 {
             var done = 0
             while done < buffer.count {
                 let at = linear &+ UInt64(done)
                 let count = min(buffer.count - done, 4096 - Int(at & 0xFFF))
                 let part = try find(at, count, writes: true, user: user)
-                if isWriting { put(part, from: UnsafeMutableRawPointer(mutating: base + done)) }
+                if pass == 1 { put(part, from: UnsafeMutableRawPointer(mutating: base + done)) }
                 done += count
             }
         }

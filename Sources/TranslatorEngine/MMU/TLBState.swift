@@ -77,7 +77,7 @@ final class TLBState: @unchecked Sendable {
             huge |= 1 << (linear >> 30 & 63)
         } else {
             // 4 MB pages: both halves.
-            let region = linear >> UInt64(sizeShift) << (UInt64(sizeShift) - 21)
+            let region = (linear >> UInt64(sizeShift)) << (UInt64(sizeShift) - 21)
             for part in region...region + (sizeShift == 22 ? 1 : 0) {
                 large[Int(part >> 6 & 15)] |= 1 << (part & 63)
             }
@@ -185,7 +185,7 @@ final class TLBState: @unchecked Sendable {
     }
 
     @inline(__always) func codeSlot(_ linear: UInt64) -> UnsafeMutablePointer<CodeEntry> {
-        code + Int(truncatingIfNeeded: linear >> 12) & (Self.codeCount - 1)
+        code + (Int(truncatingIfNeeded: linear >> 12) & (Self.codeCount - 1))
     }
     func noteExecuted(_ linear: UInt64, sizeShift: UInt8) {
         let number = linear >> 12

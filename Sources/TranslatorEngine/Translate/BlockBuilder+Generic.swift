@@ -1,4 +1,4 @@
-package import CZydis
+import CZydis
 
 /// What takes the place of an instruction's register-or-memory operand.
 private enum Place {

@@ -1,4 +1,4 @@
-package import CZydis
+import CZydis
 
 /// Instructions that use the stack, and branches.
 extension BlockBuilder {
@@ -138,7 +138,7 @@ extension BlockBuilder {
     private mutating func pushReturnAddress() {
         beginPush(8)
         loadCodeAddress(scratch, next)
-        code.store(base: address, scratch)
+        code.store(base: address, 0, scratch)
         endPush(8)
     }
 

@@ -1,4 +1,4 @@
-package import CZydis
+import CZydis
 
 /// A slow path to be emitted behind the block: where the inline check jumps from, and what the helper must know.
 struct SlowPath {

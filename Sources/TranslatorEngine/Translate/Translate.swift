@@ -1,5 +1,5 @@
-package import CZydis
-package import VMM
+import CZydis
+import VMM
 
 extension TranslatorCPU {
     /// Translates the block at `linear`, whose first byte lies in `page`.
