@@ -2,9 +2,12 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -16,6 +19,8 @@
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "CLinuxHost.h"
 
 static inline int clinux_open(const char *path, int flags, unsigned mode) { return open(path, flags, mode); }
 static inline int clinux_ioctl(int fd, unsigned long request, uintptr_t argument) { return ioctl(fd, request, argument); }
