@@ -19,16 +19,16 @@ public enum TimeStampCounter {
 
     /// The counter now, in order with the code around it.
     @inline(always)
-    public static func now() -> UInt64 { clinux_rdtsc() }
+    public static func now() -> UInt64 { clinux_ordered_tsc() }
 
     /// Both at once: of a few tries the one that was interrupted least.
     public static func read() -> Reading {
         var best = Reading(counter: 0, nanoseconds: 0)
         var bestSpan = UInt64.max
         for _ in 0..<5 {
-            let before = clinux_rdtsc()
+            let before = clinux_ordered_tsc()
             let time = SystemTime.monotonic()
-            let span = clinux_rdtsc() &- before
+            let span = clinux_ordered_tsc() &- before
             if span < bestSpan {
                 bestSpan = span
                 best = Reading(counter: before &+ span / 2, nanoseconds: time)
@@ -59,10 +59,5 @@ public enum TimeStampCounter {
         let (high, low) = ticks.multipliedFullWidth(by: 1_000_000_000)
         guard high < nanoseconds else { return .max }
         return nanoseconds.dividingFullWidth((high, low)).quotient
-    }
-
-    /// Whether the counter runs at one rate in all power states (CPUID 0x80000007 EDX bit 8, SDM Vol. 3, 19.17.1).
-    public static var isInvariant: Bool {
-        clinux_cpuid(0x8000_0000, 0).eax >= 0x8000_0007 && clinux_cpuid(0x8000_0007, 0).edx & 1 << 8 != 0
     }
 }

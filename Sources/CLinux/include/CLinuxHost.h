@@ -1,8 +1,7 @@
-// The processor's own clock and identity, futexes, and the terminal guard that crash handlers need.
+// The processor's own clock, futexes, epoll, and the terminal guard that crash handlers need.
 #ifndef CLINUX_HOST_H
 #define CLINUX_HOST_H
 
-#include <cpuid.h>
 #include <linux/futex.h>
 #include <stdint.h>
 #include <sys/epoll.h>
@@ -12,20 +11,10 @@
 #include <unistd.h>
 
 // The time-stamp counter, ordered against the loads and calls around it (SDM Vol. 2, RDTSC: LFENCE before and after).
-static inline uint64_t clinux_rdtsc(void) {
+static inline uint64_t clinux_ordered_tsc(void) {
     uint32_t low, high;
     __asm__ volatile("lfence\n\trdtsc\n\tlfence" : "=a"(low), "=d"(high) : : "memory");
     return (uint64_t)high << 32 | low;
-}
-
-typedef struct {
-    uint32_t eax, ebx, ecx, edx;
-} clinux_cpuid_t;
-
-static inline clinux_cpuid_t clinux_cpuid(uint32_t leaf, uint32_t subleaf) {
-    clinux_cpuid_t r;
-    __cpuid_count(leaf, subleaf, r.eax, r.ebx, r.ecx, r.edx);
-    return r;
 }
 
 // Private futexes; both return what the system call returns.
