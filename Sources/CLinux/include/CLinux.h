@@ -28,4 +28,6 @@ static inline int clinux_memfd_create(const char *name, unsigned flags) { return
 static inline int clinux_tgkill(int pid, int tid, int signal) { return (int)syscall(SYS_tgkill, pid, tid, signal); }
 static inline int clinux_gettid(void) { return (int)syscall(SYS_gettid); }
 
+#include "CLinuxKVM.h"
+
 #endif
