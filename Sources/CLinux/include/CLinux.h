@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+// Before headers that define fd_set: cpuid.h brings a clang module that has its own idea of it.
+#include "CLinuxKVM.h"
 #include "CLinuxHost.h"
 
 static inline int clinux_open(const char *path, int flags, unsigned mode) { return open(path, flags, mode); }
@@ -27,7 +29,5 @@ static inline int clinux_ioctl(int fd, unsigned long request, uintptr_t argument
 static inline int clinux_memfd_create(const char *name, unsigned flags) { return (int)syscall(SYS_memfd_create, name, flags); }
 static inline int clinux_tgkill(int pid, int tid, int signal) { return (int)syscall(SYS_tgkill, pid, tid, signal); }
 static inline int clinux_gettid(void) { return (int)syscall(SYS_gettid); }
-
-#include "CLinuxKVM.h"
 
 #endif
