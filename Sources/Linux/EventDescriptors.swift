@@ -44,6 +44,9 @@ public struct TimerDescriptor: ~Copyable, Sendable {
         timerfd_settime(descriptor.raw, 1, &setting, nil)
     }
 
+    /// Gives the number away; the caller closes it.
+    public consuming func release() -> CInt { descriptor.release() }
+
     /// Sleeps until it fires.
     public borrowing func wait() {
         var count: UInt64 = 0
@@ -78,10 +81,11 @@ public struct SignalDescriptor: ~Copyable, Sendable {
     }
 
     /// The next signal that arrived, or `nil`.
-    public borrowing func next() -> CInt? {
+    /// - Parameter descriptor: `raw` of a living `SignalDescriptor`.
+    public static func next(in descriptor: CInt) -> CInt? {
         var info = signalfd_siginfo()
         let size = MemoryLayout<signalfd_siginfo>.size
-        guard let count = try? retrying("read", { Glibc.read(descriptor.raw, &info, size) }), count == size
+        guard let count = try? retrying("read", { Glibc.read(descriptor, &info, size) }), count == size
         else { return nil }
         return CInt(truncatingIfNeeded: info.ssi_signo)
     }

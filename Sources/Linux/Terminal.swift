@@ -9,6 +9,13 @@ public enum Terminal {
     /// Whether the descriptor is a terminal.
     public static func isTerminal(_ descriptor: CInt) -> Bool { isatty(descriptor) == 1 }
 
+    /// Whether this process's job is the one that the terminal is for. A terminal that is not the session's own asks
+    /// nobody.
+    public static func isForeground(_ descriptor: CInt) -> Bool {
+        let group = tcgetpgrp(descriptor)
+        return group < 0 || group == getpgrp()
+    }
+
     /// Remembers the terminal's modes and makes every way out of the process restore them.
     public static func guardModes(of descriptor: CInt) throws(SystemError) {
         _ = try retrying("tcgetattr") { clinux_terminal_guard(descriptor) }
