@@ -2,9 +2,12 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -16,6 +19,10 @@
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
+
+// Before headers that define fd_set: cpuid.h brings a clang module that has its own idea of it.
+#include "CLinuxKVM.h"
+#include "CLinuxHost.h"
 
 static inline int clinux_open(const char *path, int flags, unsigned mode) { return open(path, flags, mode); }
 static inline int clinux_ioctl(int fd, unsigned long request, uintptr_t argument) { return ioctl(fd, request, argument); }
@@ -31,6 +38,5 @@ static inline uint64_t clinux_get_gs_base(void) {
     uint64_t base = 0;
     return syscall(SYS_arch_prctl, 0x1004, &base) == 0 ? base : 0;
 }
-#include "CLinuxKVM.h"
 
 #endif
