@@ -22,7 +22,6 @@ static inline int clinux_ioctl(int fd, unsigned long request, uintptr_t argument
 static inline int clinux_memfd_create(const char *name, unsigned flags) { return (int)syscall(SYS_memfd_create, name, flags); }
 static inline int clinux_tgkill(int pid, int tid, int signal) { return (int)syscall(SYS_tgkill, pid, tid, signal); }
 static inline int clinux_gettid(void) { return (int)syscall(SYS_gettid); }
-static inline uint64_t clinux_rdtsc(void) { return __builtin_ia32_rdtsc(); }
 
 #include "CLinuxKVM.h"
 

@@ -1,5 +1,5 @@
-import Synchronization
-import VMM
+internal import Synchronization
+internal import VMM
 
 /// What an access wants to do, in the numbers that the write bit of a page-fault error code takes.
 package enum PageAccess: UInt8, Sendable {

@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 // Control, debug and extended control registers (SDM Vol. 2, MOV and XSETBV; Vol. 3, 2.5, 4.1 and 10.11).
 extension TranslatorCPU {
@@ -34,11 +34,9 @@ extension TranslatorCPU {
     }
 
     func writeCR0(_ value: UInt64) throws(GuestException) {
-        if value >> 32 != 0 { throw .generalProtection() }
-        let new = value & CR0.defined | CR0.et
+        guard let new = policy.cr0(writing: value) else { throw .generalProtection() }
         let old = context.pointee.cr0
         let changed = old ^ new
-        if new & (CR0.pg | CR0.pe) == CR0.pg || new & (CR0.nw | CR0.cd) == CR0.nw { throw .generalProtection() }
         if changed & CR0.pg != 0 {
             if new & CR0.pg != 0 {
                 if context.pointee.msr.efer & EFER.lme != 0 {
@@ -49,7 +47,7 @@ extension TranslatorCPU {
                     try checkPDPTEs(context.pointee.cr3)
                 }
             } else {
-                if context.pointee.is64Bit || context.pointee.cr4 & CR4.pcide != 0 { throw .generalProtection() }
+                if context.pointee.is64Bit { throw .generalProtection() }
                 context.pointee.msr.efer &= ~EFER.lma
             }
         }
@@ -59,57 +57,26 @@ extension TranslatorCPU {
     }
 
     func writeCR3(_ value: UInt64) throws(GuestException) {
-        var new = value
         if context.pointee.isLongMode {
-            // Bit 63 asks to keep the entries of a process-context identifier: not flushing is a hint only.
-            if context.pointee.cr4 & CR4.pcide != 0 { new &= ~(1 << 63) }
-            if new >> physicalAddressWidth != 0 { throw .generalProtection() }
+            if value >> physicalAddressWidth != 0 { throw .generalProtection() }
         } else if context.pointee.cr0 & CR0.pg != 0 && context.pointee.cr4 & CR4.pae != 0 {
-            try checkPDPTEs(new)
+            try checkPDPTEs(value)
         }
-        context.pointee.cr3 = new
+        context.pointee.cr3 = value
         flushTLB(global: false)
     }
 
-    /// Bits of CR4 that depend on nothing, and those that CPUID has to show first.
-    private static let plainCR4: UInt64 = 0x7FF
-
     func writeCR4(_ value: UInt64) throws(GuestException) {
-        let old = context.pointee.cr4
-        let changed = old ^ value
-        let added = value & ~old
-        if added & ~Self.plainCR4 & ~featureCR4 != 0 { throw .generalProtection() }
-        if context.pointee.isLongMode {
-            if value & CR4.pae == 0 { throw .generalProtection() }
-        } else if added & CR4.pcide != 0 {
-            throw .generalProtection()
-        }
-        if added & CR4.pcide != 0 && context.pointee.cr3 & 0xFFF != 0 { throw .generalProtection() }
+        let isLong = context.pointee.isLongMode
+        guard policy.allowsCR4(value, longModeActive: isLong) else { throw .generalProtection() }
+        let changed = context.pointee.cr4 ^ value
         let pagingBits = CR4.pae | CR4.pse | CR4.pge | CR4.smep
-        if changed & pagingBits != 0 && value & CR4.pae != 0 && !context.pointee.isLongMode
-            && context.pointee.cr0 & CR0.pg != 0
-        {
+        if changed & pagingBits != 0 && value & CR4.pae != 0 && !isLong && context.pointee.cr0 & CR0.pg != 0 {
             try checkPDPTEs(context.pointee.cr3)
         }
         context.pointee.cr4 = value
-        if changed & (pagingBits | CR4.smap | CR4.pcide) != 0 { flushTLB(global: true) }
+        if changed & (pagingBits | CR4.smap) != 0 { flushTLB(global: true) }
         if changed != 0 { modeChanged() }
-    }
-
-    /// CR4 bits of the features that the policy shows.
-    private var featureCR4: UInt64 {
-        let cr4 = context.pointee.cr4
-        let xcr0 = context.pointee.xcr0
-        let one = policy.cpuid(1, 0, cr4: cr4, xcr0: xcr0)
-        let seven = policy.cpuid(7, 0, cr4: cr4, xcr0: xcr0)
-        var bits: UInt64 = 0
-        if one.ecx & 1 << 17 != 0 { bits |= CR4.pcide }
-        if one.ecx & 1 << 26 != 0 { bits |= CR4.osxsave }
-        if seven.ebx & 1 << 0 != 0 { bits |= CR4.fsgsbase }
-        if seven.ebx & 1 << 7 != 0 { bits |= CR4.smep }
-        if seven.ebx & 1 << 20 != 0 { bits |= CR4.smap }
-        if seven.ecx & 1 << 2 != 0 { bits |= CR4.umip }
-        return bits
     }
 
     /// PAE paging checks its four top entries when they are loaded (SDM Vol. 3, 4.4.1).
@@ -208,11 +175,7 @@ extension TranslatorCPU {
         if context.pointee.cr4 & CR4.osxsave == 0 { throw .invalidOpcode }
         try requireSupervisor()
         let value = pair
-        let leaf = policy.cpuid(0xD, 0, cr4: context.pointee.cr4, xcr0: context.pointee.xcr0)
-        let supported = UInt64(leaf.edx) << 32 | UInt64(leaf.eax)
-        guard rcx & 0xFFFF_FFFF == 0, value & 1 != 0, value & ~supported == 0, value & 6 != 4 else {
-            throw .generalProtection()
-        }
+        guard rcx & 0xFFFF_FFFF == 0, policy.allowsXCR0(value) else { throw .generalProtection() }
         context.pointee.xcr0 = value
         modeChanged()
     }

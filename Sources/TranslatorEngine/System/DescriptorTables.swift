@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 // Descriptor-table registers and the instructions that ask about selectors (SDM Vol. 2).
 extension TranslatorCPU {

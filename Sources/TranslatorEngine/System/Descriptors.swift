@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 /// A segment descriptor as it lies in a table (SDM Vol. 3, figure 3-8), with the address it came from.
 struct Descriptor {

@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 // Interrupts and exceptions outside of long mode: real mode, protected mode and out of virtual-8086 mode.
 extension TranslatorCPU {
@@ -17,7 +17,7 @@ extension TranslatorCPU {
         setStackPointer(stack)
         context.pointee.systemFlags &= ~(RFLAGS.if | RFLAGS.tf | RFLAGS.rf | RFLAGS.ac)
         context.pointee.cs.selector = UInt16(truncatingIfNeeded: entry >> 16)
-        context.pointee.cs.base = entry >> 16 << 4
+        context.pointee.cs.base = (entry >> 16) << 4
         context.pointee.rip = entry & 0xFFFF
         modeChanged()
     }
@@ -161,5 +161,43 @@ extension TranslatorCPU {
                 byteCount: Int(frame.size), user: level == 3)
         }
         return current
+    }
+}
+
+extension TranslatorCPU {
+    /// INT n in virtual-8086 mode (SDM Vol. 3, table 20-2): IOPL 3 allows it; with VME the TSS's redirection bitmap
+    /// may send it straight to the 8086 program's own vector table.
+    func virtualInterrupt(_ vector: UInt8, returnAddress: UInt64) throws(GuestException) {
+        if context.pointee.cr4 & CR4.vme != 0, try isRedirected(vector) {
+            let entry = try load(UInt64(vector) &* 4, byteCount: 4, user: true)
+            var image = context.pointee.rflags & 0xFFFF
+            if ioPrivilegeLevel != 3 {
+                image = image & ~RFLAGS.if | RFLAGS.iopl
+                if context.pointee.systemFlags & RFLAGS.vif != 0 { image |= RFLAGS.if }
+            }
+            var stack = rsp
+            try push(&stack, image, size: 2)
+            try push(&stack, UInt64(context.pointee.cs.selector), size: 2)
+            try push(&stack, returnAddress, size: 2)
+            let hidden = ioPrivilegeLevel == 3 ? RFLAGS.if : RFLAGS.vif
+            setStackPointer(stack)
+            context.pointee.systemFlags &= ~(RFLAGS.tf | hidden)
+            loadRealSegment(SegmentNumber.cs, UInt16(truncatingIfNeeded: entry >> 16))
+            context.pointee.rip = entry & 0xFFFF
+            return
+        }
+        if ioPrivilegeLevel != 3 { throw .generalProtection() }
+        try softwareInterrupt(vector, source: .software, returnAddress: returnAddress)
+    }
+
+    /// A clear bit in the 32 bytes below the I/O bitmap redirects.
+    private func isRedirected(_ vector: UInt8) throws(GuestException) -> Bool {
+        let tr = context.pointee.tr
+        guard tr.type & 8 != 0, tr.limit >= 103 else { return false }
+        let start = try load(maskSystemAddress(tr.base &+ 102), byteCount: 2, user: false)
+        let offset = start &- 32 &+ UInt64(vector >> 3)
+        guard start >= 32, offset <= UInt64(tr.limit) else { return false }
+        let bits = try load(maskSystemAddress(tr.base &+ offset), byteCount: 1, user: false)
+        return bits >> UInt64(vector & 7) & 1 == 0
     }
 }

@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 /// An exception that could not be delivered, nor the double fault after it: the machine resets.
 package struct TripleFault: Error, Hashable {

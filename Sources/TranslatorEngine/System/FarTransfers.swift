@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 // Far jumps, calls and returns (SDM Vol. 2, JMP, CALL, RET; Vol. 3, 5.8).
 extension TranslatorCPU {
@@ -42,14 +42,17 @@ extension TranslatorCPU {
             try enter(target, selector, offset: offset, level: level)
             return
         }
+        // Long mode has no 16-bit gates and no tasks.
+        let isLong = context.pointee.isLongMode
         switch target.type {
-        case SystemType.callGate, SystemType.callGate16 where !context.pointee.isLongMode:
+        case SystemType.callGate, isLong ? SystemType.callGate : SystemType.callGate16:
             let gate = try checkedGate(target, selector)
             let code = try descriptor(gate.gateSelector)
             try checkGated(code, gate.gateSelector, level: level, isJump: true)
             let offset = gate.type == SystemType.callGate16 ? gate.gateOffset & 0xFFFF : gate.gateOffset
             try enter(code, gate.gateSelector, offset: offset, level: level)
-        case SystemType.taskGate, SystemType.availableTSS, SystemType.availableTSS16:
+        case SystemType.taskGate where !isLong, SystemType.availableTSS where !isLong,
+            SystemType.availableTSS16 where !isLong:
             try farTask(target, selector, isCall: false, returnAddress: next(instruction))
         default: throw .selector(13, selector)
         }
@@ -83,10 +86,13 @@ extension TranslatorCPU {
             rsp = mask == 0xFFFF ? rsp & ~mask | stack & mask : stack & mask
             return
         }
+        // Long mode has no 16-bit gates and no tasks.
+        let isLong = context.pointee.isLongMode
         switch target.type {
-        case SystemType.callGate, SystemType.callGate16 where !context.pointee.isLongMode:
+        case SystemType.callGate, isLong ? SystemType.callGate : SystemType.callGate16:
             try callGate(try checkedGate(target, selector), returnAddress: next(instruction), level: level)
-        case SystemType.taskGate, SystemType.availableTSS, SystemType.availableTSS16:
+        case SystemType.taskGate where !isLong, SystemType.availableTSS where !isLong,
+            SystemType.availableTSS16 where !isLong:
             try farTask(target, selector, isCall: true, returnAddress: next(instruction))
         default: throw .selector(13, selector)
         }

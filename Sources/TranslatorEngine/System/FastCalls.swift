@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 // SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS and the FS/GS base instructions.
 extension TranslatorCPU {

@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 // Instructions on RFLAGS (SDM Vol. 2, CLI, STI, PUSHF, POPF, CLAC, STAC).
 extension TranslatorCPU {
@@ -89,7 +89,7 @@ extension TranslatorCPU {
     /// CLAC and STAC.
     @inline(__always)
     func setAccessCheck(_ on: Bool) throws(GuestException) {
-        if context.pointee.privilegeLevel != 0 || context.pointee.cr4 & CR4.smap == 0 && !showsSMAP {
+        if context.pointee.privilegeLevel != 0 || !policy.features.contains(.smap) {
             throw .invalidOpcode
         }
         let old = context.pointee.systemFlags
@@ -98,10 +98,6 @@ extension TranslatorCPU {
             context.pointee.systemFlags = new
             modeChanged()
         }
-    }
-
-    private var showsSMAP: Bool {
-        policy.cpuid(7, 0, cr4: context.pointee.cr4, xcr0: context.pointee.xcr0).ebx & 1 << 20 != 0
     }
 
     func halt() throws(GuestException) {

@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 // IRET (SDM Vol. 2, IRET/IRETD/IRETQ).
 extension TranslatorCPU {

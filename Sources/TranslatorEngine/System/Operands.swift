@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 // Registers, effective addresses, segmentation and the stack, as the interpreter of system instructions needs them.
 extension TranslatorCPU {
@@ -51,7 +51,7 @@ extension TranslatorCPU {
 
     @inline(__always)
     static func isCanonical(_ address: UInt64) -> Bool {
-        UInt64(bitPattern: Int64(bitPattern: address) &<< 16 &>> 16) == address
+        UInt64(bitPattern: (Int64(bitPattern: address) &<< 16) &>> 16) == address
     }
 
     @inline(__always)

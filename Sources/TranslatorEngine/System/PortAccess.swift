@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 // IN, OUT, INS, OUTS (SDM Vol. 1, chapter 19).
 extension TranslatorCPU {

@@ -1,11 +1,8 @@
-import VMM
+internal import VMM
 
 // String instructions, element by element (SDM Vol. 1, 7.3.9 and Vol. 2, REP): the general case for any width,
 // address size, direction and segment.
 extension TranslatorCPU {
-    /// Elements to handle before an interrupt request is looked at.
-    private static let batch = 4096
-
     /// Runs `step` once, or under REP until the count or the condition ends it. Registers are exact after each
     /// element. Returns `false` when it stopped early because something outside waits: rip stays, the instruction
     /// goes on when it is run again.
@@ -19,13 +16,11 @@ extension TranslatorCPU {
             return true
         }
         let mask = Self.mask(i.addressSize)
-        var budget = Self.batch
         while rcx & mask != 0 {
-            if budget == 0 { return false }
-            budget &-= 1
             let goesOn = try step(self)
             setRegister(1, (rcx &- 1) & mask, size: i.addressSize)
             if !goesOn { return true }
+            if context.pointee.interruptRequest != 0 && rcx & mask != 0 { return false }
         }
         return true
     }

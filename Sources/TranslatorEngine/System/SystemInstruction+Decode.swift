@@ -22,6 +22,8 @@ extension SystemInstruction {
         if Self.endsBlock(kind, isLong: instruction.machine_mode == ZYDIS_MACHINE_MODE_LONG_64, register: register) {
             options.insert(.endsBlock)
         }
+        // A repeated string instruction may stop in the middle for an interrupt, with RIP at itself.
+        if !options.isDisjoint(with: [.rep, .repne]) { options.insert(.endsBlock) }
     }
 
     // MARK: Operands

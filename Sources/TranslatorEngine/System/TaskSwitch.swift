@@ -1,4 +1,4 @@
-import VMM
+internal import VMM
 
 // Hardware task switching (SDM Vol. 3, chapter 8).
 extension TranslatorCPU {
