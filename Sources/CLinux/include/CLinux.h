@@ -29,7 +29,6 @@ static inline int clinux_ioctl(int fd, unsigned long request, uintptr_t argument
 static inline int clinux_memfd_create(const char *name, unsigned flags) { return (int)syscall(SYS_memfd_create, name, flags); }
 static inline int clinux_tgkill(int pid, int tid, int signal) { return (int)syscall(SYS_tgkill, pid, tid, signal); }
 static inline int clinux_gettid(void) { return (int)syscall(SYS_gettid); }
-static inline uint64_t clinux_rdtsc(void) { return __builtin_ia32_rdtsc(); }
 
 // Points this thread's gs segment base at `base` (arch_prctl ARCH_SET_GS).
 static inline int clinux_set_gs_base(uint64_t base) { return (int)syscall(SYS_arch_prctl, 0x1001, base); }
