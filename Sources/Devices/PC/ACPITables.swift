@@ -208,7 +208,6 @@ public enum ACPITables {
         aml.scope("_SB") { bus in
             bus.device("PCI0") { bridge in
                 bridge.define("_HID", .eisaID("PNP0A03"))
-                bridge.define("_ADR", .integer(0))
                 bridge.define("_BBN", .integer(0))
                 bridge.define("_UID", .integer(0))
                 // The memory window leaves out what I/O APIC, timer and local APIC decode.
