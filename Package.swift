@@ -40,6 +40,8 @@ let package = Package(
 
         .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux"], swiftSettings: common),
+        .testTarget(
+            name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
         .testTarget(name: "DevicesTests", dependencies: ["Devices", "VMM"], swiftSettings: common),
         .testTarget(
             name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "VMM", "Linux", "CLinux"],

@@ -34,6 +34,22 @@ public struct HostCPU: Hashable, Sendable {
         }
     }
 
+    /// A CPU made up by a test, with one cache and AVX's place in the XSAVE area as all CPUs have it.
+    public init(
+        vendorLeaf: CPUIDLeaf, signature: UInt32, features: CPUFeatures, physicalAddressBits: UInt8 = 46,
+        xcr0: UInt64 = 7
+    ) {
+        self.vendorLeaf = vendorLeaf
+        self.signature = signature
+        self.features = features
+        self.physicalAddressBits = physicalAddressBits
+        self.xcr0 = xcr0
+        components = [CPUIDLeaf(eax: 256, ebx: 576)]
+        caches = [CPUIDLeaf(eax: 0x1C00_4121, ebx: 0x01C0_003F, ecx: 0x3F)]
+        cacheLeaf5 = CPUIDLeaf()
+        cacheLeaf6 = CPUIDLeaf()
+    }
+
     /// Asks the CPU that this runs on.
     public static let current = HostCPU()
 
