@@ -35,6 +35,7 @@ private func readAll(_ descriptor: CInt, count: Int = .max) -> [UInt8] {
 /// A guest that prints a prompt, sends back what it receives, and fails on a zero byte. It polls, as a driver without interrupts
 /// does.
 private let echo: @Sendable (FakeCPU) throws -> Exit = { cpu in
+    cpu.openSerial()
     cpu.print(">".utf8)
     while !cpu.isStopRequested.load(ordering: .relaxed) {
         guard let byte = cpu.readSerial() else {
@@ -144,6 +145,7 @@ private let echo: @Sendable (FakeCPU) throws -> Exit = { cpu in
     @Test func `BREAK reaches the UART`() throws {
         let terminal = try PseudoTerminal()
         let session = try start(input: terminal.slave.raw, output: terminal.slave.raw) { cpu in
+            cpu.openSerial()
             cpu.print(">".utf8)
             // LSR.BI
             while cpu.wiring.ports.read(0x3FD, .byte) & 0x10 == 0 {
@@ -198,6 +200,7 @@ private let echo: @Sendable (FakeCPU) throws -> Exit = { cpu in
         defer { for descriptor in [input, result, output] { close(descriptor) } }
         let count = Mutex(0)
         let session = try start(input: input, output: output) { cpu in
+            cpu.openSerial()
             while true {
                 guard let byte = cpu.readSerial() else {
                     sched_yield()
