@@ -1,10 +1,35 @@
 import CLinux
+import Linux
 import VMM
 
 /// What KVM says guests may be shown (KVM_GET_SUPPORTED_CPUID).
 func supportedFeatures(_ device: CInt) throws(KVMError) -> CPUFeatures {
     let table = Counted<kvm_cpuid_entry2>(capacity: 256)
     try kvm("KVM_GET_SUPPORTED_CPUID", device, clinux_kvm_get_supported_cpuid, table.address)
+    return features(of: table)
+}
+
+/// What KVM shows to every guest, whatever it was told: a page-table-based KVM adds all that user code has
+/// natively to the table it is given. Without knowing it, a policy would refuse models that work. Asked of a CPU made for it.
+func forcedFeatures(_ device: CInt) throws(KVMError) -> CPUFeatures {
+    let machine = FileDescriptor(owning: try kvm("KVM_CREATE_VM", device, clinux_kvm_create_vm))
+    let cpu = FileDescriptor(owning: try kvm("KVM_CREATE_VCPU", machine.raw, clinux_kvm_create_vcpu))
+    let leaves: [UInt32] = [0, 1, 7, 0xD, 0x8000_0000, 0x8000_0001, 0x8000_0007, 0x8000_0008]
+    let empty = leaves.map { leaf in
+        var entry = kvm_cpuid_entry2()
+        entry.function = leaf
+        entry.eax = leaf == 0 ? 0xD : leaf == 0x8000_0000 ? 0x8000_0008 : 0
+        entry.flags = leaf == 7 || leaf == 0xD ? UInt32(KVM_CPUID_FLAG_SIGNIFCANT_INDEX) : 0
+        return entry
+    }
+    let given = Counted(empty)
+    try kvm("KVM_SET_CPUID2", cpu.raw, clinux_kvm_set_cpuid2, given.address)
+    let table = Counted<kvm_cpuid_entry2>(capacity: 256)
+    try kvm("KVM_GET_CPUID2", cpu.raw, clinux_kvm_get_cpuid2, table.address)
+    return features(of: table)
+}
+
+private func features(of table: borrowing Counted<kvm_cpuid_entry2>) -> CPUFeatures {
     var leaves: [UInt64: CPUIDLeaf] = [:]
     for index in 0..<table.count {
         let entry = table[index]

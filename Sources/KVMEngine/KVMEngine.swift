@@ -25,7 +25,9 @@ public final class KVMEngine: Engine {
         device = try Self.open()
         let version = try kvm("KVM_GET_API_VERSION", device.raw, clinux_kvm_get_api_version)
         guard version == 12 else { throw .wrongVersion(version) }
-        features = .kvm(reported: try supportedFeatures(device.raw))
+        var reported = try supportedFeatures(device.raw)
+        if !Self.showsVirtualisation { reported = reported.union(try forcedFeatures(device.raw)) }
+        features = .kvm(reported: reported)
         machine = FileDescriptor(
             owning: try kvm("KVM_CREATE_VM", device.raw, clinux_kvm_create_vm))
         for (capability, name) in [

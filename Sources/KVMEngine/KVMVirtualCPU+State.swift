@@ -126,15 +126,20 @@ extension KVMVirtualCPU {
 
     // MARK: x87, SSE and AVX
 
-    private var components: UInt64 { wiring.policy.xcr0Mask | 3 }
+    /// What a state may hold: what the guest may enable, and what a KVM that shows more than it is told lets it enable.
+    private var components: UInt64 { wiring.policy.xcr0Mask | HostCPU.current.xcr0 & 7 | 3 }
 
     private func readExtendedState(_ state: inout CPUState) throws(KVMError) {
         var buffer = kvm_xsave()
         try kvm("KVM_GET_XSAVE", descriptor.raw, clinux_kvm_get_xsave, &buffer)
-        let size = max(state.xsave.count, Int(wiring.policy.xsaveAreaSize(components)))
+        let size = max(state.xsave.count, Int(wiring.policy.xsaveAreaSize(wiring.policy.xcr0Mask)))
         state.xsave = withUnsafeBytes(of: &buffer) { Array($0.prefix(size)) }
+        // The kernel leaves notes of its own where software may (SDM Vol. 1, 10.5.1).
+        for byte in 464..<512 { state.xsave[byte] = 0 }
+        // XSTATE_BV, without components that a guest cannot have (the host's protection keys).
+        for byte in 0..<8 { state.xsave[512 + byte] &= UInt8(truncatingIfNeeded: components >> UInt64(byte * 8)) }
 
-        guard wiring.policy.xcr0Mask != 0 else { return }
+        guard HostCPU.current.xcr0 != 0 else { return }
         var registers = kvm_xcrs()
         try kvm("KVM_GET_XCRS", descriptor.raw, clinux_kvm_get_xcrs, &registers)
         withUnsafeBytes(of: &registers.xcrs) { area in
@@ -153,7 +158,7 @@ extension KVMVirtualCPU {
             area.storeBytes(of: present & components, toByteOffset: 512, as: UInt64.self)
             area.storeBytes(of: 0, toByteOffset: 520, as: UInt64.self)
         }
-        if wiring.policy.xcr0Mask != 0 {
+        if HostCPU.current.xcr0 != 0 {
             var registers = kvm_xcrs()
             registers.nr_xcrs = 1
             registers.xcrs.0 = kvm_xcr(xcr: 0, reserved: 0, value: state.xcr0)

@@ -102,11 +102,14 @@ import VMM
 
     @Test(arguments: [TinyGuest.Mode.real, .long])
     func `interrupt waits for the window that STI opens`(mode: TinyGuest.Mode) throws {
-        // mov al, 1; out 0xE9, al; sti; nop; nop; cli; mov al, 3; out 0xE9, al; hlt
-        let code: [UInt8] = [0xB0, 1, 0xE6, 0xE9, 0xFB, 0x90, 0x90, 0xFA, 0xB0, 3, 0xE6, 0xE9, 0xF4]
+        // mov bl, 0; mov al, 1; out 0xE9, al; sti; again: test bl, bl; jz again; cli; mov al, 3; out 0xE9, al; hlt
+        // handler: mov al, 2; out 0xE9, al; mov bl, 1; iret
+        let code: [UInt8] = [
+            0xB3, 0, 0xB0, 1, 0xE6, 0xE9, 0xFB, 0x84, 0xDB, 0x74, 0xFC, 0xFA, 0xB0, 3, 0xE6, 0xE9, 0xF4,
+        ]
         let guest = try TinyGuest(code, mode: mode)
         let back: [UInt8] = mode == .long ? [0x48, 0xCF] : [0xCF]
-        guest.setHandler(guest.interrupts.vector, [0xB0, 0x02, 0xE6, 0xE9] + back, at: 0x4000, mode: mode)
+        guest.setHandler(guest.interrupts.vector, [0xB0, 0x02, 0xE6, 0xE9, 0xB3, 0x01] + back, at: 0x4000, mode: mode)
         guest.interrupts.raise()
         expectHalt(try guest.cpu.run())
         #expect(guest.port.values == [1, 2, 3])
