@@ -10,7 +10,8 @@ func supportedFeatures(_ device: CInt) throws(KVMError) -> CPUFeatures {
 }
 
 /// What KVM shows to every guest, whatever it was told: a page-table-based KVM adds all that user code has
-/// natively to the table it is given. Without knowing it, a policy would refuse models that work. Asked of a CPU made for it.
+/// natively to the table it is given. Without knowing it, a policy would refuse models that work. Asked of a CPU
+/// made for it.
 func forcedFeatures(_ device: CInt) throws(KVMError) -> CPUFeatures {
     let machine = FileDescriptor(owning: try kvm("KVM_CREATE_VM", device, clinux_kvm_create_vm))
     let cpu = FileDescriptor(owning: try kvm("KVM_CREATE_VCPU", machine.raw, clinux_kvm_create_vcpu))

@@ -32,7 +32,8 @@ public final class KVMEngine: Engine {
             owning: try kvm("KVM_CREATE_VM", device.raw, clinux_kvm_create_vm))
         for (capability, name) in [
             (KVM_CAP_USER_MEMORY, "user memory"), (KVM_CAP_IMMEDIATE_EXIT, "immediate exit (Linux 4.12)"),
-            (KVM_CAP_XSAVE, "XSAVE state"), (KVM_CAP_VCPU_EVENTS, "event state"), (KVM_CAP_DEBUGREGS, "debug registers"),
+            (KVM_CAP_XSAVE, "XSAVE state"), (KVM_CAP_VCPU_EVENTS, "event state"),
+            (KVM_CAP_DEBUGREGS, "debug registers"),
         ] {
             guard try Self.check(machine.raw, capability) > 0 else { throw .missingCapability(name) }
         }

@@ -123,7 +123,8 @@ extension KVMVirtualCPU {
             if error.count >= 3, error.data.0 & 1 != 0 {
                 let (low, high) = (error.data.1, error.data.2)
                 for index in 1...15 where index <= low & 0xFF {
-                    let byte = UInt8(truncatingIfNeeded: index < 8 ? low >> UInt64(index * 8) : high >> UInt64(index * 8 - 64))
+                    let bits = index < 8 ? low >> UInt64(index * 8) : high >> UInt64(index * 8 - 64)
+                    let byte = UInt8(truncatingIfNeeded: bits)
                     bytes += (byte < 16 ? " 0" : " ") + String(byte, radix: 16)
                 }
             }

@@ -36,7 +36,8 @@ extension KVMVirtualCPU {
         var r = kvm_regs()
         try kvm("KVM_GET_REGS", descriptor.raw, clinux_kvm_get_regs, &r)
         state.registers = [
-            r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15,
+            r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi,
+            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15,
         ]
         state.rip = r.rip
         state.rflags = r.rflags

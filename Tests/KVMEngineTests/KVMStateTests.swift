@@ -53,7 +53,8 @@ import VMM
         #expect(read.registers == state.registers)
         #expect(read.msr == state.msr)
         #expect(zip(read.xsave, state.xsave).enumerated().allSatisfy { $0.element.0 == $0.element.1 })
-        #expect([read.es, read.cs, read.ss, read.ds, read.fs, read.gs] == [state.es, state.cs, state.ss, state.ds, state.fs, state.gs])
+        #expect([read.es, read.cs, read.ss] == [state.es, state.cs, state.ss])
+        #expect([read.ds, read.fs, read.gs] == [state.ds, state.fs, state.gs])
         #expect(read.tr == state.tr)
         #expect(read.ldtr == state.ldtr)
         #expect(read == state)
@@ -166,8 +167,9 @@ import VMM
         #expect(try readMSR(guest, MSRIndex.pat) == 0x0007_0406_0007_0406)
     }
 
-    @Test(arguments: [(0x12345, ~0, false), (0x8B, 0, false), (0x3A, 5, false), (0x9B, 1, true), (0x277, 2, true), (0x1B, 0, true)]
-        as [(UInt32, UInt64, Bool)])
+    @Test(arguments: [
+        (0x12345, ~0, false), (0x8B, 0, false), (0x3A, 5, false), (0x9B, 1, true), (0x277, 2, true), (0x1B, 0, true),
+    ] as [(UInt32, UInt64, Bool)])
     func `WRMSR faults where the table says so`(index: UInt32, value: UInt64, faults: Bool) throws {
         // wrmsr; hlt       handler of #GP: mov bl, 1; hlt
         let guest = try TinyGuest([0x0F, 0x30, 0xF4], mode: .long)
@@ -215,7 +217,9 @@ import VMM
 
 @Suite("KVM: errors") struct KVMErrorTests {
     @Test func `text of each error says what to do`() {
-        #expect(KVMError.wrongVersion(11).description == "/dev/kvm: its interface has version 11 instead of 12: use the translator engine")
+        #expect(
+            KVMError.wrongVersion(11).description
+                == "/dev/kvm: its interface has version 11 instead of 12: use the translator engine")
         #expect(KVMError.missingCapability("user memory").description.hasSuffix("use the translator engine"))
     }
 }

@@ -52,8 +52,12 @@ final class Wire: PortDevice, MMIODevice {
         action?(value)
     }
 
-    func read(_ offset: UInt16, _ width: AccessWidth) -> UInt32 { UInt32(truncatingIfNeeded: take(UInt64(offset), width)) }
-    func write(_ offset: UInt16, _ width: AccessWidth, _ value: UInt32) { put(UInt64(offset), width, UInt64(value)) }
+    func read(_ offset: UInt16, _ width: AccessWidth) -> UInt32 {
+        UInt32(truncatingIfNeeded: take(UInt64(offset), width))
+    }
+    func write(_ offset: UInt16, _ width: AccessWidth, _ value: UInt32) {
+        put(UInt64(offset), width, UInt64(value))
+    }
     func read(_ offset: UInt64, _ width: AccessWidth) -> UInt64 { take(offset, width) }
     func write(_ offset: UInt64, _ width: AccessWidth, _ value: UInt64) { put(offset, width, value) }
 }
@@ -93,8 +97,8 @@ struct TinyGuest {
         let engine = try KVMEngine()
         policy = try CPUPolicy(model: nil, engine: engine.features, tscFrequencyHz: HostCPU.tscFrequencyHz)
         let wiring = Wiring(
-            memory: memory, ports: PortBus([.init(0xE8...0xEB, port)]), mmio: MMIOBus([.init(0xA0000..<0xA1000, device)]),
-            interrupts: interrupts, policy: policy)
+            memory: memory, ports: PortBus([.init(0xE8...0xEB, port)]),
+            mmio: MMIOBus([.init(0xA0000..<0xA1000, device)]), interrupts: interrupts, policy: policy)
         cpu = try engine.makeVirtualCPU(index: 0, wiring: wiring)
         memory.write(code, at: Self.codeAddress)
         try cpu.writeState(entryState(mode))
@@ -110,9 +114,8 @@ struct TinyGuest {
         guard mode != .real else { return state }
 
         // Null, 0x08 32-bit code, 0x10 data, 0x18 64-bit code.
-        for (index, descriptor) in [0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00AF_9B00_0000_FFFF].enumerated() {
-            memory.store(0x500 + UInt64(index * 8), UInt64(descriptor))
-        }
+        let descriptors: [UInt64] = [0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00AF_9B00_0000_FFFF]
+        for (index, descriptor) in descriptors.enumerated() { memory.store(0x500 + UInt64(index * 8), descriptor) }
         state.gdtr = DescriptorTableRegister(base: 0x500, limit: 31)
         state.idtr = DescriptorTableRegister(base: 0x2000, limit: 0xFFF)
         let data = SegmentRegister(selector: 0x10, attributes: 0xC093, limit: ~0)
