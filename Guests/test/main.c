@@ -3,6 +3,7 @@
 //
 // guest-test [NAME...]   the named tests only
 // guest-test -1 NAME     that test in this process, for a debugger
+// guest-test --clock     the time of day in seconds, which busybox's date has no finer than whole
 #include "check.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -128,6 +129,10 @@ int main(int argc, char **argv)
     extern int executed(int, char **);
     if (argc > 1 && strcmp(argv[1], "--executed") == 0) return executed(argc, argv);
 
+    if (argc == 2 && strcmp(argv[1], "--clock") == 0) {
+        printf("%.6f\n", seconds(CLOCK_REALTIME));
+        return 0;
+    }
     if (argc == 3 && strcmp(argv[1], "-1") == 0) {
         for (const struct test *test = __start_tests; test < __stop_tests; test++)
             if (strcmp(test->name, argv[2]) == 0) test->run();
