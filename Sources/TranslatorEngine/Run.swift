@@ -172,6 +172,7 @@ extension TranslatorCPU: VirtualCPU {
 
     private func system(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
         let copy = instruction.pointee
+        if copy.kind.isStringOperation, try stringRun(copy) { return }
         try withUnsafePointer(to: copy) { (pointer) throws(GuestException) in try perform(pointer) }
         // Interrupts may be on now that were off when the request came.
         if context.pointee.systemFlags & RFLAGS.if != 0 && interrupts.isPending { interruptWaiting = true }

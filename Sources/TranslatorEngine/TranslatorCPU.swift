@@ -16,6 +16,7 @@ package final class TranslatorCPU: @unchecked Sendable {
     package let mmio: MMIOBus
     package let interrupts: any InterruptSource
     package let policy: CPUPolicy
+    let clock: ParavirtualClock?
 
     /// The context, the TLBs and the jump caches, addressed by `ContextOffset`.
     private let contextMapping: MemoryMapping
@@ -49,6 +50,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         mmio = wiring.mmio
         interrupts = wiring.interrupts
         policy = wiring.policy
+        clock = wiring.clock
         contextMapping = try MemoryMapping(
             byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
         context = contextMapping.base.bindMemory(to: Context.self, capacity: 1)

@@ -28,11 +28,11 @@ final class VirtualClock: Clock {
 
     /// - Parameter wall: nanoseconds since 1970 at the start.
     init(now: UInt64 = 0, wall: UInt64 = 0) {
-        state = Mutex(State(now: now, wallOffset: Int64(wall) - Int64(now)))
+        state = Mutex(State(now: now, wallOffset: Int64(bitPattern: wall &- now)))
     }
 
     func now() -> UInt64 { state.withLock { $0.now } }
-    func wallClock() -> UInt64 { state.withLock { UInt64(Int64($0.now) + $0.wallOffset) } }
+    func wallClock() -> UInt64 { state.withLock { $0.now &+ UInt64(bitPattern: $0.wallOffset) } }
 
     func makeTimer(_ fire: @escaping @Sendable () -> Void) -> any DeviceTimer {
         let timer = Timer(fire)

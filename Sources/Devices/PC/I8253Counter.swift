@@ -44,6 +44,8 @@ public struct I8253Counter: Codable, Hashable, Sendable {
 
     /// The first byte of two.
     private var writtenLow: UInt8?
+    /// A one-shot that is triggered again stays low until it is loaded again.
+    private var isLowUntilLoad = false
     private var readsHighNext = false
     private var latchedCount: UInt16?
     private var latchedStatus: UInt8?
@@ -66,7 +68,7 @@ public struct I8253Counter: Codable, Hashable, Sendable {
     /// The level of OUT.
     public func output(_ now: UInt64) -> Bool {
         if mode.isPeriodic && !gate { return true }
-        guard let elapsed = elapsed(now) else { return mode != .interruptOnTerminalCount }
+        guard let elapsed = elapsed(now) else { return mode != .interruptOnTerminalCount && !isLowUntilLoad }
         switch mode {
         case .interruptOnTerminalCount, .oneShot: return elapsed >= period
         case .rateGenerator: return elapsed % period != period &- 1 || period == 1
@@ -96,7 +98,7 @@ public struct I8253Counter: Codable, Hashable, Sendable {
 
     private func encode(_ value: UInt64) -> UInt16 {
         guard isBCD else { return UInt16(truncatingIfNeeded: value) }
-        let digits = value / 1000 % 10 << 12 | value / 100 % 10 << 8 | value / 10 % 10 << 4 | value % 10
+        let digits = (value / 1000 % 10) << 12 | (value / 100 % 10) << 8 | (value / 10 % 10) << 4 | value % 10
         return UInt16(truncatingIfNeeded: digits)
     }
 
@@ -255,6 +257,7 @@ public struct I8253Counter: Codable, Hashable, Sendable {
 
     private mutating func trigger(_ now: UInt64) {
         guard let new = reload?.count ?? (count > 0 ? count : nil) else { return }
+        isLowUntilLoad = mode == .oneShot && !output(now)
         start(new, now)
     }
 

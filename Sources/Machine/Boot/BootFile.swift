@@ -29,7 +29,7 @@ final class BootFile: Sendable {
         case .system(let error) where error.isPermission: "make it readable for this user"
         case .system(let error) where error.isMissing: "check the path"
         case .system: "check the file"
-        case .notRegular: "give the path of a \(role) file"
+        case .notRegular: "give the path of the \(role) itself"
         }
     }
 

@@ -102,7 +102,7 @@ extension TranslatorCPU {
     /// Adds the upper half of a system descriptor, which has 16 bytes in long mode (SDM Vol. 3, 3.5.2).
     func widened(_ descriptor: Descriptor, _ selector: UInt16) throws(GuestException) -> Descriptor {
         guard context.pointee.isLongMode else { return descriptor }
-        guard descriptorAddress(selector | 7) != nil, descriptorAddress(selector &+ 8) != nil else {
+        guard descriptorAddress(selector &+ 8) != nil else {
             throw .selector(13, selector)
         }
         var wide = descriptor
