@@ -11,6 +11,6 @@ public enum EngineChoice: String, CaseIterable, Sendable {
 
     /// Makes the engine, and says what it can run.
     func make() throws(MachineError) -> (engine: any Engine, features: EngineFeatures) {
-        throw MachineError("engine \(rawValue): not there yet")
+        return (TranslatorEngine(), .translator)
     }
 }
