@@ -30,7 +30,8 @@ let package = Package(
         .target(name: "VMM", dependencies: ["Linux"], swiftSettings: common),
         .target(name: "KVMEngine", dependencies: ["VMM", "Linux", "CLinux"], swiftSettings: common),
         .target(
-            name: "TranslatorEngine", dependencies: ["VMM", "Linux", "CLinux", "CZydis"], swiftSettings: common),
+            name: "TranslatorEngine", dependencies: ["VMM", "Linux", "CLinux", "CZydis"],
+            swiftSettings: common + [.enableUpcomingFeature("InternalImportsByDefault")]),
         .target(name: "Devices", dependencies: ["VMM"], swiftSettings: safe),
         .target(
             name: "Machine", dependencies: ["VMM", "Linux", "Devices", "KVMEngine", "TranslatorEngine"],

@@ -22,12 +22,6 @@ static inline uint64_t clinux_xgetbv0(void) {
     return (uint64_t)high << 32 | low;
 }
 
-static inline uint64_t clinux_rdtsc(void) {
-    uint32_t low, high;
-    __asm__ volatile("lfence; rdtsc" : "=a"(low), "=d"(high) : : "memory");
-    return (uint64_t)high << 32 | low;
-}
-
 // Request numbers: macros with sizes in them.
 static const unsigned long clinux_kvm_get_api_version = KVM_GET_API_VERSION;
 static const unsigned long clinux_kvm_create_vm = KVM_CREATE_VM;

@@ -1,0 +1,197 @@
+internal import VMM
+
+// Control, debug and extended control registers (SDM Vol. 2, MOV and XSETBV; Vol. 3, 2.5, 4.1 and 10.11).
+extension TranslatorCPU {
+    // MARK: MOV to and from CRn
+
+    func readControl(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        try requireSupervisor()
+        let value: UInt64
+        switch instruction.pointee.register {
+        case 0: value = context.pointee.cr0
+        case 2: value = context.pointee.cr2
+        case 3: value = context.pointee.cr3
+        case 4: value = context.pointee.cr4
+        case 8: value = context.pointee.cr8
+        default: throw .invalidOpcode
+        }
+        setRegister(instruction.pointee.rm, value, size: instruction.pointee.operandSize)
+    }
+
+    func writeControl(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        try requireSupervisor()
+        let value = register(instruction.pointee.rm) & Self.mask(instruction.pointee.operandSize)
+        switch instruction.pointee.register {
+        case 0: try writeCR0(value)
+        case 2: context.pointee.cr2 = value
+        case 3: try writeCR3(value)
+        case 4: try writeCR4(value)
+        case 8:
+            if value > 15 { throw .generalProtection() }
+            context.pointee.cr8 = value
+        default: throw .invalidOpcode
+        }
+    }
+
+    func writeCR0(_ value: UInt64) throws(GuestException) {
+        guard let new = policy.cr0(writing: value) else { throw .generalProtection() }
+        let old = context.pointee.cr0
+        let changed = old ^ new
+        if changed & CR0.pg != 0 {
+            if new & CR0.pg != 0 {
+                if context.pointee.msr.efer & EFER.lme != 0 {
+                    // Long mode comes up through compatibility mode with PAE (SDM Vol. 3, 10.8.5).
+                    if context.pointee.cr4 & CR4.pae == 0 || context.pointee.cs.isLong { throw .generalProtection() }
+                    context.pointee.msr.efer |= EFER.lma
+                } else if context.pointee.cr4 & CR4.pae != 0 {
+                    try checkPDPTEs(context.pointee.cr3)
+                }
+            } else {
+                if context.pointee.is64Bit { throw .generalProtection() }
+                context.pointee.msr.efer &= ~EFER.lma
+            }
+        }
+        context.pointee.cr0 = new
+        if changed & (CR0.pg | CR0.pe | CR0.wp) != 0 { flushTLB(global: true) }
+        if changed != 0 { modeChanged() }
+    }
+
+    func writeCR3(_ value: UInt64) throws(GuestException) {
+        if context.pointee.isLongMode {
+            if value >> physicalAddressWidth != 0 { throw .generalProtection() }
+        } else if context.pointee.cr0 & CR0.pg != 0 && context.pointee.cr4 & CR4.pae != 0 {
+            try checkPDPTEs(value)
+        }
+        context.pointee.cr3 = value
+        flushTLB(global: false)
+    }
+
+    func writeCR4(_ value: UInt64) throws(GuestException) {
+        let isLong = context.pointee.isLongMode
+        guard policy.allowsCR4(value, longModeActive: isLong) else { throw .generalProtection() }
+        let changed = context.pointee.cr4 ^ value
+        let pagingBits = CR4.pae | CR4.pse | CR4.pge | CR4.smep
+        if changed & pagingBits != 0 && value & CR4.pae != 0 && !isLong && context.pointee.cr0 & CR0.pg != 0 {
+            try checkPDPTEs(context.pointee.cr3)
+        }
+        context.pointee.cr4 = value
+        if changed & (pagingBits | CR4.smap) != 0 { flushTLB(global: true) }
+        if changed != 0 { modeChanged() }
+    }
+
+    /// PAE paging checks its four top entries when they are loaded (SDM Vol. 3, 4.4.1).
+    private func checkPDPTEs(_ cr3: UInt64) throws(GuestException) {
+        for index in 0..<4 as Range<UInt64> {
+            let entry = memory.load(cr3 & 0xFFFF_FFE0 &+ index &* 8, as: UInt64.self) ?? ~0
+            if entry & 1 != 0 && (entry & 0xFFF0_0000_0000_01E6 != 0 || entry >> physicalAddressWidth != 0) {
+                throw .generalProtection()
+            }
+        }
+    }
+
+    func clearTaskSwitched() throws(GuestException) {
+        try requireSupervisor()
+        if context.pointee.cr0 & CR0.ts != 0 {
+            context.pointee.cr0 &= ~CR0.ts
+            modeChanged()
+        }
+    }
+
+    /// LMSW sets PE, MP, EM and TS; it cannot clear PE.
+    func loadMachineStatus(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        try requireSupervisor()
+        let value = try readOperand(instruction, size: 2)
+        let old = context.pointee.cr0
+        try writeCR0(old & ~0xE | value & 0xF)
+    }
+
+    func storeMachineStatus(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        try requireNoUMIP()
+        let size = instruction.pointee.isMemory ? 2 : instruction.pointee.operandSize
+        try writeOperand(instruction, context.pointee.cr0, size: size)
+    }
+
+    /// SGDT, SIDT, SLDT, STR and SMSW at CPL 3 (SDM Vol. 3, 2.5, CR4.UMIP).
+    @inline(__always)
+    func requireNoUMIP() throws(GuestException) {
+        if context.pointee.cr4 & CR4.umip != 0 && isUser { throw .generalProtection() }
+    }
+
+    // MARK: Debug registers
+
+    func accessDebug(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        let i = instruction.pointee
+        var number = i.register
+        if number > 7 { throw .invalidOpcode }
+        if number == 4 || number == 5 {
+            if context.pointee.cr4 & CR4.de != 0 { throw .invalidOpcode }
+            number &+= 2
+        }
+        try requireSupervisor()
+        if context.pointee.dr7 & 1 << 13 != 0 {
+            // General detect: DR6.BD says so, and the handler gets to use the registers.
+            context.pointee.dr6 |= 1 << 13
+            context.pointee.dr7 &= ~(1 << 13)
+            throw GuestException(vector: 1)
+        }
+        if i.kind == .readDebug {
+            let value: UInt64
+            switch number {
+            case 6: value = context.pointee.dr6
+            case 7: value = context.pointee.dr7
+            default: value = context.pointee.dr[Int(number & 3)]
+            }
+            setRegister(i.rm, value, size: i.operandSize)
+            return
+        }
+        let value = register(i.rm) & Self.mask(i.operandSize)
+        switch number {
+        case 6:
+            if value >> 32 != 0 { throw .generalProtection() }
+            // Reserved bits are fixed (SDM Vol. 3, figure 18-1).
+            context.pointee.dr6 = value & 0xE00F | 0xFFFF_0FF0
+        case 7:
+            if value >> 32 != 0 { throw .generalProtection() }
+            context.pointee.dr7 = value & 0xFFFF_23FF | 0x400
+            modeChanged()
+        default: context.pointee.dr[Int(number & 3)] = value
+        }
+    }
+
+    // MARK: XCR0
+
+    func readExtendedControl() throws(GuestException) {
+        if context.pointee.cr4 & CR4.osxsave == 0 { throw .invalidOpcode }
+        let value: UInt64
+        switch rcx & 0xFFFF_FFFF {
+        case 0: value = context.pointee.xcr0
+        case 1 where xsaveFeatures & 4 != 0: value = extendedStateInUse() & context.pointee.xcr0
+        default: throw .generalProtection()
+        }
+        setPair(value)
+    }
+
+    func writeExtendedControl() throws(GuestException) {
+        if context.pointee.cr4 & CR4.osxsave == 0 { throw .invalidOpcode }
+        try requireSupervisor()
+        let value = pair
+        guard rcx & 0xFFFF_FFFF == 0, policy.allowsXCR0(value) else { throw .generalProtection() }
+        context.pointee.xcr0 = value
+        modeChanged()
+    }
+
+    /// CPUID.(EAX=0DH,ECX=1):EAX.
+    private var xsaveFeatures: UInt32 {
+        policy.cpuid(0xD, 1, cr4: context.pointee.cr4, xcr0: context.pointee.xcr0).eax
+    }
+
+    /// EDX:EAX.
+    @inline(__always)
+    var pair: UInt64 { rdx << 32 | rax & 0xFFFF_FFFF }
+
+    @inline(__always)
+    func setPair(_ value: UInt64) {
+        rax = value & 0xFFFF_FFFF
+        rdx = value >> 32
+    }
+}

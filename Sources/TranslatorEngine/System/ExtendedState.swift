@@ -1,0 +1,257 @@
+internal import VMM
+
+/// The XSAVE image that state passes through: 64-byte aligned room on the stack, no guest memory.
+private struct ExtendedImage {
+    /// Legacy region, header and AVX (SDM Vol. 1, 13.4): 832 bytes and 64 for alignment.
+    static let byteCount = 832
+    var storage: [112 of UInt64] = .init(repeating: 0)
+}
+
+/// Bits of XCR0 and of XSTATE_BV (SDM Vol. 1, 13.1).
+private enum Component {
+    static let x87: UInt64 = 1
+    static let sse: UInt64 = 2
+    static let avx: UInt64 = 4
+    static let known = x87 | sse | avx
+}
+
+// FXSAVE, FXRSTOR, XSAVE, XSAVEOPT, XRSTOR (SDM Vol. 1, chapter 13, and Vol. 2).
+//
+// State goes through an image of our own, never straight between the host's registers and guest memory: guest
+// bytes are checked in a copy, and the host's last x87 instruction and data pointers, which are addresses of
+// translated code, do not get out.
+extension TranslatorCPU {
+    private static let mxcsrDefault: UInt32 = 0x1F80
+
+    /// Lends `body` a zeroed, aligned image.
+    @inline(__always)
+    private func withImage(
+        _ body: (UnsafeMutableRawPointer) throws(GuestException) -> Void
+    ) throws(GuestException) {
+        var image = ExtendedImage()
+        try withUnsafeMutableBytes(of: &image) { (raw) throws(GuestException) in
+            guard let base = raw.baseAddress else { return }
+            try body(base.alignedUp(toMultipleOf: 64))
+        }
+    }
+
+    /// Fills an image with the guest's state.
+    private func captureState(_ image: UnsafeMutableRawPointer, _ mask: UInt64) {
+        saveExtendedState(to: image, mask: mask)
+        hidePointers(image)
+    }
+
+    /// FOP, FIP and FDP: no guest instruction has the addresses that the host recorded.
+    private func hidePointers(_ image: UnsafeMutableRawPointer) {
+        image.storeBytes(of: 0, toByteOffset: 6, as: UInt16.self)
+        image.storeBytes(of: 0, toByteOffset: 8, as: UInt64.self)
+        image.storeBytes(of: 0, toByteOffset: 16, as: UInt64.self)
+    }
+
+    private static func isZero(_ image: UnsafeMutableRawPointer, _ range: Range<Int>) -> Bool {
+        var bits: UInt64 = 0
+        for offset in stride(from: range.lowerBound, to: range.upperBound, by: 8) {
+            bits |= image.load(fromByteOffset: offset, as: UInt64.self)
+        }
+        return bits == 0
+    }
+
+    /// XINUSE of a full image (SDM Vol. 1, 13.6): which components differ from their initial state.
+    private func inUse(_ image: UnsafeMutableRawPointer) -> UInt64 {
+        var bits: UInt64 = 0
+        let control = image.load(as: UInt64.self)
+        // FCW 37FH, FSW 0, abridged tag 0, FOP 0.
+        if control != 0x37F || !Self.isZero(image, 8..<24) || !Self.isZero(image, 32..<160) { bits |= Component.x87 }
+        let mxcsr = image.load(fromByteOffset: 24, as: UInt32.self)
+        if mxcsr != Self.mxcsrDefault || !Self.isZero(image, 160..<416) { bits |= Component.sse }
+        if !Self.isZero(image, 576..<832) { bits |= Component.avx }
+        return bits
+    }
+
+    func extendedStateInUse() -> UInt64 {
+        var image = ExtendedImage()
+        return withUnsafeMutableBytes(of: &image) { raw in
+            guard let base = raw.baseAddress else { return Component.known }
+            let aligned = base.alignedUp(toMultipleOf: 64)
+            captureState(aligned, Component.known)
+            return inUse(aligned)
+        }
+    }
+
+    // MARK: Checks
+
+    /// The linear address of the area, after the checks that all of these share.
+    private func area(
+        _ instruction: UnsafePointer<SystemInstruction>, count: UInt64, alignment: UInt64, write: Bool
+    ) throws(GuestException) -> UInt64 {
+        let address = try linear(
+            instruction.pointee.segment, effectiveAddress(instruction), count, write: write)
+        if address & (alignment &- 1) != 0 { throw .generalProtection() }
+        return address
+    }
+
+    private func requireXSAVE() throws(GuestException) {
+        if context.pointee.cr4 & CR4.osxsave == 0 { throw .invalidOpcode }
+        if context.pointee.cr0 & CR0.ts != 0 { throw .deviceNotAvailable }
+    }
+
+    private func requireFXSAVE() throws(GuestException) {
+        if context.pointee.cr0 & (CR0.ts | CR0.em) != 0 { throw .deviceNotAvailable }
+    }
+
+    /// Reserved bits of MXCSR are those that its mask in the image lacks.
+    private func checkMXCSR(_ value: UInt32) throws(GuestException) {
+        // Misaligned-SSE mode is AMD's bit 17.
+        let valid: UInt32 = vendor == .amd ? 0x2_FFFF : 0xFFFF
+        if value & ~valid != 0 { throw .generalProtection() }
+    }
+
+    // MARK: XSAVE, XSAVEOPT
+
+    /// Both forms write what RFBM asks for; XSAVEOPT leaves out components in their initial state. The image in
+    /// guest memory is written in one go, or not at all.
+    func saveXState(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        try requireXSAVE()
+        let optimised = instruction.pointee.kind == .xsaveopt
+        if optimised && !policy.features.contains(.xsaveopt) { throw .invalidOpcode }
+        let requested = context.pointee.xcr0 & pair
+        let size: UInt64 = requested & Component.avx != 0 ? 832 : 576
+        let address = try area(instruction, count: size, alignment: 64, write: true)
+        try withImage { (image) throws(GuestException) in
+            let fresh = image
+            self.captureState(fresh, Component.known)
+            let used = self.inUse(fresh)
+            let written = optimised ? requested & used : requested
+            try self.withImage { (old) throws(GuestException) in
+                // What is not saved stays as it was: read, merge, write.
+                let user = self.isUser
+                try self.load(
+                    address, into: UnsafeMutableRawBufferPointer(start: old, count: Int(size)), user: user)
+                self.merge(fresh, into: old, written, requested, instruction.pointee.operandSize)
+                let header = old.load(fromByteOffset: 512, as: UInt64.self)
+                old.storeBytes(of: header & ~requested | used & requested, toByteOffset: 512, as: UInt64.self)
+                try self.store(address, from: UnsafeRawBufferPointer(start: old, count: Int(size)), user: user)
+            }
+        }
+    }
+
+    /// Copies the components of `written`; MXCSR comes along with SSE or AVX.
+    private func merge(
+        _ fresh: UnsafeMutableRawPointer, into old: UnsafeMutableRawPointer, _ written: UInt64, _ requested: UInt64,
+        _ size: UInt8
+    ) {
+        if written & Component.x87 != 0 {
+            old.copyMemory(from: fresh, byteCount: 24)
+            old.advanced(by: 32).copyMemory(from: fresh.advanced(by: 32), byteCount: 128)
+        }
+        if requested & (Component.sse | Component.avx) != 0 {
+            old.advanced(by: 24).copyMemory(from: fresh.advanced(by: 24), byteCount: 8)
+        }
+        if written & Component.sse != 0 {
+            let count = context.pointee.is64Bit ? 256 : 128
+            old.advanced(by: 160).copyMemory(from: fresh.advanced(by: 160), byteCount: count)
+        }
+        if written & Component.avx != 0 {
+            let count = context.pointee.is64Bit ? 256 : 128
+            old.advanced(by: 576).copyMemory(from: fresh.advanced(by: 576), byteCount: count)
+        }
+    }
+
+    // MARK: XRSTOR
+
+    func restoreXState(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        try requireXSAVE()
+        let xcr0 = context.pointee.xcr0
+        let requested = xcr0 & pair
+        let size: UInt64 = requested & Component.avx != 0 ? 832 : 576
+        let address = try area(instruction, count: size, alignment: 64, write: false)
+        try withImage { (image) throws(GuestException) in
+            try self.load(
+                address, into: UnsafeMutableRawBufferPointer(start: image, count: Int(size)), user: self.isUser)
+            let present = image.load(fromByteOffset: 512, as: UInt64.self)
+            // The compacted form is not shown, and bytes 8...23 of the header must be zero (SDM Vol. 1, 13.8).
+            if present & ~xcr0 != 0 || !Self.isZero(image, 520..<536) { throw .generalProtection() }
+            if requested & (Component.sse | Component.avx) != 0 {
+                try self.checkMXCSR(image.load(fromByteOffset: 24, as: UInt32.self))
+            }
+            if !self.context.pointee.is64Bit { self.keepHighRegisters(image) }
+            if present & Component.x87 == 0 { Self.initialiseX87(image) }
+            if present & Component.sse == 0 { Self.clear(image, 160, self.context.pointee.is64Bit ? 256 : 128) }
+            if present & Component.avx == 0 { Self.clear(image, 576, self.context.pointee.is64Bit ? 256 : 128) }
+            if requested & (Component.sse | Component.avx) != Component.sse | Component.avx {
+                self.keepUnrequested(image, requested)
+            }
+            self.install(image, requested)
+        }
+    }
+
+    /// Registers 8 to 15 cannot be reached outside of 64-bit mode and keep their values.
+    private func keepHighRegisters(_ image: UnsafeMutableRawPointer) {
+        var current = ExtendedImage()
+        withUnsafeMutableBytes(of: &current) { raw in
+            guard let base = raw.baseAddress?.alignedUp(toMultipleOf: 64) else { return }
+            saveExtendedState(to: base, mask: Component.known)
+            image.advanced(by: 288).copyMemory(from: base.advanced(by: 288), byteCount: 128)
+            image.advanced(by: 704).copyMemory(from: base.advanced(by: 704), byteCount: 128)
+        }
+    }
+
+    /// MXCSR belongs to two components: loading AVX alone takes it along and leaves the XMM registers.
+    private func keepUnrequested(_ image: UnsafeMutableRawPointer, _ requested: UInt64) {
+        guard requested & (Component.sse | Component.avx) == Component.avx else { return }
+        var current = ExtendedImage()
+        withUnsafeMutableBytes(of: &current) { raw in
+            guard let base = raw.baseAddress?.alignedUp(toMultipleOf: 64) else { return }
+            saveExtendedState(to: base, mask: Component.known)
+            image.advanced(by: 160).copyMemory(from: base.advanced(by: 160), byteCount: 256)
+        }
+    }
+
+    private static func initialiseX87(_ image: UnsafeMutableRawPointer) {
+        image.storeBytes(of: 0x37F, as: UInt64.self)
+        clear(image, 8, 16)
+        clear(image, 32, 128)
+    }
+
+    private static func clear(_ image: UnsafeMutableRawPointer, _ offset: Int, _ count: Int) {
+        image.advanced(by: offset).initializeMemory(as: UInt8.self, repeating: 0, count: count)
+    }
+
+    /// Hands a checked image over. Every component in it is given with its values, so XSTATE_BV has them all.
+    private func install(_ image: UnsafeMutableRawPointer, _ requested: UInt64) {
+        var mask = requested
+        if mask & (Component.sse | Component.avx) == Component.avx { mask |= Component.sse }
+        hidePointers(image)
+        // Header: the standard form.
+        Self.clear(image, 512, 64)
+        image.storeBytes(of: mask, toByteOffset: 512, as: UInt64.self)
+        restoreExtendedState(from: image, mask: mask)
+    }
+
+    // MARK: FXSAVE, FXRSTOR
+
+    func saveFXState(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        try requireFXSAVE()
+        let address = try area(instruction, count: 512, alignment: 16, write: true)
+        try withImage { (image) throws(GuestException) in
+            self.captureState(image, Component.x87 | Component.sse)
+            // XMM registers are not saved without CR4.OSFXSR; bytes 464 to 511 are software's in any case, and
+            // those of registers 8 to 15 stay as they were outside of 64-bit mode.
+            let hasSSE = self.context.pointee.cr4 & CR4.osfxsr != 0
+            let count = !hasSSE ? 160 : self.context.pointee.is64Bit ? 416 : 288
+            try self.store(address, from: UnsafeRawBufferPointer(start: image, count: count), user: self.isUser)
+        }
+    }
+
+    func restoreFXState(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        try requireFXSAVE()
+        let address = try area(instruction, count: 512, alignment: 16, write: false)
+        try withImage { (image) throws(GuestException) in
+            try self.load(address, into: UnsafeMutableRawBufferPointer(start: image, count: 512), user: self.isUser)
+            let hasSSE = self.context.pointee.cr4 & CR4.osfxsr != 0
+            if hasSSE { try self.checkMXCSR(image.load(fromByteOffset: 24, as: UInt32.self)) }
+            if !self.context.pointee.is64Bit { self.keepHighRegisters(image) }
+            self.install(image, hasSSE ? Component.x87 | Component.sse : Component.x87)
+        }
+    }
+}
