@@ -39,6 +39,7 @@ let package = Package(
         .executableTarget(
             name: "vmctl", dependencies: ["Machine", "VMM", "Linux", argumentParser], swiftSettings: safe),
 
+        .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux"], swiftSettings: common),
         .testTarget(
             name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
