@@ -30,7 +30,8 @@ let package = Package(
         .target(name: "VMM", dependencies: ["Linux"], swiftSettings: common),
         .target(name: "KVMEngine", dependencies: ["VMM", "Linux", "CLinux"], swiftSettings: common),
         .target(
-            name: "TranslatorEngine", dependencies: ["VMM", "Linux", "CLinux", "CZydis"], swiftSettings: common),
+            name: "TranslatorEngine", dependencies: ["VMM", "Linux", "CLinux", "CZydis"],
+            swiftSettings: common + [.enableUpcomingFeature("InternalImportsByDefault")]),
         .target(name: "Devices", dependencies: ["VMM"], swiftSettings: safe),
         .target(
             name: "Machine", dependencies: ["VMM", "Linux", "Devices", "KVMEngine", "TranslatorEngine"],
@@ -38,7 +39,10 @@ let package = Package(
         .executableTarget(
             name: "vmctl", dependencies: ["Machine", "VMM", "Linux", argumentParser], swiftSettings: safe),
 
+        .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux"], swiftSettings: common),
+        .testTarget(
+            name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
         .testTarget(name: "DevicesTests", dependencies: ["Devices", "VMM"], swiftSettings: common),
         .testTarget(
             name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "VMM", "Linux", "CLinux"],

@@ -27,3 +27,12 @@ public func retrying<T: SignedInteger>(_ call: StaticString, _ body: () -> T) th
         if code != EINTR { throw SystemError("\(call)", errno: code) }
     }
 }
+
+extension SystemError {
+    /// EACCES or EPERM: a matter of rights.
+    public var isPermission: Bool { errno == EACCES || errno == EPERM }
+    /// ENOENT or ENOTDIR: there is nothing by that name.
+    public var isMissing: Bool { errno == ENOENT || errno == ENOTDIR }
+    /// ENOMEM: no memory or address space.
+    public var isOutOfMemory: Bool { errno == ENOMEM }
+}

@@ -30,15 +30,32 @@ package struct Context {
     package var spill: [4 of UInt64] = .init(repeating: 0)
     /// Generated code leaves through here with what happened.
     package var exitReason: UInt64 = 0
-    /// Bounce buffer for accesses that have no single host address; 64-byte aligned with room for 64 + 64.
+    /// The `TranslatorCPU`, unretained: passed to helpers.
+    package var owner: UInt64 = 0
+    /// MXCSR and, beside it, the host's default while the guest's is in here.
+    package var mxcsr: UInt32 = 0x1F80
+    package var hostMXCSR: UInt32 = 0x1F80
+    package var padding: UInt64 = 0
+    /// Bounce buffer for accesses that have no single host address; 64-byte aligned, room for 64 bytes at any alignment.
     package var bounce: [24 of UInt64] = .init(repeating: 0)
-    /// Guest vector registers (YMM) while `vectorsSaved`.
+    /// Guest vector registers (YMM0-15, 32 bytes each) while `vectorsSaved`.
     package var ymm: [64 of UInt64] = .init(repeating: 0)
+    /// Scratch and address register while a bounced access is written back.
+    package var bounceScratch: UInt64 = 0
+    package var bounceAddress: UInt64 = 0
+    /// 1: the vectors have to be back in host registers behind the bounced access.
+    package var bounceVectors: UInt32 = 0
+    package var padding2: UInt32 = 0
+    /// Spills inside one guest instruction.
+    package var temporary: [6 of UInt64] = .init(repeating: 0)
+    /// RFLAGS without the arithmetic flags: TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and bit 1.
+    package var systemFlags: UInt64 = 2
+    /// 1: INTR was seen while interrupts were off, or may be asserted: look when they are on again.
+    package var interruptWaiting: UInt32 = 0
+    package var padding3: UInt32 = 0
 
     // MARK: Swift only
 
-    /// RFLAGS without the arithmetic flags: TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and bit 1.
-    package var systemFlags: UInt64 = 2
     package var es = SegmentRegister()
     package var cs = SegmentRegister()
     package var ss = SegmentRegister()
@@ -66,6 +83,18 @@ package struct Context {
     package var nmiPending = false
     package var isHalted = false
 
+    // MARK: For the signal handler
+
+    package var codeBase: UInt64 = 0
+    package var codeEnd: UInt64 = 0
+    /// Where it sends the thread, and the exit descriptor it stores.
+    package var signalExit: UInt64 = 0
+    package var signalReason: UInt64 = 0
+    /// What it found: host address, host flags and trap number.
+    package var faultAddress: UInt64 = 0
+    package var faultFlags: UInt64 = 0
+    package var faultTrap: Int64 = 0
+
     package init() {}
 
     /// The privilege level is SS.DPL by the manual's words, CS.RPL in practice; 0 in real mode.
@@ -89,6 +118,48 @@ package struct Context {
             systemFlags = newValue & ~0x8D5 & 0x3F_7FD7 | 2
         }
     }
+}
+
+/// Where generated code finds things, relative to the `gs` base. A test compares the first part with `Context`.
+package enum ContextOffset {
+    package static let gpr = 0
+    package static let rip = 128
+    package static let ripPage = 136
+    package static let lahf = 144
+    package static let interruptRequest = 152
+    package static let vectorsSaved = 156
+    package static let jumpMask = 160
+    package static let fsBase = 168
+    package static let gsBase = 176
+    package static let hostStack = 184
+    package static let spill = 192
+    package static let exitReason = 224
+    package static let owner = 232
+    package static let mxcsr = 240
+    package static let hostMXCSR = 244
+    package static let bounce = 256
+    package static let ymm = 448
+    package static let bounceScratch = 960
+    package static let bounceAddress = 968
+    package static let bounceVectors = 976
+    package static let temporary = 984
+    package static let systemFlags = 1032
+    package static let interruptWaiting = 1040
+    // Behind the fixed part: the compiler's own numbers.
+    package static let selectors = MemoryLayout<Context>.offset(of: \.es).unsafelyUnwrapped
+    package static let kernelGSBase = msr(\.kernelGSBase)
+    package static let tscOffset = msr(\.tscOffset)
+    package static let tscAux = msr(\.tscAux)
+    private static func msr(_ field: PartialKeyPath<ModelSpecificRegisters>) -> Int {
+        MemoryLayout<Context>.offset(of: \.msr).unsafelyUnwrapped
+            + MemoryLayout<ModelSpecificRegisters>.offset(of: field).unsafelyUnwrapped
+    }
+
+    /// Software TLBs, one a `TLB.Table`; see MMU/TLB.swift.
+    package static let tlb = 0x2000
+    /// Jump caches, one a `TLB.Table`.
+    package static let jumpCache = tlb + TLB.tableCount * TLB.entryCount * TLB.entrySize
+    package static let end = jumpCache + TLB.tableCount * JumpCache.entryCount * JumpCache.entrySize
 }
 
 /// A fault or trap to be delivered to the guest (SDM Vol. 3, chapter 6).

@@ -1,42 +1,158 @@
+import CLinux
+import Glibc
+import Linux
+import Synchronization
 package import VMM
 
 /// A virtual CPU of the translator engine.
+///
+/// Everything belongs to the vCPU's thread but `stop`, `interruptRequested` and `injectNMI`, which only write
+/// atomics. Its parts are in the folders: `Translate/` makes blocks, `CodeCache/` keeps them, `MMU/` finds memory,
+/// `System/` runs what may not be copied, and `Run.swift` joins them.
 package final class TranslatorCPU: @unchecked Sendable {
-    /// Owned; allocated with the TLB and jump caches behind it.
     package let context: UnsafeMutablePointer<Context>
     package let memory: GuestMemory
     package let ports: PortBus
     package let mmio: MMIOBus
     package let interrupts: any InterruptSource
     package let policy: CPUPolicy
+    let clock: ParavirtualClock?
 
-    package init(wiring: Wiring) {
+    /// The context, the TLBs and the jump caches, addressed by `ContextOffset`.
+    private let contextMapping: MemoryMapping
+    let cache: CodeCache
+    let thunks: UnsafeMutablePointer<Thunks>
+    let work: BlockWorkspace
+    var decoder = Decoder()
+    /// An instruction that lies in two pages, put together.
+    let straddleBuffer: UnsafeMutableRawPointer
+    let hasBMI2: Bool
+    let hasAVX: Bool
+    let systemPool: SystemPool
+    /// What the blocks that run now depend on; `modeChanged` keeps it true.
+    var mode = BlockMode(rawValue: 0)
+    /// The mode under which each jump cache was filled.
+    var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
+    let tlb: TLBState
+
+    /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
+    var pendingException: GuestException?
+    var bounce = BounceState()
+    /// Blocks were removed since the flag was last cleared.
+    var codeChanged = false
+    var interruptWaiting: Bool {
+        get { context.pointee.interruptWaiting != 0 }
+        set { context.pointee.interruptWaiting = newValue ? 1 : 0 }
+    }
+    let stopFlag = Atomic<Bool>(false)
+    let nmiFlag = Atomic<Bool>(false)
+    let xsaveArea: UnsafeMutableRawPointer
+
+    package init(wiring: Wiring, codeByteCount: Int = 48 << 20) throws {
         memory = wiring.memory
         ports = wiring.ports
         mmio = wiring.mmio
         interrupts = wiring.interrupts
         policy = wiring.policy
-        context = .allocate(capacity: 1)
+        clock = wiring.clock
+        contextMapping = try MemoryMapping(
+            byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+        context = contextMapping.base.bindMemory(to: Context.self, capacity: 1)
         context.initialize(to: Context())
+        hasBMI2 = HostCPU.current.features.contains(.bmi2)
+        hasAVX = HostCPU.current.features.contains(.avx)
+        let code = try CodeMemory(byteCount: codeByteCount)
+        thunks = .allocate(capacity: 1)
+        thunks.initialize(
+            to: Thunks(
+                in: code, wideVectors: hasAVX, memoryHelper: MemoryHelpers.accessAddress,
+                bounceHelper: MemoryHelpers.finishAddress, systemHelper: MemoryHelpers.systemAddress))
+        cache = try CodeCache(memory: code, thunkByteCount: thunks.pointee.end, ramByteCount: wiring.memory.byteCount)
+        work = BlockWorkspace()
+        straddleBuffer = .allocate(byteCount: 64, alignment: 16)
+        xsaveArea = .allocate(byteCount: 4096, alignment: 64)
+        memset(xsaveArea, 0, 4096)
+        systemPool = SystemPool()
+        tlb = TLBState(base: contextMapping.base)
+        context.pointee.owner = UInt64(UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()))
+        context.pointee.jumpMask = JumpCache.mask
+        let base = code.executableBase
+        context.pointee.codeBase = base
+        context.pointee.codeEnd = base + UInt64(code.byteCount)
+        context.pointee.signalExit = base + UInt64(thunks.pointee.exitSignal)
+        context.pointee.signalReason = base + UInt64(thunks.pointee.signalDescriptor)
+        modeChanged()
+    }
+
+    deinit {
+        work.deallocate()
+        straddleBuffer.deallocate()
+        xsaveArea.deallocate()
+        thunks.deallocate()
+    }
+
+    /// The request flag that translated code polls.
+    var interruptRequest: UnsafeMutablePointer<Atomic<UInt32>> {
+        (contextMapping.base + ContextOffset.interruptRequest).assumingMemoryBound(to: Atomic<UInt32>.self)
+    }
+    var jumpMask: UnsafeMutablePointer<Atomic<UInt64>> {
+        (contextMapping.base + ContextOffset.jumpMask).assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
+
+    /// Makes translated code leave at its next poll. Any thread.
+    func requestAttention() {
+        interruptRequest.pointee.store(1, ordering: .sequentiallyConsistent)
+        jumpMask.pointee.store(0, ordering: .sequentiallyConsistent)
+    }
+
+    /// CPL, CR0, CR4, EFER, CS.L/D, RFLAGS.AC or segments changed: blocks are keyed by mode.
+    package func modeChanged() {
+        let c = context
+        var value: UInt64
+        if c.pointee.privilegeLevel == 3 {
+            value = UInt64(TLB.Table.user.rawValue)
+        } else if c.pointee.systemFlags & (1 << 18) != 0 && c.pointee.cr4 & (1 << 21) != 0 {
+            value = UInt64(TLB.Table.supervisorAC.rawValue)
+        } else {
+            value = UInt64(TLB.Table.supervisor.rawValue)
+        }
+        if !c.pointee.is64Bit {
+            value |= (c.pointee.cs.isBig ? 1 : 2) << 2
+            if !c.pointee.ss.isBig { value |= BlockMode.smallStack }
+        }
+        if c.pointee.privilegeLevel == 1 || c.pointee.privilegeLevel == 2 { value |= BlockMode.outerRing }
+        if c.pointee.cr4 & 4 != 0 { value |= BlockMode.timeStampTrap }
+        if c.pointee.cr0 & 0xC != 0 { value |= BlockMode.fpuTrap }
+        if c.pointee.cr4 & (1 << 9) == 0 { value |= BlockMode.noSSE }
+        if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
+        mode = BlockMode(rawValue: value)
+        let table = mode.table
+        if jumpCacheMode[table] != value {
+            tlb.clearJumpCache(table)
+            jumpCacheMode[table] = value
+        }
+    }
+
+    /// Drops all translated code.
+    func flushCode() {
+        cache.removeAll()
+        systemPool.removeAll()
+        for table in 0..<TLB.tableCount { tlb.clearJumpCache(table) }
     }
 }
 
-// What the system half (System/, MMU/PageWalk.swift) may ask of the translated half.
-extension TranslatorCPU {
-    /// Forgets cached translations. `global`: those of global pages too (CR0, CR4.PGE/PAE/PSE..., not CR3).
-    package func flushTLB(global: Bool) {}
-    /// INVLPG.
-    package func flushTLB(page linear: UInt64) {}
-    /// CPL, CR0, CR4, EFER, CS.L/D, RFLAGS.AC or TF changed: blocks are keyed by mode.
-    package func modeChanged() {}
-    /// Loads guest memory at a linear address with the checks of an access at privilege `user`; up to 8 bytes, may cross a page.
-    package func load(_ linear: UInt64, byteCount: Int, user: Bool) throws(GuestException) -> UInt64 { 0 }
-    package func store(_ linear: UInt64, _ value: UInt64, byteCount: Int, user: Bool) throws(GuestException) {}
-    /// The same for longer runs (XSAVE areas, string I/O); nothing is written if any page of it would fault.
-    package func load(_ linear: UInt64, into buffer: UnsafeMutableRawBufferPointer, user: Bool) throws(GuestException) {}
-    package func store(_ linear: UInt64, from buffer: UnsafeRawBufferPointer, user: Bool) throws(GuestException) {}
-    /// Moves the guest's x87, SSE and AVX state between the host CPU and an XSAVE image of standard format
-    /// (64-byte aligned, at least 832 bytes): `mask` says which components.
-    package func saveExtendedState(to area: UnsafeMutableRawPointer, mask: UInt64) {}
-    package func restoreExtendedState(from area: UnsafeRawPointer, mask: UInt64) {}
+/// System instructions that translated blocks name by number.
+final class SystemPool: @unchecked Sendable {
+    static let limit = 1 << 17
+    let entries = UnsafeMutablePointer<SystemInstruction>.allocate(capacity: limit)
+    private(set) var count = 0
+    deinit { entries.deallocate() }
+    var isFull: Bool { count >= Self.limit - 1 }
+    func add(_ instruction: SystemInstruction) -> Int {
+        guard count < Self.limit else { return 0 }
+        entries[count] = instruction
+        count += 1
+        return count - 1
+    }
+    func removeAll() { count = 0 }
 }

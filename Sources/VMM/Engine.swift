@@ -37,7 +37,8 @@ public protocol InterruptSource: AnyObject, Sendable {
 public protocol VirtualCPU: AnyObject, Sendable {
     /// Reads all architectural state.
     func readState() throws -> CPUState
-    /// Replaces all architectural state.
+    /// Replaces all architectural state. Guest memory may have been replaced too (a reset, a snapshot), so
+    /// nothing derived from its contents survives: no translated code, no TLB entry.
     func writeState(_ state: CPUState) throws
     /// Runs guest code until something outside has to act. Port and memory I/O go to the buses from inside.
     func run() throws -> Exit
@@ -56,14 +57,18 @@ public struct Wiring: Sendable {
     public let mmio: MMIOBus
     public let interrupts: any InterruptSource
     public let policy: CPUPolicy
+    /// Takes the guest's writes to KVM_WALL_CLOCK and KVM_SYSTEM_TIME; without it they are refused.
+    public let clock: ParavirtualClock?
     public init(
-        memory: GuestMemory, ports: PortBus, mmio: MMIOBus, interrupts: any InterruptSource, policy: CPUPolicy
+        memory: GuestMemory, ports: PortBus, mmio: MMIOBus, interrupts: any InterruptSource, policy: CPUPolicy,
+        clock: ParavirtualClock? = nil
     ) {
         self.memory = memory
         self.ports = ports
         self.mmio = mmio
         self.interrupts = interrupts
         self.policy = policy
+        self.clock = clock
     }
 }
 

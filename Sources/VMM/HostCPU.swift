@@ -34,6 +34,22 @@ public struct HostCPU: Hashable, Sendable {
         }
     }
 
+    /// A CPU made up by a test, with one cache and AVX's place in the XSAVE area as all CPUs have it.
+    public init(
+        vendorLeaf: CPUIDLeaf, signature: UInt32, features: CPUFeatures, physicalAddressBits: UInt8 = 46,
+        xcr0: UInt64 = 7
+    ) {
+        self.vendorLeaf = vendorLeaf
+        self.signature = signature
+        self.features = features
+        self.physicalAddressBits = physicalAddressBits
+        self.xcr0 = xcr0
+        components = [CPUIDLeaf(eax: 256, ebx: 576)]
+        caches = [CPUIDLeaf(eax: 0x1C00_4121, ebx: 0x01C0_003F, ecx: 0x3F)]
+        cacheLeaf5 = CPUIDLeaf()
+        cacheLeaf6 = CPUIDLeaf()
+    }
+
     /// Asks the CPU that this runs on.
     public static let current = HostCPU()
 
@@ -86,7 +102,8 @@ public struct HostCPU: Hashable, Sendable {
                 clock_gettime(CLOCK_MONOTONIC, &time)
                 let after = clinux_rdtsc()
                 let nanoseconds = UInt64(time.tv_sec) &* 1_000_000_000 &+ UInt64(time.tv_nsec)
-                if after &- before < best.width { best = (before &+ (after &- before) / 2, nanoseconds, after &- before) }
+                let width = after &- before
+                if width < best.width { best = (before &+ width / 2, nanoseconds, width) }
             }
             return (best.tsc, best.nanoseconds)
         }

@@ -2,9 +2,12 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,12 +20,23 @@
 #include <time.h>
 #include <unistd.h>
 
+// Before headers that define fd_set: cpuid.h brings a clang module that has its own idea of it.
+#include "CLinuxKVM.h"
+#include "CLinuxHost.h"
+
 static inline int clinux_open(const char *path, int flags, unsigned mode) { return open(path, flags, mode); }
 static inline int clinux_ioctl(int fd, unsigned long request, uintptr_t argument) { return ioctl(fd, request, argument); }
 static inline int clinux_memfd_create(const char *name, unsigned flags) { return (int)syscall(SYS_memfd_create, name, flags); }
 static inline int clinux_tgkill(int pid, int tid, int signal) { return (int)syscall(SYS_tgkill, pid, tid, signal); }
+static inline uint64_t clinux_rdtsc(void) { return __builtin_ia32_rdtsc(); }
 static inline int clinux_gettid(void) { return (int)syscall(SYS_gettid); }
 
-#include "CLinuxKVM.h"
+// Points this thread's gs segment base at `base` (arch_prctl ARCH_SET_GS).
+static inline int clinux_set_gs_base(uint64_t base) { return (int)syscall(SYS_arch_prctl, 0x1001, base); }
+// The same thread's gs base; 0 when it cannot be read (ARCH_GET_GS). Safe in signal handlers.
+static inline uint64_t clinux_get_gs_base(void) {
+    uint64_t base = 0;
+    return syscall(SYS_arch_prctl, 0x1004, &base) == 0 ? base : 0;
+}
 
 #endif

@@ -92,18 +92,15 @@ extension TranslatorCPU {
         if new != old { modeChanged() }
     }
 
-    /// KVM_SYSTEM_TIME and KVM_WALL_CLOCK: the pages have to be RAM. Filling them is the engine's next step.
+    /// KVM_SYSTEM_TIME and KVM_WALL_CLOCK: the pages have to be RAM.
     private func writeClock(_ register: ParavirtualClockRegister, _ value: UInt64) throws(GuestException) {
+        guard let clock else { return }
         switch register {
         case .systemTime:
-            // 32 bytes, which must not cross a page.
-            let address = value & ~1
-            if value & 1 != 0 && (address & 0xFFF > 0xFE0 || !memory.contains(address, count: 32)) {
-                throw .generalProtection()
-            }
+            guard clock.writeSystemTime(value, tscOffset: context.pointee.msr.tscOffset) else { throw .generalProtection() }
             context.pointee.msr.kvmSystemTime = value
         case .wallClock:
-            if !memory.contains(value, count: 12) { throw .generalProtection() }
+            guard clock.writeWallClock(value) else { throw .generalProtection() }
             context.pointee.msr.kvmWallClock = value
         }
     }

@@ -1,0 +1,89 @@
+# vmd for Linux. `make help` lists what there is to make.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+SWIFT   ?= swift
+MEMORY  ?= 512M
+
+# Everything that is fetched or made for guests, outside of SwiftPM's own folder so that `swift package clean`
+# does not cost a download.
+GUESTS  := .build-guests
+KERNEL  ?= $(GUESTS)/vmlinuz
+INITRD  ?= $(GUESTS)/initramfs.cpio
+CMDLINE ?= console=ttyS0
+VMCTL   := .build/release/vmctl
+
+# What has to be there to build the product, and to make and test a guest.
+BUILD_PACKAGES := libzydis-dev
+GUEST_PACKAGES := busybox-static cpio gcc libc6-dev
+BENCH_PACKAGES := qemu-system-x86
+
+.DEFAULT_GOAL := help
+.PHONY: run test bench build setup guests install uninstall clean help
+
+help:
+	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
+	@echo 'make test     all tests, those that boot whole guests included'
+	@echo 'make bench    measure against qemu-system-x86_64 -accel tcg, side by side'
+	@echo 'make build    build $(VMCTL)'
+	@echo 'make setup    install the packages that are missing (apt-get; needs root)'
+	@echo 'make guests   fetch the kernel and make the initramfs: $(KERNEL), $(INITRD)'
+	@echo 'make install  copy vmctl and its manual page below PREFIX ($(PREFIX)), DESTDIR is honoured'
+	@echo 'make clean    remove everything that was built or fetched'
+	@echo
+	@echo 'make run KERNEL=file INITRD=file CMDLINE="..." MEMORY=1G boots something else.'
+
+# $(call need,packages): installs those that are missing, in one go, and is silent when there are none.
+need = @Guests/need-packages $(1)
+
+setup:
+	$(call need,$(BUILD_PACKAGES) $(GUEST_PACKAGES))
+
+build: setup
+	$(SWIFT) build -c release --product vmctl
+
+guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio
+
+# The kernel is fetched once: a rebuild needs no network.
+$(GUESTS)/vmlinuz:
+	@Guests/fetch-kernel $@
+
+$(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-bench | setup
+	@Guests/make-initramfs $@ Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-bench
+
+# Static, since the guest has no C library. The test program's assembly pushes below the stack pointer's place
+# and takes 32-bit addresses of its data; its tests run in the order in which they are written.
+GUEST_CFLAGS := -std=gnu11 -Wall -Wextra -static
+TEST_CFLAGS  := -O1 -no-pie -mno-red-zone -fno-toplevel-reorder -pthread
+
+$(GUESTS)/guest-test: $(wildcard Guests/test/*.c Guests/test/*.h) | setup
+	@mkdir -p $(GUESTS)
+	gcc $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
+
+$(GUESTS)/guest-bench: Guests/bench.c | setup
+	@mkdir -p $(GUESTS)
+	gcc $(GUEST_CFLAGS) -O2 -o $@ $< -lm
+
+# Without a terminal nobody could leave the shell: the guest then shows what runs and powers itself off.
+run: build guests
+	@if [ -t 0 ] && [ -t 1 ]; then demo=; else demo=' vmd.run=demo'; fi; \
+	exec $(VMCTL) run -m $(MEMORY) -b $(KERNEL) --initrd $(INITRD) --cmdline "$(CMDLINE)$$demo"
+
+test: build guests
+	$(SWIFT) build -c release --product vmctl
+	$(SWIFT) test
+
+bench: build guests
+	$(call need,$(BENCH_PACKAGES))
+	Benchmarks/run
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 755 $(VMCTL) $(DESTDIR)$(PREFIX)/bin/vmctl
+	install -m 644 man/vmctl.8 $(DESTDIR)$(PREFIX)/share/man/man8/vmctl.8
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/vmctl $(DESTDIR)$(PREFIX)/share/man/man8/vmctl.8
+
+clean:
+	rm -rf .build $(GUESTS)

@@ -1,0 +1,121 @@
+import Synchronization
+import VMM
+
+/// A function on the PCI bus, as configuration accesses see it.
+/// Called on vCPU threads: must not throw or trap, whatever the guest asks. An access never leaves the aligned four
+/// bytes that it starts in.
+public protocol PCIFunction: AnyObject, Sendable {
+    func readConfiguration(_ offset: UInt8, _ width: AccessWidth) -> UInt32
+    func writeConfiguration(_ offset: UInt8, _ width: AccessWidth, _ value: UInt32)
+}
+
+/// Where a function sits on bus 0.
+public struct PCIAddress: Hashable, Sendable {
+    /// Slot 0 to 31 and function 0 to 7 as in bits 15 to 8 of a configuration address.
+    public let rawValue: UInt8
+
+    /// - Precondition: device below 32, function below 8: the machine's own wiring.
+    public init(device: UInt8, function: UInt8 = 0) {
+        precondition(device < 32 && function < 8)
+        rawValue = device << 3 | function
+    }
+}
+
+/// The host bridge: PCI configuration mechanism 1 (PCI 3.0, section 3.2.2.3.2) and itself as device 0, 0b5d:0666 as on
+/// OpenBSD. Port 0xCF9 in its middle is reset control.
+///
+/// One bus, built once: functions cannot come or go while the machine runs. Nobody answers on other buses, which reads
+/// as ones.
+public final class PCIHostBridge: PortDevice, PCIFunction, PortClaimant, Resettable {
+    public static let ports: [ClosedRange<UInt16>] = [0xCF8...0xCFF]
+
+    /// What is saved.
+    public struct State: Codable, Hashable, Sendable {
+        public var address: UInt32 = 0
+        public var space = PCIConfigurationSpace(vendor: 0x0B5D, device: 0x0666, classCode: 0x06_00_00)
+        public init() {}
+    }
+
+    private static let enable: UInt32 = 0x8000_0000
+    /// Bus, device, function, register; the rest reads as zero.
+    private static let addressMask: UInt32 = 0x80FF_FFFC
+
+    private let state = Mutex(State())
+    private let functions: [(any PCIFunction)?]
+    private let resetControl: ResetControl
+
+    /// - Parameter functions: everything on the bus but the bridge itself.
+    public init(resetControl: ResetControl, functions: [PCIAddress: any PCIFunction] = [:]) {
+        var table = [(any PCIFunction)?](repeating: nil, count: 256)
+        for (address, function) in functions {
+            precondition(address.rawValue != 0, "slot 0 is the host bridge's")
+            table[Int(address.rawValue)] = function
+        }
+        self.functions = table
+        self.resetControl = resetControl
+    }
+
+    public func readConfiguration(_ offset: UInt8, _ width: AccessWidth) -> UInt32 {
+        state.withLock { $0.space.read(offset, width) }
+    }
+
+    public func writeConfiguration(_ offset: UInt8, _ width: AccessWidth, _ value: UInt32) {
+        state.withLock { $0.space.write(offset, width, value) }
+    }
+
+    /// The function that the address register selects, and the register in it.
+    private var selected: (function: any PCIFunction, offset: UInt8)? {
+        let address = state.withLock { $0.address }
+        guard address & Self.enable != 0, address & 0x00FF_0000 == 0 else { return nil }
+        let index = UInt8(truncatingIfNeeded: address >> 8)
+        guard let function = index == 0 ? self : functions[Int(index)] else { return nil }
+        return (function, UInt8(truncatingIfNeeded: address))
+    }
+
+    public func read(_ offset: UInt16, _ width: AccessWidth) -> UInt32 {
+        switch (offset, width) {
+        case (0, .dword): return state.withLock { $0.address }
+        case (1, .byte): return UInt32(resetControl.read())
+        case (4...7, _):
+            guard let (function, register) = selected else { return .max }
+            let place = UInt8(offset & 3)
+            if Int(place) + width.rawValue <= 4 { return function.readConfiguration(register | place, width) }
+            var value = UInt32.max
+            for index in 0..<4 - place {
+                let shift = UInt32(index) * 8
+                value &= ~(0xFF << shift)
+                value |= (function.readConfiguration(register | place + index, .byte) & 0xFF) << shift
+            }
+            return value
+        default: return .max
+        }
+    }
+
+    public func write(_ offset: UInt16, _ width: AccessWidth, _ value: UInt32) {
+        switch (offset, width) {
+        case (0, .dword): state.withLock { $0.address = value & Self.addressMask }
+        case (1, .byte): resetControl.write(UInt8(truncatingIfNeeded: value))
+        case (4...7, _):
+            guard let (function, register) = selected else { return }
+            let place = UInt8(offset & 3)
+            if Int(place) + width.rawValue <= 4 { return function.writeConfiguration(register | place, width, value) }
+            for index in 0..<4 - place {
+                function.writeConfiguration(register | place + index, .byte, value >> (UInt32(index) * 8) & 0xFF)
+            }
+        default: break
+        }
+    }
+
+    public func reset() { state.withLock { $0 = State() } }
+
+    public func save() -> State { state.withLock { $0 } }
+
+    public func restore(_ saved: State) {
+        state.withLock {
+            $0 = saved
+            $0.address &= Self.addressMask
+        }
+    }
+
+    public var claims: [PortBus.Claim] { [.init(Self.ports[0], self)] }
+}

@@ -1,0 +1,74 @@
+import VMM
+
+/// The files and the text that boot a guest, and how they are laid into its memory.
+///
+/// `load` is used at the start and again at each restart, so the guest gets the same files however often it reboots.
+struct KernelLoader: Sendable {
+    let kernel: BootFile
+    let initrd: BootFile?
+    let commandLine: String
+
+    init(kernel path: String, initrd initrdPath: String?, commandLine: String) throws(MachineError) {
+        kernel = try BootFile("kernel", path)
+        initrd = try initrdPath.map { path throws(MachineError) in try BootFile("initrd", path) }
+        self.commandLine = commandLine
+    }
+
+    /// Writes the kernel and all it needs into memory that reads as zeros.
+    /// - Parameter rsdp: where the ACPI tables start, if there are any.
+    /// - Returns: the state in which the CPU enters the kernel.
+    func load(
+        into memory: GuestMemory, _ map: MemoryMap, rsdp: UInt64?
+    ) throws(MachineError) -> CPUState {
+        let head = try kernel.read(at: 0, count: 4096)
+        if head.has([0x7F, 0x45, 0x4C, 0x46], at: 0) {
+            return try PVHImage(kernel, head).load(self, into: memory, map, rsdp: rsdp)
+        }
+        if head.has(Array("HdrS".utf8), at: 0x202) {
+            return try LinuxImage(kernel, head).load(self, into: memory, map, rsdp: rsdp)
+        }
+        throw foreign(head)
+    }
+
+    /// Loads the initial ramdisk as high as it may lie, clear of the kernel that grows up from below.
+    /// - Parameters:
+    ///   - start: the end of what the kernel needs.
+    ///   - highest: the last address the kernel can read it from.
+    /// - Returns: where it is, or `nil` without one.
+    func loadInitrd(
+        into memory: GuestMemory, _ map: MemoryMap, above start: UInt64, highest: UInt64
+    ) throws(MachineError) -> Range<UInt64>? {
+        guard let initrd else { return nil }
+        let count = initrd.byteCount
+        let end = min(map.lowEnd, highest < .max ? highest + 1 : highest)
+        let room = end >= start ? end - start : 0
+        guard count <= room, (end - count) & ~0xFFF >= start else {
+            let missing = count - min(count, room)
+            let advice =
+                end == map.lowEnd
+                ? "give at least -m \(megabytesText(map.byteCount + missing + GuestMemory.pageSize))"
+                : "use a smaller one"
+            throw initrd.error(
+                "its \(sizeText(count)) do not fit beside the kernel, there is room for \(sizeText(room))", advice)
+        }
+        let base = (end - count) & ~0xFFF
+        try initrd.load(at: 0, count: count, into: memory, base)
+        return base..<base + count
+    }
+
+    /// What a file is that is no kernel for this machine, as far as its first bytes tell.
+    private func foreign(_ head: ByteReader) -> MachineError {
+        let formats: [(pattern: [UInt8], offset: Int, reason: String, advice: String)] = [
+            ([0x1F, 0x8B], 0, "is compressed with gzip", "unpack it with gunzip"),
+            ([0xFD, 0x37, 0x7A, 0x58, 0x5A], 0, "is compressed with xz", "unpack it with unxz"),
+            ([0x28, 0xB5, 0x2F, 0xFD], 0, "is compressed with zstd", "unpack it with unzstd"),
+            ([0x41, 0x52, 0x4D, 0x64], 0x38, "is an ARM64 kernel", "give one for x86-64"),
+            ([0x52, 0x53, 0x43, 0x05], 0x38, "is a RISC-V kernel", "give one for x86-64"),
+            (Array("CD001".utf8), 0x8001, "is a CD image", "give the kernel inside it"),
+        ]
+        for format in formats where head.has(format.pattern, at: format.offset) {
+            return kernel.error(format.reason, format.advice)
+        }
+        return kernel.error("is not a kernel", "give a Linux bzImage or an ELF file with a PVH note")
+    }
+}

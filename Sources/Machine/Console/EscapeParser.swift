@@ -1,0 +1,59 @@
+/// Finds the commands in what a person types: a tilde at the start of a line and one character, as in cu(1).
+///
+/// Everything else is for the guest, also a tilde with a character that is no command, so nothing typed is lost.
+struct EscapeParser {
+    enum Action: Hashable {
+        case send([UInt8])
+        case sendBreak
+        case leave
+        case help
+    }
+
+    private enum State { case middle, lineStart, tilde }
+    private var state = State.lineStart
+
+    /// What `~?` prints.
+    static let help = """
+        The escape sequences, at the start of a line:
+        ~.      end the machine and leave
+        ~#      send BREAK
+        ~~      send ~
+        ~?      this list
+
+        """
+
+    mutating func parse(_ bytes: some Sequence<UInt8>) -> [Action] {
+        var actions: [Action] = []
+        var text: [UInt8] = []
+        func act(_ action: Action) {
+            if !text.isEmpty { actions.append(.send(text)) }
+            text = []
+            actions.append(action)
+        }
+        for byte in bytes {
+            switch (state, byte) {
+            case (.lineStart, UInt8(ascii: "~")):
+                state = .tilde
+            case (.tilde, UInt8(ascii: ".")):
+                act(.leave)
+                state = .lineStart
+            case (.tilde, UInt8(ascii: "#")):
+                act(.sendBreak)
+                state = .lineStart
+            case (.tilde, UInt8(ascii: "?")):
+                act(.help)
+                state = .lineStart
+            case (.tilde, UInt8(ascii: "~")):
+                text.append(byte)
+                state = .middle
+            default:
+                if state == .tilde { text.append(UInt8(ascii: "~")) }
+                text.append(byte)
+                // Carriage return is what the key sends, newline what a paste may hold.
+                state = byte == 0x0D || byte == 0x0A ? .lineStart : .middle
+            }
+        }
+        if !text.isEmpty { actions.append(.send(text)) }
+        return actions
+    }
+}

@@ -1,0 +1,75 @@
+/// Where a guest's RAM lies in its physical address space, and what the firmware tells it about that.
+///
+///         0 ─┬─ RAM ──────────── 576 KB ─┬─ reserved, but backed ── 1 MB ─┐
+///            │ boot structures           │ EBDA pointer's RSDP            │
+///      1 MB ─┴─ RAM ───────────────────────────────────────── 0xEFFF0000 ─┤
+///                                                  ACPI tables, reserved  │ 64 KB
+///                                                  PCI devices, firmware  │ 256 MB
+///      4 GB ─── the rest of the RAM
+public struct MemoryMap: Hashable, Sendable {
+    /// One line of the firmware's memory map (ACPI 6.5, 15.1).
+    public struct Entry: Hashable, Sendable {
+        public enum Kind: UInt32, Sendable { case ram = 1, reserved = 2 }
+        public let base: UInt64
+        public let byteCount: UInt64
+        public let kind: Kind
+    }
+
+    /// The guest's RAM, as asked for.
+    public let byteCount: UInt64
+
+    /// Below it the boot structures and the kernel's real-mode trampolines; above it, to 1 MB, VGA and firmware on a
+    /// PC: backed, so that probing does not fault, but not offered.
+    static let conventionalEnd: UInt64 = 576 << 10
+    static let oneMegabyte: UInt64 = 1 << 20
+    /// 64 KB for ACPI tables.
+    public static let acpiBase: UInt64 = 0xEFFF_0000
+    public static let acpiByteCount: UInt64 = 64 << 10
+    static let fourGigabytes: UInt64 = 1 << 32
+
+    /// What a machine can have. Less than the minimum boots nothing; the maximum is vmd's.
+    public static let smallest: UInt64 = 16 << 20
+    public static let largest: UInt64 = 128 << 30
+
+    /// - Throws: when the size is out of bounds or not a whole number of megabytes.
+    public init(byteCount: UInt64) throws(MachineError) {
+        guard byteCount >= Self.smallest else {
+            throw MachineError("memory size \(sizeText(byteCount)) is too small: give at least \(sizeText(Self.smallest))")
+        }
+        guard byteCount <= Self.largest else {
+            throw MachineError(
+                "memory size \(sizeText(byteCount)) is too large: the limit is \(sizeText(Self.largest))")
+        }
+        guard byteCount % (1 << 20) == 0 else {
+            throw MachineError("memory size \(byteCount) is not a whole number of megabytes")
+        }
+        self.byteCount = byteCount
+    }
+
+    /// The end of the RAM that starts at 0. Kernels and initial ramdisks go below it.
+    public var lowEnd: UInt64 { min(byteCount, Self.acpiBase) }
+    /// How much RAM lies from 4 GB up.
+    public var highByteCount: UInt64 { byteCount - lowEnd }
+
+    /// What `GuestMemory` maps: all of the above, the ACPI area on top of what was asked for.
+    public var ranges: [(base: UInt64, byteCount: UInt64)] {
+        var ranges = [(base: UInt64(0), byteCount: lowEnd), (base: Self.acpiBase, byteCount: Self.acpiByteCount)]
+        if highByteCount > 0 { ranges.append((base: Self.fourGigabytes, byteCount: highByteCount)) }
+        return ranges
+    }
+
+    /// What the guest is told.
+    public var entries: [Entry] {
+        var entries = [
+            Entry(base: 0, byteCount: Self.conventionalEnd, kind: .ram),
+            Entry(
+                base: Self.conventionalEnd, byteCount: Self.oneMegabyte - Self.conventionalEnd, kind: .reserved),
+            Entry(base: Self.oneMegabyte, byteCount: lowEnd - Self.oneMegabyte, kind: .ram),
+            Entry(base: Self.acpiBase, byteCount: Self.acpiByteCount, kind: .reserved),
+        ]
+        if highByteCount > 0 {
+            entries.append(Entry(base: Self.fourGigabytes, byteCount: highByteCount, kind: .ram))
+        }
+        return entries
+    }
+}

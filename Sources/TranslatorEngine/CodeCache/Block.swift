@@ -1,0 +1,77 @@
+/// What a block's code depends on beside its bytes. Part of its key.
+package struct BlockMode: Hashable {
+    package var rawValue: UInt64
+    @inline(__always) package init(rawValue: UInt64) { self.rawValue = rawValue }
+
+    @inline(__always) package var table: Int { Int(rawValue & 3) }
+    /// 0: 64-bit code, 1: 32-bit, 2: 16-bit.
+    @inline(__always) package var codeSize: Int { Int(rawValue >> 2 & 3) }
+    /// CR0.TS or CR0.EM: x87 and vector instructions raise #NM (or #UD).
+    package static let fpuTrap: UInt64 = 1 << 4
+    /// CR4.OSFXSR clear: SSE raises #UD.
+    package static let noSSE: UInt64 = 1 << 5
+    /// CR4.OSXSAVE clear or XCR0 without AVX: VEX vector instructions raise #UD.
+    package static let noAVX: UInt64 = 1 << 6
+    /// 32- and 16-bit code with segments that are not flat.
+    package static let segmented: UInt64 = 1 << 7
+    /// CPL 1 or 2: a supervisor for paging, but not for privileged instructions.
+    package static let outerRing: UInt64 = 1 << 9
+    /// CR4.TSD.
+    package static let timeStampTrap: UInt64 = 1 << 10
+    /// 16-bit stack: SS.B clear outside 64-bit code.
+    package static let smallStack: UInt64 = 1 << 8
+    @inline(__always) package func has(_ bit: UInt64) -> Bool { rawValue & bit != 0 }
+}
+
+/// A translated run of guest instructions.
+package struct Block {
+    /// Guest-physical address of the first instruction.
+    package var physical: UInt64
+    package var mode: BlockMode
+    /// Offsets into the code memory. `entry` wants the flags in the host's flags where they are live,
+    /// `savedEntry` wants them in the context; the same where they are dead.
+    package var entry: UInt32
+    package var savedEntry: UInt32
+    package var end: UInt32
+    /// Guest bytes.
+    package var length: UInt16
+    /// Place in guest RAM of the first byte.
+    package var ramOffset: Int
+    /// Page of guest RAM into which the last instruction goes on, -1 for none. Which page that is depends on the
+    /// page tables, so such a block is checked when it is looked up and never a target of a direct jump.
+    package var secondPage: Int
+    /// Arithmetic flags (RFLAGS bits) that the block reads before it writes them.
+    package var flagsLive: UInt16
+    package var isAlive: Bool
+    /// First of the `Link`s that lead here, 0 for none.
+    package var firstLink: UInt32
+    /// Into the instruction map: where each guest instruction's code starts.
+    package var mapStart: UInt32
+    package var mapCount: UInt16
+    /// Next block in the hash chain, 0 for none.
+    package var nextInHash: UInt32
+}
+
+/// A direct jump in one block that has been patched to lead to another.
+package struct Link {
+    /// Offset of the E8/E9 byte.
+    package var site: UInt32
+    package var next: UInt32
+    /// Offset of the thunk that the site calls while it is not linked.
+    package var thunk: UInt32
+}
+
+/// A block on the list of a guest page.
+package struct PageLink {
+    package var block: UInt32
+    package var next: UInt32
+}
+
+/// Where one guest instruction's code starts.
+package struct MapEntry {
+    /// From the block's entry.
+    package var host: UInt16
+    /// From the start of the block's page (may pass 4095 in a block that goes on into the next page).
+    /// Bit 15: the arithmetic flags are in the host's flags at this point.
+    package var guest: UInt16
+}

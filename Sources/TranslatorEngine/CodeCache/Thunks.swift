@@ -1,0 +1,294 @@
+/// What translated code tells the run loop when it leaves: stored in the code behind the call to an exit thunk.
+package struct ExitDescriptor {
+    package enum Kind: UInt8 {
+        /// A direct jump that is not linked yet: `value` is the target's offset from the code page.
+        case chain
+        /// As `chain`, never linked: the target is straddling or an interrupt is to be looked at first.
+        case goto
+        /// An instruction for the system half: `value` is its index in the system instruction pool.
+        case system
+        /// An indirect jump that missed the jump cache: the target is in `Context.rip`.
+        case indirect
+        /// An exception: `vector` at offset `value` from the code page.
+        case exception
+        /// A memory helper found a fault; the exception is with the CPU, `Context.rip` is exact.
+        case fault
+        /// `Context.rip` says where to go on.
+        case resume
+        /// A host signal arrived in translated code.
+        case signal
+    }
+    package var kind: UInt8
+    /// Whether the flags were in the host's flags (of `chain`: which of the target's entries to link to).
+    package var flagsInHost: UInt8
+    package var vector: UInt8
+    package var padding: UInt8
+    package var value: Int32
+    package static let size = 8
+}
+
+/// What a memory access tells its slow path: stored in the code behind the call.
+package struct MemoryDescriptor {
+    /// From this descriptor to the instruction that makes the access.
+    package var operation: Int32
+    /// Length of that instruction's host code, to copy when it has to run on the bounce buffer.
+    package var operationLength: UInt8
+    /// Bit 0: reads; bit 1: writes.
+    package var access: UInt8
+    /// Bytes.
+    package var size: UInt16
+    /// Offset of the guest instruction from the code page.
+    package var guest: UInt16
+    package var padding: UInt16
+    package static let size = 12
+}
+
+/// Code that every block shares: the way in, the ways out, and the slow path of memory accesses.
+package struct Thunks {
+    /// `(context, entry)`: a C function that runs translated code until it leaves.
+    package var enter = 0
+    /// Called by blocks, followed by an `ExitDescriptor`; the flags are in the host's flags / in the context.
+    package var exitHost = 0
+    package var exitSaved = 0
+    /// Where a signal handler sends the thread: registers are the guest's, `exitReason` is set.
+    package var exitSignal = 0
+    /// Jumped to with the target in the address register.
+    package var indirectMiss = 0
+    /// Called on a TLB miss, followed by a `MemoryDescriptor`; index by `slowIndex`.
+    package var slow: [12 of Int] = .init(repeating: 0)
+    /// Called at the first vector instruction of a block when the guest's vectors are in the context.
+    package var restoreVectors = 0
+    package var signalDescriptor = 0
+    package var resumeDescriptor = 0
+    /// Called in the middle of a block for an instruction of the system half.
+    package var systemCall = 0
+    package var faultDescriptor = 0
+    /// `(area, mask)`: C functions around XSAVE64 and XRSTOR64.
+    package var xsave = 0
+    package var xrstor = 0
+    /// Room for one instruction that runs on the bounce buffer, rewritten for each.
+    package var bounceSlot = 0
+    package var end = 0
+    package static let bounceSlotSize = 160
+
+    package static func slowIndex(table: Int, writes: Bool, vectors: Bool) -> Int {
+        table * 4 + (writes ? 2 : 0) + (vectors ? 1 : 0)
+    }
+
+    /// - Parameters:
+    ///   - memoryHelper: `(owner, linear address, descriptor) -> host address`, 0 to leave for a fault.
+    ///   - bounceHelper: `(owner)`: writes the bounce buffer back.
+    ///   - systemHelper: `(owner, descriptor) -> 0` to leave, 1 to go on behind the descriptor.
+    package init(
+        in memory: CodeMemory, wideVectors: Bool, memoryHelper: UInt64, bounceHelper: UInt64, systemHelper: UInt64
+    ) {
+        var code = Emitter(at: memory.writableBase)
+        func offset(_ code: Emitter) -> Int { code.cursor - memory.writableBase }
+        let address = RegisterMap.address, scratch = RegisterMap.scratch
+        let calleeSaved = [HostRegister.rbx, HostRegister.rbp, 12, 13, 14, 15]
+
+        enter = offset(code)
+        for register in calleeSaved { code.push(register) }
+        code.arithmetic(.sub, HostRegister.rsp, immediate: 8)
+        code.storeContext(ContextOffset.hostStack, HostRegister.rsp)
+        code.storeContext(ContextOffset.spill, HostRegister.rsi)
+        code.restoreRegisters()
+        code.byte(0x65)  // jmp gs:[spill]
+        code.byte(0xFF)
+        code.absolute(4, Int32(ContextOffset.spill))
+
+        exitHost = offset(code)
+        code.popContext(ContextOffset.exitReason)
+        code.saveFlags(scratch: scratch)
+        let toCommon = code.jump()
+        exitSaved = offset(code)
+        code.popContext(ContextOffset.exitReason)
+        exitSignal = offset(code)
+        code.bind(toCommon)
+        code.saveRegisters()
+        code.testContext32(ContextOffset.vectorsSaved)
+        let saved = code.jump(if: Condition.notEqual)
+        code.saveVectors(wide: wideVectors)
+        code.bind(saved)
+        let leave = offset(code)
+        code.loadContext(HostRegister.rsp, ContextOffset.hostStack)
+        code.arithmetic(.add, HostRegister.rsp, immediate: 8)
+        for register in calleeSaved.reversed() { code.pop(register) }
+        code.ret()
+
+        indirectMiss = offset(code)
+        code.storeContext(ContextOffset.rip, address)
+        code.call(to: memory.writableBase + exitSaved)
+        code.exitDescriptor(.indirect, flagsInHost: false, value: 0)
+        faultDescriptor = offset(code)
+        code.exitDescriptor(.fault, flagsInHost: false, value: 0)
+        resumeDescriptor = offset(code)
+        code.exitDescriptor(.resume, flagsInHost: false, value: 0)
+        signalDescriptor = offset(code)
+        code.exitDescriptor(.signal, flagsInHost: false, value: 0)
+
+        restoreVectors = offset(code)
+        code.restoreVectors(wide: wideVectors)
+        code.ret()
+        let saveVectors = offset(code)
+        code.saveVectors(wide: wideVectors)
+        code.ret()
+
+        // The slow path of memory accesses. On entry the address register holds address - tag, the scratch
+        // register the TLB entry's offset, the stack the descriptor's address.
+        var common = [0, 0]
+        for vectors in [false, true] {
+            common[vectors ? 1 : 0] = offset(code)
+            code.popContext(ContextOffset.exitReason)
+            code.saveRegisters()
+            if vectors {
+                code.call(to: memory.writableBase + saveVectors)
+            } else {
+                code.testContext32(ContextOffset.vectorsSaved)
+                let skip = code.jump(if: Condition.notEqual)
+                code.call(to: memory.writableBase + saveVectors)
+                code.bind(skip)
+            }
+            code.loadContext(HostRegister.rdi, ContextOffset.owner)
+            code.move(HostRegister.rsi, address)
+            code.loadContext(HostRegister.rdx, ContextOffset.exitReason)
+            code.move(HostRegister.rax, immediate: memoryHelper)
+            code.call(register: HostRegister.rax)
+            code.byte(0x48)  // test rax, rax
+            code.byte(0x85)
+            code.byte(0xC0)
+            let fault = code.jump(if: Condition.equal)
+            code.move(address, HostRegister.rax)
+            if vectors { code.call(to: memory.writableBase + restoreVectors) }
+            code.restoreCallerSaved()
+            code.byte(0x65)  // jmp gs:[spill + 24]
+            code.byte(0xFF)
+            code.absolute(4, Int32(ContextOffset.spill + 24))
+            code.bind(fault)
+            let toLeave = code.jump()
+            code.link(toLeave, to: memory.writableBase + leave)
+        }
+        for table in 0..<TLB.tableCount {
+            for writes in [false, true] {
+                for vectors in [false, true] {
+                    slow[Thunks.slowIndex(table: table, writes: writes, vectors: vectors)] = offset(code)
+                    let base = ContextOffset.tlb + table * TLB.entryCount * TLB.entrySize
+                    code.arithmeticContext(.add, address, base: scratch, base + (writes ? TLB.writeTag : TLB.readTag))
+                    let toCommon = code.jump()
+                    code.link(toCommon, to: memory.writableBase + common[vectors ? 1 : 0])
+                }
+            }
+        }
+
+        // An instruction of the system half inside a block, followed by an `ExitDescriptor`.
+        systemCall = offset(code)
+        code.popContext(ContextOffset.exitReason)
+        code.saveRegisters()
+        code.testContext32(ContextOffset.vectorsSaved)
+        let areSaved = code.jump(if: Condition.notEqual)
+        code.call(to: memory.writableBase + saveVectors)
+        code.bind(areSaved)
+        code.loadContext(HostRegister.rdi, ContextOffset.owner)
+        code.loadContext(HostRegister.rsi, ContextOffset.exitReason)
+        code.move(HostRegister.rax, immediate: systemHelper)
+        code.call(register: HostRegister.rax)
+        code.byte(0x48)  // test rax, rax
+        code.byte(0x85)
+        code.byte(0xC0)
+        let leaves = code.jump(if: Condition.equal)
+        code.restoreRegisters()
+        code.loadContext(scratch, ContextOffset.exitReason)
+        code.lea(scratch, base: scratch, Int32(ExitDescriptor.size))
+        code.jump(register: scratch)
+        code.bind(leaves)
+        let toLeaveHere = code.jump()
+        code.link(toLeaveHere, to: memory.writableBase + leave)
+
+        // C functions (area: rdi, mask: rsi).
+        for isSave in [true, false] {
+            if isSave { xsave = offset(code) } else { xrstor = offset(code) }
+            code.move(HostRegister.rax, HostRegister.rsi)
+            code.move(HostRegister.rdx, immediate: 0)
+            code.byte(0x48)
+            code.byte(0x0F)
+            code.byte(0xAE)
+            code.modRM(0, isSave ? 4 : 5, HostRegister.rdi)
+            code.ret()
+        }
+
+        // Behind an instruction that ran on the bounce buffer: flags and all registers are the guest's.
+        bounceFinish = offset(code)
+        code.popContext(ContextOffset.spill + 16)
+        code.pushFlags(to: ContextOffset.spill + 8)
+        code.storeContext(ContextOffset.bounceScratch, scratch)
+        code.storeContext(ContextOffset.bounceAddress, address)
+        code.saveRegisters()
+        code.testContext32(ContextOffset.vectorsSaved)
+        let alreadySaved = code.jump(if: Condition.notEqual)
+        code.call(to: memory.writableBase + saveVectors)
+        code.storeContext32(ContextOffset.bounceVectors, immediate: 1)
+        code.bind(alreadySaved)
+        code.loadContext(HostRegister.rdi, ContextOffset.owner)
+        code.move(HostRegister.rax, immediate: bounceHelper)
+        code.call(register: HostRegister.rax)
+        code.testContext32(ContextOffset.bounceVectors)
+        let noVectors = code.jump(if: Condition.equal)
+        code.call(to: memory.writableBase + restoreVectors)
+        code.storeContext32(ContextOffset.bounceVectors, immediate: 0)
+        code.bind(noVectors)
+        code.popFlags(from: ContextOffset.spill + 8)
+        code.restoreRegisters()
+        code.loadContext(scratch, ContextOffset.bounceScratch)
+        code.loadContext(address, ContextOffset.bounceAddress)
+        code.byte(0x65)  // jmp gs:[spill + 24]
+        code.byte(0xFF)
+        code.absolute(4, Int32(ContextOffset.spill + 24))
+
+        bounceSlot = offset(code)
+        for _ in 0..<Thunks.bounceSlotSize { code.byte(0xCC) }
+        end = (offset(code) + 63) & ~63
+    }
+
+    /// Called by the bounce slot behind its instruction; goes on at `spill[3]`.
+    package var bounceFinish = 0
+}
+
+extension Emitter {
+    /// `pop qword gs:[offset]`.
+    package mutating func popContext(_ offset: Int) {
+        byte(0x65)
+        byte(0x8F)
+        absolute(0, Int32(offset))
+    }
+    /// `call rel32` to an address in the same code memory.
+    @inline(__always) package mutating func call(to target: UnsafeMutablePointer<UInt8>) {
+        byte(0xE8)
+        dword(Int32(truncatingIfNeeded: target - (cursor + 4)))
+    }
+    /// Makes a displacement lead to an address in the same code memory.
+    @inline(__always)
+    package func link(_ displacement: UnsafeMutablePointer<UInt8>, to target: UnsafeMutablePointer<UInt8>) {
+        UnsafeMutableRawPointer(displacement).storeBytes(
+            of: Int32(truncatingIfNeeded: target - (displacement + 4)), as: Int32.self)
+    }
+    package mutating func exitDescriptor(
+        _ kind: ExitDescriptor.Kind, flagsInHost: Bool, vector: UInt8 = 0, value: Int32
+    ) {
+        byte(kind.rawValue)
+        byte(flagsInHost ? 1 : 0)
+        byte(vector)
+        byte(0)
+        dword(value)
+    }
+    /// Saves the whole host flags with PUSHF: for the rare path that must keep flags and every register.
+    mutating func pushFlags(to offset: Int) {
+        byte(0x9C)  // pushfq
+        popContext(offset)
+    }
+    mutating func popFlags(from offset: Int) {
+        byte(0x65)  // push qword gs:[offset]
+        byte(0xFF)
+        absolute(6, Int32(offset))
+        byte(0x9D)  // popfq
+    }
+}

@@ -1,0 +1,56 @@
+import CLinux
+import Glibc
+
+/// Host signals that instructions of translated code raise: division errors, unmasked floating-point exceptions,
+/// misaligned vector accesses, instructions that this host does not have.
+///
+/// The handler finds the CPU by the thread's gs base, which only a vCPU's thread has set, checks that the signal
+/// came from its code, notes in the context what happened and sends the thread to the exit thunk with the guest's
+/// registers in place.
+enum HostSignals {
+    private nonisolated(unsafe) static var previous: [32 of sigaction] = .init(repeating: sigaction())
+
+    private static let installation: Void = {
+        for number in [SIGFPE, SIGSEGV, SIGBUS, SIGILL] {
+            var action = sigaction()
+            action.__sigaction_handler.sa_sigaction = { number, _, context in HostSignals.handle(number, context) }
+            action.sa_flags = SA_SIGINFO | CInt(bitPattern: UInt32(SA_ONSTACK)) | SA_NODEFER
+            var old = sigaction()
+            sigaction(number, &action, &old)
+            previous[Int(number)] = old
+        }
+    }()
+
+    // Places in ucontext's general registers (sys/ucontext.h: REG_RIP, REG_EFL, REG_TRAPNO).
+    private static let gregRIP = 16, gregFlags = 17, gregTrap = 20
+
+    /// Installs the handlers, once a process.
+    static func install() { installation }
+
+    private static func handle(_ number: CInt, _ raw: UnsafeMutableRawPointer?) {
+        let base = clinux_get_gs_base()
+        guard base != 0, let raw, let context = UnsafeMutablePointer<Context>(bitPattern: UInt(base)) else {
+            return fallBack(number)
+        }
+        let user = raw.assumingMemoryBound(to: ucontext_t.self)
+        let isOurs = withUnsafeMutablePointer(to: &user.pointee.uc_mcontext.gregs) { registers in
+            registers.withMemoryRebound(to: Int64.self, capacity: 23) { registers in
+                let address = UInt64(bitPattern: registers[gregRIP])
+                guard address >= context.pointee.codeBase && address < context.pointee.codeEnd else { return false }
+                context.pointee.faultAddress = address
+                context.pointee.faultFlags = UInt64(bitPattern: registers[gregFlags])
+                context.pointee.faultTrap = registers[gregTrap]
+                context.pointee.exitReason = context.pointee.signalReason
+                registers[gregRIP] = Int64(bitPattern: context.pointee.signalExit)
+                return true
+            }
+        }
+        if !isOurs { fallBack(number) }
+    }
+
+    /// Not ours: what was there before has its turn when the instruction runs again.
+    private static func fallBack(_ number: CInt) {
+        var old = previous[Int(number)]
+        sigaction(number, &old, nil)
+    }
+}

@@ -1,0 +1,356 @@
+import CLinux
+import Glibc
+import VMM
+
+/// One run of bytes of an access inside one page.
+struct AccessPart {
+    /// RAM: its host address; `nil`: device memory at `physical`.
+    var host: UnsafeMutableRawPointer?
+    var physical: UInt64
+    var count: Int
+}
+
+/// An access that runs on the bounce buffer.
+struct BounceState {
+    var first = AccessPart(host: nil, physical: 0, count: 0)
+    var second = AccessPart(host: nil, physical: 0, count: 0)
+    var buffer: UnsafeMutableRawPointer?
+    var continuation: UInt64 = 0
+}
+
+/// What generated code calls, as C function addresses.
+enum MemoryHelpers {
+    private static let access: @convention(c) (UnsafeMutableRawPointer, UInt64, UnsafeRawPointer) -> UInt64 = {
+        owner, linear, descriptor in
+        Unmanaged<TranslatorCPU>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.slowAccess(linear, descriptor) }
+    }
+    private static let finish: @convention(c) (UnsafeMutableRawPointer) -> Void = { owner in
+        Unmanaged<TranslatorCPU>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.finishBounce() }
+    }
+    private static let system: @convention(c) (UnsafeMutableRawPointer, UnsafeRawPointer) -> UInt64 = { owner, descriptor in
+        Unmanaged<TranslatorCPU>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.systemInBlock(descriptor) ? 1 : 0 }
+    }
+    static let systemAddress = UInt64(UInt(bitPattern: unsafeBitCast(system, to: Int.self)))
+    static let accessAddress = UInt64(UInt(bitPattern: unsafeBitCast(access, to: Int.self)))
+    static let finishAddress = UInt64(UInt(bitPattern: unsafeBitCast(finish, to: Int.self)))
+}
+
+extension TranslatorCPU {
+    // MARK: The slow path of translated code
+
+    /// A TLB miss in a block. Returns the host address to use, and where to go on in `Context.spill[3]`;
+    /// 0 when the block has to be left: an exception is pending, or the block is no longer valid.
+    func slowAccess(_ linear: UInt64, _ pointer: UnsafeRawPointer) -> UInt64 {
+        let descriptor = pointer.loadUnaligned(as: MemoryDescriptor.self)
+        let operation = UInt64(UInt(bitPattern: pointer)) &+ UInt64(bitPattern: Int64(descriptor.operation))
+        context.pointee.rip = context.pointee.ripPage &+ UInt64(descriptor.guest)
+        context.pointee.spill[3] = operation
+        let size = Int(descriptor.size)
+        let writes = descriptor.access & 2 != 0
+        do throws(GuestException) {
+            if Int(linear & 0xFFF) + size <= 4096 {
+                let part = try resolve(linear, count: size, writes: writes, table: mode.table)
+                if let host = part.host {
+                    if writes && invalidateCode(host, size, running: pointer) {
+                        pendingException = nil
+                        return leaveForFault()
+                    }
+                    return UInt64(UInt(bitPattern: host))
+                }
+                return try startBounce(part, AccessPart(host: nil, physical: 0, count: 0), linear, descriptor, operation, pointer)
+            }
+            let inFirst = 4096 - Int(linear & 0xFFF)
+            let first = try resolve(linear, count: inFirst, writes: writes, table: mode.table)
+            let second = try resolve(
+                linear &+ UInt64(inFirst), count: size - inFirst, writes: writes, table: mode.table)
+            return try startBounce(first, second, linear, descriptor, operation, pointer)
+        } catch {
+            pendingException = error
+            return leaveForFault()
+        }
+    }
+
+    private func leaveForFault() -> UInt64 {
+        context.pointee.exitReason = cache.memory.executableBase + UInt64(thunks.pointee.faultDescriptor)
+        return 0
+    }
+
+    /// Finds memory for an access inside one page, and fills the TLB when it is RAM.
+    private func resolve(
+        _ linear: UInt64, count: Int, writes: Bool, table: Int
+    ) throws(GuestException) -> AccessPart {
+        if context.pointee.isLongMode && !isCanonical(linear) { throw .generalProtection() }
+        let translation = try walk(
+            linear, access: writes ? .write : .read, user: table == TLB.Table.user.rawValue,
+            smapExempt: table == TLB.Table.supervisorAC.rawValue)
+        let inside = linear & 0xFFF
+        guard let page = memory.hostAddress(of: translation.physical, count: 4096) else {
+            return AccessPart(host: nil, physical: translation.physical | inside, count: count)
+        }
+        let ramOffset = page - memory.hostBase
+        // A page is written through the TLB once its dirty flag is set and it holds no code.
+        let mayWrite =
+            (writes || (translation.facts.contains(.writable) && translation.facts.contains(.dirty)))
+            && !cache.hasCode(page: ramOffset >> 12)
+        tlb.fill(
+            table: table, linear: linear, host: page, ramOffset: ramOffset, writable: mayWrite,
+            global: translation.facts.contains(.global), sizeShift: translation.sizeShift)
+        return AccessPart(host: page + Int(inside), physical: translation.physical | inside, count: count)
+    }
+
+    /// Before a write to RAM: drops blocks made from the bytes that change.
+    /// - Parameter running: an address in the code of the block that runs, `nil` for none.
+    /// - Returns: whether that block was one of them.
+    func invalidateCode(_ host: UnsafeMutableRawPointer, _ count: Int, running: UnsafeRawPointer?) -> Bool {
+        let start = host - memory.hostBase
+        guard cache.hasCode(page: start >> 12) else { return false }
+        var current = 0
+        if let running {
+            current = cache.find(codeOffset: Int(UInt(bitPattern: running) - UInt(cache.memory.executableBase)))
+        }
+        let result = cache.removeBlocks(page: start >> 12, overlapping: start..<start + count, running: current)
+        if result.removed {
+            codeChanged = true
+            for table in 0..<TLB.tableCount { tlb.clearJumpCache(table) }
+        }
+        return result.running
+    }
+
+    // MARK: Bounced accesses
+
+    private func startBounce(
+        _ first: AccessPart, _ second: AccessPart, _ linear: UInt64, _ descriptor: MemoryDescriptor, _ operation: UInt64,
+        _ pointer: UnsafeRawPointer
+    ) throws(GuestException) -> UInt64 {
+        let buffer = UnsafeMutableRawPointer(context) + ContextOffset.bounce + Int(linear & 63)
+        let reads = descriptor.access & 1 != 0
+        let writes = descriptor.access & 2 != 0
+        if writes {
+            if let host = first.host, invalidateCode(host, first.count, running: pointer) {
+                pendingException = nil
+                return leaveForFault()
+            }
+            if let host = second.host, invalidateCode(host, second.count, running: pointer) {
+                pendingException = nil
+                return leaveForFault()
+            }
+        }
+        take(first, into: buffer, reads: reads)
+        if second.count > 0 { take(second, into: buffer + first.count, reads: reads) }
+        guard writes else { return UInt64(UInt(bitPattern: buffer)) }
+        // The access runs from the slot, and comes back through the bounce thunk.
+        bounce = BounceState(
+            first: first, second: second, buffer: buffer, continuation: operation + UInt64(descriptor.operationLength))
+        let base = cache.memory.writableBase
+        let slot = thunks.pointee.bounceSlot
+        let source = Int(operation - cache.memory.executableBase)
+        let count = min(Int(descriptor.operationLength), Thunks.bounceSlotSize - 8)
+        (base + slot).update(from: base + source, count: count)
+        var code = Emitter(at: base + slot + count)
+        code.call(to: base + thunks.pointee.bounceFinish)
+        context.pointee.spill[3] = cache.memory.executableBase + UInt64(slot)
+        return UInt64(UInt(bitPattern: buffer))
+    }
+
+    private func take(_ part: AccessPart, into buffer: UnsafeMutableRawPointer, reads: Bool) {
+        if let host = part.host {
+            buffer.copyMemory(from: host, byteCount: part.count)
+        } else if reads {
+            readDevice(part.physical, part.count, into: buffer)
+        }
+    }
+
+    /// Behind the bounced instruction: what it wrote goes where it belongs.
+    func finishBounce() {
+        guard let buffer = bounce.buffer else { return }
+        put(bounce.first, from: buffer)
+        if bounce.second.count > 0 { put(bounce.second, from: buffer + bounce.first.count) }
+        context.pointee.spill[3] = bounce.continuation
+        bounce.buffer = nil
+    }
+
+    private func put(_ part: AccessPart, from buffer: UnsafeMutableRawPointer) {
+        if let host = part.host {
+            host.copyMemory(from: buffer, byteCount: part.count)
+        } else {
+            writeDevice(part.physical, part.count, from: buffer)
+        }
+    }
+
+    /// The widest aligned access of at most 8 bytes at an address.
+    private func width(_ physical: UInt64, _ count: Int) -> AccessWidth {
+        if count >= 8 && physical & 7 == 0 { return .qword }
+        if count >= 4 && physical & 3 == 0 { return .dword }
+        return count >= 2 && physical & 1 == 0 ? .word : .byte
+    }
+    func readDevice(_ physical: UInt64, _ count: Int, into buffer: UnsafeMutableRawPointer) {
+        var done = 0
+        while done < count {
+            let width = width(physical &+ UInt64(done), count - done)
+            var value = mmio.read(physical &+ UInt64(done), width).littleEndian
+            memcpy(buffer + done, &value, width.rawValue)
+            done += width.rawValue
+        }
+    }
+    func writeDevice(_ physical: UInt64, _ count: Int, from buffer: UnsafeRawPointer) {
+        var done = 0
+        while done < count {
+            let width = width(physical &+ UInt64(done), count - done)
+            var value: UInt64 = 0
+            memcpy(&value, buffer + done, width.rawValue)
+            mmio.write(physical &+ UInt64(done), width, UInt64(littleEndian: value))
+            done += width.rawValue
+        }
+    }
+
+    // MARK: Accesses of the system half
+
+    /// The TLB to look into for an access that is not made by the code of the current mode.
+    @inline(__always) private func table(user: Bool) -> Int {
+        if user { return TLB.Table.user.rawValue }
+        return mode.table == TLB.Table.supervisorAC.rawValue ? mode.table : TLB.Table.supervisor.rawValue
+    }
+
+    /// Host memory for `count` bytes inside one page, by the TLB or by a walk.
+    @inline(__always)
+    private func find(_ linear: UInt64, _ count: Int, writes: Bool, user: Bool) throws(GuestException) -> AccessPart {
+        let table = table(user: user)
+        let entry = tlb.entries + table * TLB.entryCount + TLBState.index(linear)
+        if (writes ? entry.pointee.writeTag : entry.pointee.readTag) == linear & ~0xFFF {
+            let host = UnsafeMutableRawPointer(bitPattern: UInt(entry.pointee.host | linear & 0xFFF)).unsafelyUnwrapped
+            return AccessPart(host: host, physical: 0, count: count)
+        }
+        let part = try resolve(linear, count: count, writes: writes, table: table)
+        if writes, let host = part.host { _ = invalidateCode(host, count, running: nil) }
+        return part
+    }
+
+    /// Loads guest memory at a linear address with the checks of an access at privilege `user`; up to 8 bytes, may
+    /// cross a page.
+    package func load(_ linear: UInt64, byteCount: Int, user: Bool) throws(GuestException) -> UInt64 {
+        var value: UInt64 = 0
+        if Int(linear & 0xFFF) + byteCount <= 4096 {
+            let part = try find(linear, byteCount, writes: false, user: user)
+            if let host = part.host {
+                switch byteCount {
+                case 8: return host.loadUnaligned(as: UInt64.self)
+                case 4: return UInt64(host.loadUnaligned(as: UInt32.self))
+                case 2: return UInt64(host.loadUnaligned(as: UInt16.self))
+                case 1: return UInt64(host.load(as: UInt8.self))
+                default: break
+                }
+            }
+            try withUnsafeMutableBytes(of: &value) { bytes throws(GuestException) in
+                take(part, into: bytes.baseAddress.unsafelyUnwrapped, reads: true)
+            }
+            return value
+        }
+        try withUnsafeMutableBytes(of: &value) { bytes throws(GuestException) in
+            try load(linear, into: UnsafeMutableRawBufferPointer(rebasing: bytes[..<byteCount]), user: user)
+        }
+        return value
+    }
+
+    package func store(_ linear: UInt64, _ value: UInt64, byteCount: Int, user: Bool) throws(GuestException) {
+        if Int(linear & 0xFFF) + byteCount <= 4096 {
+            let part = try find(linear, byteCount, writes: true, user: user)
+            if let host = part.host {
+                switch byteCount {
+                case 8: return host.storeBytes(of: value, as: UInt64.self)
+                case 4: return host.storeBytes(of: UInt32(truncatingIfNeeded: value), as: UInt32.self)
+                case 2: return host.storeBytes(of: UInt16(truncatingIfNeeded: value), as: UInt16.self)
+                case 1: return host.storeBytes(of: UInt8(truncatingIfNeeded: value), as: UInt8.self)
+                default: break
+                }
+            }
+        }
+        var copy = value
+        try withUnsafeBytes(of: &copy) { bytes throws(GuestException) in
+            try store(linear, from: UnsafeRawBufferPointer(rebasing: bytes[..<byteCount]), user: user)
+        }
+    }
+
+    package func load(_ linear: UInt64, into buffer: UnsafeMutableRawBufferPointer, user: Bool) throws(GuestException) {
+        guard let base = buffer.baseAddress else { return }
+        var done = 0
+        while done < buffer.count {
+            let at = linear &+ UInt64(done)
+            let count = min(buffer.count - done, 4096 - Int(at & 0xFFF))
+            take(try find(at, count, writes: false, user: user), into: base + done, reads: true)
+            done += count
+        }
+    }
+
+    /// Nothing is written if any page of it would fault.
+    package func store(_ linear: UInt64, from buffer: UnsafeRawBufferPointer, user: Bool) throws(GuestException) {
+        guard let base = buffer.baseAddress else { return }
+        for pass in 0..<2 {
+            var done = 0
+            while done < buffer.count {
+                let at = linear &+ UInt64(done)
+                let count = min(buffer.count - done, 4096 - Int(at & 0xFFF))
+                let part = try find(at, count, writes: true, user: user)
+                if pass == 1 { put(part, from: UnsafeMutableRawPointer(mutating: base + done)) }
+                done += count
+            }
+        }
+    }
+
+    /// Host memory for a run of bytes in one page, for string operations a page at a time; `nil` when it is device
+    /// memory.
+    func hostRun(_ linear: UInt64, _ count: Int, writes: Bool, user: Bool) throws(GuestException) -> UnsafeMutableRawPointer? {
+        try find(linear, count, writes: writes, user: user).host
+    }
+
+    package func flushTLB(global: Bool) { tlb.flush(global: global) }
+    package func flushTLB(page linear: UInt64) { tlb.flush(page: linear) }
+
+    // MARK: Extended state
+
+    /// Moves the guest's x87, SSE and AVX state into an XSAVE image of standard format (64-byte aligned, at least
+    /// 832 bytes): `mask` says which components. The x87 state is in the host CPU, the vectors are in the context.
+    package func saveExtendedState(to area: UnsafeMutableRawPointer, mask: UInt64) {
+        if mask & 1 != 0 {
+            let save = unsafeBitCast(
+                Int(cache.memory.executableBase) + thunks.pointee.xsave,
+                to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)
+            save(xsaveArea, 1)
+            // FCW to FDP, and the registers behind MXCSR.
+            area.copyMemory(from: xsaveArea, byteCount: 24)
+            (area + 32).copyMemory(from: xsaveArea + 32, byteCount: 128)
+        }
+        let vectors = UnsafeRawPointer(context) + ContextOffset.ymm
+        if mask & 6 != 0 {
+            area.storeBytes(of: context.pointee.mxcsr, toByteOffset: 24, as: UInt32.self)
+            area.storeBytes(of: 0xFFFF, toByteOffset: 28, as: UInt32.self)
+        }
+        if mask & 2 != 0 {
+            for register in 0..<16 { (area + 160 + register * 16).copyMemory(from: vectors + register * 32, byteCount: 16) }
+        }
+        if mask & 4 != 0 {
+            for register in 0..<16 { (area + 576 + register * 16).copyMemory(from: vectors + register * 32 + 16, byteCount: 16) }
+        }
+    }
+
+    /// The reverse of `saveExtendedState`. MXCSR comes with component 1 or 2 and must be valid.
+    package func restoreExtendedState(from area: UnsafeRawPointer, mask: UInt64) {
+        if mask & 1 != 0 {
+            memset(xsaveArea, 0, 576)
+            xsaveArea.copyMemory(from: area, byteCount: 24)
+            (xsaveArea + 32).copyMemory(from: area + 32, byteCount: 128)
+            xsaveArea.storeBytes(of: 1, toByteOffset: 512, as: UInt64.self)
+            let restore = unsafeBitCast(
+                Int(cache.memory.executableBase) + thunks.pointee.xrstor,
+                to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)
+            restore(xsaveArea, 1)
+        }
+        let vectors = UnsafeMutableRawPointer(context) + ContextOffset.ymm
+        if mask & 6 != 0 { context.pointee.mxcsr = area.load(fromByteOffset: 24, as: UInt32.self) & 0xFFFF }
+        if mask & 2 != 0 {
+            for register in 0..<16 { (vectors + register * 32).copyMemory(from: area + 160 + register * 16, byteCount: 16) }
+        }
+        if mask & 4 != 0 {
+            for register in 0..<16 { (vectors + register * 32 + 16).copyMemory(from: area + 576 + register * 16, byteCount: 16) }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+import Glibc
+
+/// The TLBs and jump caches of one CPU, with the lists that make flushing cost what filling cost.
+final class TLBState: @unchecked Sendable {
+    let entries: UnsafeMutablePointer<TLB.Entry>
+    let jumps: UnsafeMutablePointer<JumpCache.Entry>
+    /// Indices of filled TLB entries, all tables in one numbering.
+    private let filled: UnsafeMutablePointer<UInt16>
+    private var filledCount = 0
+    private let filledJumps: UnsafeMutablePointer<UInt16>
+    private var filledJumpCount: [3 of Int] = .init(repeating: 0)
+    /// Whether a table's jump cache holds code that was fetched through a page that is not global.
+    private var hasLocalJumps: [3 of Bool] = .init(repeating: false)
+    /// Regions of 2 MB and 1 GB that entries of large pages lie in (hashed): INVLPG must drop all of such a page.
+    private var large: [16 of UInt64] = .init(repeating: 0)
+    private var huge: UInt64 = 0
+    /// Pages that code was fetched from (hashed).
+    private var executed: [16 of UInt64] = .init(repeating: 0)
+    /// Recent translations of code pages.
+    let code: UnsafeMutablePointer<CodeEntry>
+    static let codeCount = 256
+
+    struct CodeEntry {
+        /// Linear page | bit 0: user | bit 1: valid | bit 2: global.
+        var key: UInt64
+        var physical: UInt64
+        var host: UInt64
+        var ramOffset: Int
+    }
+
+    init(base: UnsafeMutableRawPointer) {
+        entries = (base + ContextOffset.tlb).bindMemory(to: TLB.Entry.self, capacity: TLB.tableCount * TLB.entryCount)
+        jumps = (base + ContextOffset.jumpCache).bindMemory(
+            to: JumpCache.Entry.self, capacity: TLB.tableCount * JumpCache.entryCount)
+        filled = .allocate(capacity: TLB.tableCount * TLB.entryCount)
+        filledJumps = .allocate(capacity: TLB.tableCount * JumpCache.entryCount)
+        code = .allocate(capacity: Self.codeCount)
+        code.initialize(repeating: CodeEntry(key: 0, physical: 0, host: 0, ramOffset: 0), count: Self.codeCount)
+        for index in 0..<TLB.tableCount * TLB.entryCount {
+            let missing = TLB.missingTag(index & (TLB.entryCount - 1))
+            entries[index] = TLB.Entry(readTag: missing, writeTag: missing, host: 0, info: 0)
+        }
+        for index in 0..<TLB.tableCount * JumpCache.entryCount {
+            jumps[index] = JumpCache.Entry(linear: JumpCache.never, host: 0)
+        }
+    }
+    deinit {
+        filled.deallocate()
+        filledJumps.deallocate()
+        code.deallocate()
+    }
+
+    @inline(__always) static func index(_ linear: UInt64) -> Int {
+        Int(truncatingIfNeeded: linear >> 12) & (TLB.entryCount - 1)
+    }
+
+    /// Enters a page. `sizeShift` is that of the guest's mapping.
+    func fill(
+        table: Int, linear: UInt64, host: UnsafeMutableRawPointer, ramOffset: Int, writable: Bool, global: Bool,
+        sizeShift: UInt8
+    ) {
+        let index = Self.index(linear)
+        let slot = table * TLB.entryCount + index
+        if entries[slot].info & 2 == 0 {
+            filled[filledCount] = UInt16(slot)
+            filledCount += 1
+        }
+        let page = linear & ~0xFFF
+        entries[slot] = TLB.Entry(
+            readTag: page, writeTag: writable ? page : TLB.missingTag(index),
+            host: UInt64(UInt(bitPattern: host)), info: UInt64(ramOffset & ~0xFFF) | 2 | (global ? 1 : 0) | (sizeShift > 12 ? 4 : 0))
+        if sizeShift > 12 { noteLarge(linear, sizeShift) }
+    }
+
+    private func noteLarge(_ linear: UInt64, _ sizeShift: UInt8) {
+        if sizeShift > 22 {
+            huge |= 1 << (linear >> 30 & 63)
+        } else {
+            // 4 MB pages: both halves.
+            let region = (linear >> UInt64(sizeShift)) << (UInt64(sizeShift) - 21)
+            for part in region...region + (sizeShift == 22 ? 1 : 0) {
+                large[Int(part >> 6 & 15)] |= 1 << (part & 63)
+            }
+        }
+    }
+
+    private func clear(slot: Int) {
+        let missing = TLB.missingTag(slot & (TLB.entryCount - 1))
+        entries[slot] = TLB.Entry(readTag: missing, writeTag: missing, host: 0, info: 0)
+    }
+
+    /// Forgets translations; those of global pages only if `global`.
+    func flush(global: Bool) {
+        var kept = 0
+        for position in 0..<filledCount {
+            let slot = Int(filled[position])
+            if !global && entries[slot].info & 1 != 0 {
+                filled[kept] = filled[position]
+                kept += 1
+            } else {
+                clear(slot: slot)
+            }
+        }
+        filledCount = kept
+        if kept == 0 {
+            large = .init(repeating: 0)
+            huge = 0
+        }
+        for index in 0..<Self.codeCount where global || code[index].key & 4 == 0 { code[index].key = 0 }
+        for table in 0..<TLB.tableCount where global || hasLocalJumps[table] { clearJumpCache(table) }
+        if global { executed = .init(repeating: 0) }
+    }
+
+    /// INVLPG: the page's entries in all tables, global or not; all of a large page's.
+    func flush(page linear: UInt64) {
+        let index = Self.index(linear)
+        let page = linear & ~0xFFF
+        for table in 0..<TLB.tableCount {
+            let slot = table * TLB.entryCount + index
+            if entries[slot].readTag == page {
+                let missing = TLB.missingTag(index)
+                entries[slot].readTag = missing
+                entries[slot].writeTag = missing
+                entries[slot].info &= 2
+            }
+        }
+        let region = linear >> 21
+        if large[Int(region >> 6 & 15)] & (1 << (region & 63)) != 0 || huge & (1 << (linear >> 30 & 63)) != 0 {
+            flushLarge()
+        }
+        let number = page >> 12
+        if executed[Int(number >> 6 & 15)] & (1 << (number & 63)) != 0 {
+            for index in 0..<Self.codeCount { code[index].key = 0 }
+            for table in 0..<TLB.tableCount { clearJumpCache(table) }
+        }
+    }
+
+    private func flushLarge() {
+        for position in 0..<filledCount {
+            let slot = Int(filled[position])
+            if entries[slot].info & 4 != 0 {
+                let missing = TLB.missingTag(slot & (TLB.entryCount - 1))
+                entries[slot].readTag = missing
+                entries[slot].writeTag = missing
+                entries[slot].info &= 2
+            }
+        }
+        for index in 0..<Self.codeCount { code[index].key = 0 }
+        for table in 0..<TLB.tableCount { clearJumpCache(table) }
+    }
+
+    /// From now on writes to a page of RAM take the slow path: it holds translated code.
+    func protect(ramPage: Int) {
+        let wanted = UInt64(ramPage) << 12
+        for position in 0..<filledCount {
+            let slot = Int(filled[position])
+            if entries[slot].info & ~0xFFF == wanted {
+                entries[slot].writeTag = TLB.missingTag(slot & (TLB.entryCount - 1))
+            }
+        }
+    }
+
+    // MARK: Jump caches and code pages
+
+    func addJump(table: Int, linear: UInt64, host: UInt64, isGlobal: Bool) {
+        let index = JumpCache.index(linear)
+        // The first entry always misses.
+        guard index != 0 else { return }
+        let slot = table * JumpCache.entryCount + index
+        if jumps[slot].linear == JumpCache.never {
+            filledJumps[table * JumpCache.entryCount + filledJumpCount[table]] = UInt16(index)
+            filledJumpCount[table] += 1
+        }
+        jumps[slot] = JumpCache.Entry(linear: linear, host: host)
+        if !isGlobal { hasLocalJumps[table] = true }
+    }
+
+    func clearJumpCache(_ table: Int) {
+        let base = table * JumpCache.entryCount
+        for position in 0..<filledJumpCount[table] {
+            jumps[base + Int(filledJumps[base + position])] = JumpCache.Entry(linear: JumpCache.never, host: 0)
+        }
+        filledJumpCount[table] = 0
+        hasLocalJumps[table] = false
+    }
+
+    @inline(__always) func codeSlot(_ linear: UInt64) -> UnsafeMutablePointer<CodeEntry> {
+        code + (Int(truncatingIfNeeded: linear >> 12) & (Self.codeCount - 1))
+    }
+    func noteExecuted(_ linear: UInt64, sizeShift: UInt8) {
+        let number = linear >> 12
+        executed[Int(number >> 6 & 15)] |= 1 << (number & 63)
+        if sizeShift > 12 { noteLarge(linear, sizeShift) }
+    }
+}

@@ -1,0 +1,244 @@
+import CLinux
+import Glibc
+import Synchronization
+package import VMM
+
+/// The run loop: finds or makes the block at the guest's instruction pointer, enters it, and acts on why it left.
+extension TranslatorCPU: VirtualCPU {
+    package func run() throws -> Exit {
+        HostSignals.install()
+        clinux_set_gs_base(UInt64(UInt(bitPattern: context)))
+        let enter = unsafeBitCast(
+            Int(cache.memory.executableBase) + thunks.pointee.enter,
+            to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)
+        do throws(TripleFault) {
+            while true {
+                if interruptRequest.pointee.load(ordering: .relaxed) != 0 {
+                    if takeRequests() { return .stopped }
+                }
+                var limit = BlockWorkspace.instructionLimit
+                if context.pointee.isHalted || interruptWaiting || nmiFlag.load(ordering: .relaxed) {
+                    try acceptInterrupts(&limit)
+                    if context.pointee.isHalted {
+                        return .halt(interruptsEnabled: context.pointee.systemFlags & RFLAGS.if != 0)
+                    }
+                }
+                context.pointee.interruptShadow = false
+                do throws(GuestException) {
+                    let entry =
+                        limit == 1 ? try isolatedEntry() : try self.entry(at: context.pointee.rip, linkFrom: nil)
+                    enter(context, entry)
+                    try leave(entry)
+                } catch {
+                    try deliver(error)
+                    modeChanged()
+                }
+            }
+        } catch {
+            return .shutdown(
+                ShutdownReason(rip: context.pointee.rip, mode: modeName, reason: error.reason))
+        }
+    }
+
+    /// Clears the request flag, then looks at what it may stand for. Returns `true` to stop.
+    private func takeRequests() -> Bool {
+        interruptRequest.pointee.store(0, ordering: .sequentiallyConsistent)
+        jumpMask.pointee.store(JumpCache.mask, ordering: .sequentiallyConsistent)
+        interruptWaiting = true
+        return stopFlag.exchange(false, ordering: .sequentiallyConsistent)
+    }
+
+    /// Delivers what may be delivered now. In the shadow of STI or MOV SS one instruction has to run first.
+    private func acceptInterrupts(_ limit: inout Int) throws(TripleFault) {
+        if nmiFlag.load(ordering: .relaxed) && !context.pointee.nmiBlocked {
+            if context.pointee.interruptShadow && !context.pointee.isHalted {
+                limit = 1
+                return
+            }
+            nmiFlag.store(false, ordering: .relaxed)
+            try deliverNMI()
+            modeChanged()
+        }
+        guard interrupts.isPending else {
+            interruptWaiting = false
+            // A request that came between the two looks has set the flag again.
+            return
+        }
+        interruptWaiting = true
+        guard context.pointee.systemFlags & RFLAGS.if != 0 else { return }
+        if context.pointee.interruptShadow && !context.pointee.isHalted {
+            limit = 1
+            return
+        }
+        try deliverInterrupt(vector: interrupts.acknowledge())
+        modeChanged()
+    }
+
+    // MARK: Entering
+
+    /// The host address of the code at a linear address, translated if need be, and `ripPage` set for it.
+    /// - Parameter linkFrom: a direct jump to patch: its site, the thunk it calls, and which entry it wants.
+    private func entry(
+        at linear: UInt64, linkFrom: (site: Int, thunk: Int, saved: Bool)?
+    ) throws(GuestException) -> UInt64 {
+        let page = try codePage(linear)
+        context.pointee.ripPage = linear & ~0xFFF
+        var index = cache.find(page.physical + (linear & 0xFFF), mode)
+        if index != 0 && cache.blocks[index].secondPage >= 0 {
+            // The instruction's other half may be elsewhere than when the block was made.
+            let second = try codePage((linear & ~0xFFF) &+ 4096)
+            if second.ramOffset >> 12 != cache.blocks[index].secondPage {
+                cache.remove(index)
+                index = 0
+            }
+        }
+        if index == 0 {
+            if systemPool.isFull { flushCode() }
+            let before = cache.blockCount
+            index = try translate(
+                linear, page: page, mode: mode, limit: BlockWorkspace.instructionLimit, isIsolated: false)
+            if index < before { return executable(Int(cache.blocks[index].savedEntry)) }
+        }
+        if let linkFrom, cache.blocks[index].secondPage < 0 {
+            cache.link(site: linkFrom.site, thunk: linkFrom.thunk, to: index, saved: linkFrom.saved)
+        }
+        return executable(Int(cache.blocks[index].savedEntry))
+    }
+
+    /// One instruction, translated for this once.
+    private func isolatedEntry() throws(GuestException) -> UInt64 {
+        let linear = context.pointee.rip
+        let page = try codePage(linear)
+        context.pointee.ripPage = linear & ~0xFFF
+        let index = try translate(linear, page: page, mode: mode, limit: 1, isIsolated: true)
+        return executable(Int(cache.blocks[index].savedEntry))
+    }
+
+    private func executable(_ offset: Int) -> UInt64 { cache.memory.executableBase + UInt64(offset) }
+
+    // MARK: Leaving
+
+    /// Acts on the descriptor that the exit thunk stored. Afterwards `rip` is where to go on.
+    private func leave(_ entered: UInt64) throws(GuestException) {
+        var next = entered
+        while true {
+            let pointer = UnsafeRawPointer(bitPattern: UInt(context.pointee.exitReason)).unsafelyUnwrapped
+            let descriptor = pointer.loadUnaligned(as: ExitDescriptor.self)
+            let value = Int(descriptor.value)
+            let kind = ExitDescriptor.Kind(rawValue: descriptor.kind).unsafelyUnwrapped
+            switch kind {
+            case .chain:
+                let linear = context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))
+                context.pointee.rip = linear
+                let site = Int(UInt(bitPattern: pointer) - UInt(cache.memory.executableBase)) - 5
+                let inHost = descriptor.flagsInHost != 0
+                next = try entry(
+                    at: linear, linkFrom: (site, inHost ? thunks.pointee.exitHost : thunks.pointee.exitSaved, !inHost))
+            case .goto:
+                context.pointee.rip = context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))
+                return
+            case .indirect:
+                let linear = context.pointee.rip
+                next = try entry(at: linear, linkFrom: nil)
+                let isGlobal = tlb.codeSlot(linear).pointee.key & 4 != 0
+                tlb.addJump(table: mode.table, linear: linear, host: next, isGlobal: isGlobal)
+            case .system:
+                context.pointee.rip = context.pointee.ripPage &+ UInt64(value & 0x1FFF)
+                try system(systemPool.entries + (value >> 13))
+                return
+            case .exception:
+                context.pointee.rip = context.pointee.ripPage &+ UInt64(value)
+                throw GuestException(vector: descriptor.vector, errorCode: descriptor.vector == 13 ? 0 : nil)
+            case .fault:
+                guard let exception = pendingException else {
+                    // The instruction writes into its own block: alone it is a block that nobody finds.
+                    next = try isolatedEntry()
+                    break
+                }
+                throw exception
+            case .resume: return
+            case .signal:
+                throw signalException()
+            }
+            if interruptRequest.pointee.load(ordering: .relaxed) != 0 { return }
+            enterAgain(next)
+        }
+    }
+
+    @inline(__always) private func enterAgain(_ entry: UInt64) {
+        unsafeBitCast(
+            Int(cache.memory.executableBase) + thunks.pointee.enter,
+            to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)(context, entry)
+    }
+
+    private func system(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        let copy = instruction.pointee
+        if copy.kind.isStringOperation, try stringRun(copy) { return }
+        try withUnsafePointer(to: copy) { (pointer) throws(GuestException) in try perform(pointer) }
+        // Interrupts may be on now that were off when the request came.
+        if context.pointee.systemFlags & RFLAGS.if != 0 && interrupts.isPending { interruptWaiting = true }
+    }
+
+    /// An instruction of the system half in the middle of a block. `false`: leave the block.
+    func systemInBlock(_ pointer: UnsafeRawPointer) -> Bool {
+        let value = Int(pointer.loadUnaligned(as: ExitDescriptor.self).value)
+        let start = context.pointee.ripPage &+ UInt64(value & 0x1FFF)
+        context.pointee.rip = start
+        codeChanged = false
+        let modeBefore = mode
+        let instruction = systemPool.entries + (value >> 13)
+        do throws(GuestException) {
+            try system(instruction)
+        } catch {
+            pendingException = error
+            context.pointee.exitReason = cache.memory.executableBase + UInt64(thunks.pointee.faultDescriptor)
+            return false
+        }
+        if context.pointee.rip == start &+ UInt64(instruction.pointee.length) && !codeChanged && mode == modeBefore {
+            return true
+        }
+        context.pointee.exitReason = cache.memory.executableBase + UInt64(thunks.pointee.resumeDescriptor)
+        return false
+    }
+
+    /// The guest exception that a host signal in translated code stands for.
+    private func signalException() -> GuestException {
+        let host = Int(context.pointee.faultAddress - cache.memory.executableBase)
+        let index = cache.find(codeOffset: host)
+        guard index != 0 else { return .invalidOpcode }
+        let (offset, flagsInHost) = cache.guestOffset(of: host, in: index)
+        context.pointee.rip = context.pointee.ripPage &+ UInt64(offset)
+        if flagsInHost {
+            context.pointee.rflags = context.pointee.systemFlags | context.pointee.faultFlags & UInt64(arithmeticFlags)
+        }
+        // Host trap numbers are the exception vectors.
+        switch context.pointee.faultTrap {
+        case 0: return .divideError
+        case 6: return .invalidOpcode
+        case 16: return GuestException(vector: 16)
+        case 17: return GuestException(vector: 17, errorCode: 0)
+        case 19: return GuestException(vector: 19)
+        default: return .generalProtection()
+        }
+    }
+
+    private var modeName: String {
+        let c = context.pointee
+        if c.is64Bit { return "long mode" }
+        if c.isLongMode { return "compatibility mode" }
+        if c.cr0 & 1 == 0 { return "real mode" }
+        return c.systemFlags & (1 << 17) != 0 ? "virtual-8086 mode" : "protected mode"
+    }
+
+    // MARK: From other threads
+
+    package func stop() {
+        stopFlag.store(true, ordering: .sequentiallyConsistent)
+        requestAttention()
+    }
+    package func interruptRequested() { requestAttention() }
+    package func injectNMI() {
+        nmiFlag.store(true, ordering: .sequentiallyConsistent)
+        requestAttention()
+    }
+}

@@ -1,0 +1,89 @@
+package import VMM
+
+/// Architectural state in the form that both engines share.
+extension TranslatorCPU {
+    package func readState() -> CPUState {
+        var state = CPUState()
+        let c = context.pointee
+        for index in 0..<16 { state.registers[index] = c.gpr[index] }
+        state.rip = c.rip
+        state.rflags = c.rflags
+        state.es = c.es
+        state.cs = c.cs
+        state.ss = c.ss
+        state.ds = c.ds
+        state.fs = c.fs
+        state.fs.base = c.fsBase
+        state.gs = c.gs
+        state.gs.base = c.gsBase
+        state.ldtr = c.ldtr
+        state.tr = c.tr
+        state.gdtr = c.gdtr
+        state.idtr = c.idtr
+        state.cr0 = c.cr0
+        state.cr2 = c.cr2
+        state.cr3 = c.cr3
+        state.cr4 = c.cr4
+        state.cr8 = c.cr8
+        for index in 0..<4 { state.dr[index] = c.dr[index] }
+        state.dr6 = c.dr6
+        state.dr7 = c.dr7
+        state.xcr0 = c.xcr0
+        state.msr = c.msr
+        state.interruptShadow = c.interruptShadow
+        state.nmiBlocked = c.nmiBlocked
+        state.nmiPending = c.nmiPending
+        state.isHalted = c.isHalted
+        let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
+        defer { area.deallocate() }
+        area.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
+        saveExtendedState(to: area, mask: 7)
+        area.storeBytes(of: 7, toByteOffset: 512, as: UInt64.self)
+        state.xsave = Array(UnsafeRawBufferPointer(start: area, count: 1088))
+        return state
+    }
+
+    package func writeState(_ state: CPUState) {
+        for index in 0..<16 { context.pointee.gpr[index] = index < state.registers.count ? state.registers[index] : 0 }
+        context.pointee.rip = state.rip
+        context.pointee.rflags = state.rflags
+        context.pointee.es = state.es
+        context.pointee.cs = state.cs
+        context.pointee.ss = state.ss
+        context.pointee.ds = state.ds
+        context.pointee.fs = state.fs
+        context.pointee.fsBase = state.fs.base
+        context.pointee.gs = state.gs
+        context.pointee.gsBase = state.gs.base
+        context.pointee.ldtr = state.ldtr
+        context.pointee.tr = state.tr
+        context.pointee.gdtr = state.gdtr
+        context.pointee.idtr = state.idtr
+        context.pointee.cr0 = state.cr0
+        context.pointee.cr2 = state.cr2
+        context.pointee.cr3 = state.cr3
+        context.pointee.cr4 = state.cr4
+        context.pointee.cr8 = state.cr8
+        for index in 0..<4 { context.pointee.dr[index] = index < state.dr.count ? state.dr[index] : 0 }
+        context.pointee.dr6 = state.dr6
+        context.pointee.dr7 = state.dr7
+        context.pointee.xcr0 = state.xcr0
+        context.pointee.msr = state.msr
+        context.pointee.interruptShadow = state.interruptShadow
+        context.pointee.nmiBlocked = state.nmiBlocked
+        context.pointee.nmiPending = state.nmiPending
+        context.pointee.isHalted = state.isHalted
+        let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
+        defer { area.deallocate() }
+        area.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
+        state.xsave.withUnsafeBytes { bytes in
+            if let base = bytes.baseAddress { area.copyMemory(from: base, byteCount: min(1088, bytes.count)) }
+        }
+        restoreExtendedState(from: area, mask: 7)
+        // Memory may be another machine's: nothing that was derived from it holds.
+        flushTLB(global: true)
+        flushCode()
+        modeChanged()
+        interruptWaiting = true
+    }
+}

@@ -1,0 +1,75 @@
+import CLinux
+import Glibc
+import Synchronization
+
+// REP MOVS and REP STOS a page at a time, by the host's own copying: what a guest does most with string
+// instructions. All else (downward, 16- and 32-bit addresses, fs and gs, elements across pages, device memory) is
+// `stringOperation`'s.
+extension TranslatorCPU {
+    /// Runs as much of the instruction as goes the fast way, up to the next request from outside.
+    /// - Returns: `true` when it is done or has to be run again and `rip` says so; `false` for the general way.
+    func stringRun(_ i: SystemInstruction) throws(GuestException) -> Bool {
+        guard i.kind == .movs || i.kind == .stos, i.addressSize == 8, i.options.contains(.rep),
+            context.pointee.systemFlags & RFLAGS.df == 0, context.pointee.is64Bit,
+            i.kind == .stos || (i.segment != SegmentNumber.fs && i.segment != SegmentNumber.gs)
+        else { return false }
+        let size = Int(i.operandSize)
+        let user = mode.table == 1
+        var remaining = context.pointee.gpr[1]
+        while remaining != 0 {
+            let destination = context.pointee.gpr[7]
+            var room = (4096 - Int(destination & 0xFFF)) / size
+            if i.kind == .movs { room = min(room, (4096 - Int(context.pointee.gpr[6] & 0xFFF)) / size) }
+            if room == 0 { return false }
+            let count = remaining < UInt64(room) ? Int(remaining) : room
+            let byteCount = count * size
+            if i.kind == .movs {
+                guard let source = try hostRun(context.pointee.gpr[6], byteCount, writes: false, user: user),
+                    let target = try hostRun(destination, byteCount, writes: true, user: user)
+                else { return false }
+                Self.copyForward(target, source, byteCount, size)
+                context.pointee.gpr[6] &+= UInt64(byteCount)
+            } else {
+                guard let target = try hostRun(destination, byteCount, writes: true, user: user) else { return false }
+                Self.fill(target, context.pointee.gpr[0], count, size)
+            }
+            context.pointee.gpr[7] = destination &+ UInt64(byteCount)
+            remaining &-= UInt64(count)
+            context.pointee.gpr[1] = remaining
+            if remaining != 0 && interruptRequest.pointee.load(ordering: .relaxed) != 0 { return true }
+        }
+        context.pointee.rip &+= UInt64(i.length)
+        return true
+    }
+
+    /// As the instruction copies: element after element, so that a target that begins inside the source repeats it.
+    private static func copyForward(
+        _ target: UnsafeMutableRawPointer, _ source: UnsafeMutableRawPointer, _ byteCount: Int, _ size: Int
+    ) {
+        let distance = UInt(bitPattern: target) &- UInt(bitPattern: source)
+        if distance >= UInt(byteCount) {
+            memmove(target, source, byteCount)
+            return
+        }
+        var offset = 0
+        while offset < byteCount {
+            switch size {
+            case 8: (target + offset).storeBytes(of: (source + offset).loadUnaligned(as: UInt64.self), as: UInt64.self)
+            case 4: (target + offset).storeBytes(of: (source + offset).loadUnaligned(as: UInt32.self), as: UInt32.self)
+            case 2: (target + offset).storeBytes(of: (source + offset).loadUnaligned(as: UInt16.self), as: UInt16.self)
+            default: (target + offset).storeBytes(of: (source + offset).load(as: UInt8.self), as: UInt8.self)
+            }
+            offset += size
+        }
+    }
+
+    private static func fill(_ target: UnsafeMutableRawPointer, _ value: UInt64, _ count: Int, _ size: Int) {
+        switch size {
+        case 1: memset(target, CInt(value & 0xFF), count)
+        case _ where value == 0: memset(target, 0, count * size)
+        case 2: for index in 0..<count { target.storeBytes(of: UInt16(truncatingIfNeeded: value), toByteOffset: index * 2, as: UInt16.self) }
+        case 4: for index in 0..<count { target.storeBytes(of: UInt32(truncatingIfNeeded: value), toByteOffset: index * 4, as: UInt32.self) }
+        default: for index in 0..<count { target.storeBytes(of: value, toByteOffset: index * 8, as: UInt64.self) }
+        }
+    }
+}

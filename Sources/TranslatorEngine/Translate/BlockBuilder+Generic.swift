@@ -1,0 +1,331 @@
+import CZydis
+
+/// What takes the place of an instruction's register-or-memory operand.
+private enum Place {
+    /// As it is: a register whose number is in the original encoding or given.
+    case register(Int)
+    /// `[address]`.
+    case address
+    /// `[base]` of an instruction that may not have a REX prefix.
+    case legacyBase(Int)
+    /// `gs:[offset]`: a guest register that lives in the context.
+    case context(Int)
+}
+
+/// Instructions that are copied, with other registers where the guest's are displaced.
+extension BlockBuilder {
+    /// Emits a copy of an instruction whose effects the silicon gets right by itself.
+    mutating func generic(
+        _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>,
+        bytes: UnsafePointer<UInt8>, info: Instruction
+    ) {
+        var memory = -1
+        // Guest numbers of general registers in each place of the encoding, -1 for none.
+        var reg = -1, rm = -1, vvvv = -1, low = -1
+        var hasHighByte = false
+        var used: UInt32 = 0
+        // Guest registers 13-15 that have to be loaded before and stored behind.
+        var loads: UInt32 = 0, stores: UInt32 = 0
+        var displaced = false
+        var rmWidth = 0, rmIsWritten = false
+        let count = Int(instruction.pointee.operand_count)
+        for index in 0..<count {
+            let operand = operands + index
+            if operand.pointee.type == ZYDIS_OPERAND_TYPE_MEMORY {
+                if operand.pointee.mem.type == ZYDIS_MEMOP_TYPE_MEM { memory = index }
+                continue
+            }
+            guard operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER else { continue }
+            let number = Operand.general(operand.pointee.reg.value)
+            if number < 0 { continue }
+            if Operand.isHighByte(operand.pointee.reg.value) {
+                hasHighByte = true
+                used |= 1 << UInt32(number - 4)
+                switch operand.pointee.encoding {
+                case ZYDIS_OPERAND_ENCODING_MODRM_REG: reg = number + 16
+                case ZYDIS_OPERAND_ENCODING_MODRM_RM: rm = number + 16
+                case ZYDIS_OPERAND_ENCODING_OPCODE: low = number + 16
+                default: break
+                }
+                continue
+            }
+            used |= 1 << UInt32(number)
+            let actions = operand.pointee.actions
+            let isWritten =
+                actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
+            if RegisterMap.isDisplaced(number) {
+                displaced = true
+                let isPureWrite =
+                    actions == UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_WRITE.rawValue) && operand.pointee.size >= 32
+                // BSF and BSR of zero leave their destination as it was.
+                let mayKeep = instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSF || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSR
+                if !isPureWrite || mayKeep { loads |= 1 << UInt32(number) }
+                if isWritten { stores |= 1 << UInt32(number) }
+            }
+            switch operand.pointee.encoding {
+            case ZYDIS_OPERAND_ENCODING_MODRM_REG: reg = number
+            case ZYDIS_OPERAND_ENCODING_MODRM_RM:
+                rm = number
+                rmWidth = Int(operand.pointee.size)
+                rmIsWritten = isWritten
+            case ZYDIS_OPERAND_ENCODING_NDSNDD: vvvv = number
+            case ZYDIS_OPERAND_ENCODING_OPCODE: low = number
+            default: break
+            }
+        }
+
+        let touchesStackPointer = used & (1 << 4) != 0
+        if memory < 0 && !displaced && !touchesStackPointer {
+            needFlags(for: info)
+            for index in 0..<Int(info.length) { code.byte(bytes[index]) }
+            noteFlags(info)
+            return
+        }
+
+        var place = Place.register(rm)
+        if memory >= 0 {
+            let operand = operands + memory
+            let actions = operand.pointee.actions
+            let reads = actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_READ.rawValue) != 0
+            let writes = actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
+            clobberFlags()
+            emitAddress(operand.pointee.mem, withSegment: true)
+            // A CMPXCHG that fails writes the old value back: it is a write to the paging unit as well.
+            beginAccess(size: Int(operand.pointee.size) / 8, access: (reads ? 1 : 0) | (writes ? 2 : 0))
+            place = .address
+        }
+        needFlags(for: info)
+
+        // A displaced register in the register-or-memory place of a plain instruction is used where it lies.
+        var contextSlot = -1
+        if memory < 0, rm >= 13 && rm < 16, Self.takesContextOperand(instruction) {
+            contextSlot = rm
+            place = .context(RegisterMap.slot(rm))
+            let others = (reg == rm ? 1 : 0) + (vvvv == rm ? 1 : 0) + (low == rm ? 1 : 0)
+            if others == 0 {
+                loads &= ~(1 << UInt32(rm))
+                stores &= ~(1 << UInt32(rm))
+            } else if rmIsWritten {
+                // Both places name it: the written one must be a register, unless only `rm` is written.
+                if reg == rm && Self.writesOnlyRM(operands, count) {
+                    stores &= ~(1 << UInt32(rm))
+                    loads |= 1 << UInt32(rm)
+                } else {
+                    contextSlot = -1
+                    place = .register(rm)
+                }
+            }
+        }
+
+        // Host registers for the displaced ones.
+        var hosts = (-1, -1, -1)
+        var free: [2 of Int] = [scratch, memory < 0 ? address : -1]
+        var borrowed: (register: Int, slot: Int) = (-1, -1)
+        var borrowed2: (register: Int, slot: Int) = (-1, -1)
+        for guest in 13..<16 where (loads | stores) & (1 << UInt32(guest)) != 0 {
+            var host = -1
+            if free[0] >= 0 {
+                host = free[0]
+                free[0] = -1
+            } else if free[1] >= 0 {
+                host = free[1]
+                free[1] = -1
+            } else {
+                // Rare: three displaced registers, or two and memory.
+                host = 3
+                while used & (1 << UInt32(host)) != 0 || host == 4 || host == borrowed.register { host += 1 }
+                let slot = borrowed.register < 0 ? 1 : 2
+                code.storeContext(ContextOffset.temporary + slot * 8, host)
+                if borrowed.register < 0 { borrowed = (host, slot) } else { borrowed2 = (host, slot) }
+            }
+            switch guest {
+            case 13: hosts.0 = host
+            case 14: hosts.1 = host
+            default: hosts.2 = host
+            }
+            if loads & (1 << UInt32(guest)) != 0 { code.loadContext(host, RegisterMap.slot(guest)) }
+        }
+        func host(_ guest: Int) -> Int {
+            if guest < 0 { return -1 }
+            if guest >= 16 { return guest - 16 }
+            switch guest {
+            case 13: return hosts.0
+            case 14: return hosts.1
+            case 15: return hosts.2
+            default: return RegisterMap.host(guest)
+            }
+        }
+
+        if case .address = place, hasHighByte {
+            // No REX may stand beside AH...BH: the base has to be one of the first eight.
+            let base = used & (1 << 7) == 0 ? HostRegister.rdi : HostRegister.rsi
+            code.storeContext(ContextOffset.temporary, base)
+            code.move(base, address)
+            reencode(instruction, bytes, info, reg: host(reg), place: .legacyBase(base), vvvv: host(vvvv), low: host(low))
+            code.loadContext(base, ContextOffset.temporary)
+        } else {
+            if case .register = place { place = .register(host(rm)) }
+            reencode(instruction, bytes, info, reg: host(reg), place: place, vvvv: host(vvvv), low: host(low))
+        }
+        if memory >= 0 { endAccess() }
+        if contextSlot >= 0 && rmIsWritten && rmWidth == 32 {
+            code.storeContext32(RegisterMap.slot(contextSlot) + 4, immediate: 0)
+        }
+        for guest in 13..<16 where stores & (1 << UInt32(guest)) != 0 {
+            code.storeContext(RegisterMap.slot(guest), host(guest))
+        }
+        if borrowed.register >= 0 { code.loadContext(borrowed.register, ContextOffset.temporary + borrowed.slot * 8) }
+        if borrowed2.register >= 0 { code.loadContext(borrowed2.register, ContextOffset.temporary + borrowed2.slot * 8) }
+        noteFlags(info)
+    }
+
+    /// Before an instruction that reads flags, or changes only some of the live ones.
+    @inline(__always) mutating func needFlags(for info: Instruction) {
+        if (info.flagsRead != 0 || info.modifiesFlags) && info.flagsLive != 0 { needFlags() }
+    }
+
+    /// Where the flags are behind an instruction.
+    @inline(__always) mutating func noteFlags(_ info: Instruction) {
+        if info.modifiesFlags {
+            flagsInHost = true
+            flagsSaved = false
+        }
+    }
+
+    /// Whether the instruction means the same with a memory operand of the register's width: plain integer
+    /// instructions. Not BT and XCHG, and not those whose memory form has another width.
+    private static func takesContextOperand(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        guard instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY else { return false }
+        let opcode = instruction.pointee.opcode
+        if instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT {
+            switch opcode {
+            case 0x00..<0x40: return opcode & 7 < 4
+            case 0x63, 0x69, 0x6B, 0x80...0x85, 0x88...0x8B, 0xC0, 0xC1, 0xC6, 0xC7, 0xD0...0xD3, 0xF6, 0xF7, 0xFE, 0xFF:
+                return true
+            default: return false
+            }
+        }
+        if instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_0F {
+            switch opcode {
+            case 0x40...0x4F, 0x90...0x9F, 0xA4, 0xA5, 0xAC, 0xAD, 0xAF, 0xB6, 0xB7, 0xBE, 0xBF: return true
+            default: return false
+            }
+        }
+        return false
+    }
+
+    /// Whether the only general register written is the one in the register-or-memory place.
+    private static func writesOnlyRM(_ operands: UnsafePointer<ZydisDecodedOperand>, _ count: Int) -> Bool {
+        for index in 0..<count {
+            let operand = operands + index
+            guard operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER,
+                Operand.general(operand.pointee.reg.value) >= 0,
+                operand.pointee.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
+            else { continue }
+            if operand.pointee.encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM { return false }
+        }
+        return true
+    }
+
+    /// Writes the instruction anew with other registers and operand places; -1 keeps what the original has.
+    private mutating func reencode(
+        _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bytes: UnsafePointer<UInt8>, _ info: Instruction,
+        reg: Int, place: Place, vvvv: Int, low: Int
+    ) {
+        let raw = instruction.pointee.raw
+        let length = Int(info.length)
+        let hasModRM = raw.modrm.offset != 0
+        // What follows ModRM, SIB and displacement is copied as it is.
+        var immediate = length
+        if raw.disp.size != 0 && hasModRM {
+            immediate = Int(raw.disp.offset) + Int(raw.disp.size) / 8
+        } else if raw.sib.offset != 0 {
+            immediate = Int(raw.sib.offset) + 1
+        } else if hasModRM {
+            immediate = Int(raw.modrm.offset) + 1
+        } else if raw.imm.0.size != 0 {
+            immediate = Int(raw.imm.0.offset)
+        }
+        var regField = 0, rmField = 0
+        var b = 0
+
+        if instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX {
+            let vex = Int(raw.vex.offset)
+            let short = bytes[vex] == 0xC5
+            let first = bytes[vex + 1]
+            let second = short ? first & 0x7F : bytes[vex + 2]
+            let map: UInt8 = short ? 1 : first & 0x1F
+            let originalR = first & 0x80 == 0 ? 8 : 0
+            let originalB = short || first & 0x20 != 0 ? 0 : 8
+            let opcodeAt = vex + (short ? 2 : 3)
+            regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | originalR
+            switch place {
+            case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7 | originalB
+            case .address: rmField = address
+            case .legacyBase(let base): rmField = base
+            case .context: rmField = 4
+            }
+            let v = vvvv >= 0 ? UInt8(truncatingIfNeeded: ~vvvv & 15) : second >> 3 & 15
+            if case .context = place { code.byte(0x65) } else { b = rmField & 8 }
+            code.byte(0xC4)
+            code.byte((regField & 8 == 0 ? 0x80 : 0) | 0x40 | (b == 0 ? 0x20 : 0) | map)
+            code.byte(second & 0x87 | v << 3)
+            code.byte(bytes[opcodeAt])
+        } else {
+            // Prefixes that mean something to the copy: operand size, lock, and what F2 and F3 say.
+            if case .context = place { code.byte(0x65) }
+            var position = 0
+            var rexByte: UInt8 = 0
+            while position < length {
+                let prefix = bytes[position]
+                if prefix == 0x66 || prefix == 0xF0 || prefix == 0xF2 || prefix == 0xF3 {
+                    code.byte(prefix)
+                    rexByte = 0
+                } else if mode.codeSize == 0 && prefix & 0xF0 == 0x40 {
+                    rexByte = prefix
+                } else if prefix == 0x26 || prefix == 0x2E || prefix == 0x36 || prefix == 0x3E || prefix == 0x64
+                    || prefix == 0x65 || prefix == 0x67
+                {
+                    rexByte = 0
+                } else {
+                    break
+                }
+                position += 1
+            }
+            let w = rexByte & 8
+            if hasModRM {
+                regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | Int(rexByte & 4) << 1
+                switch place {
+                case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7 | Int(rexByte & 1) << 3
+                case .address: rmField = address
+                case .legacyBase(let base): rmField = base
+                case .context: rmField = 4
+                }
+                if case .context = place {} else { b = rmField & 8 }
+            } else {
+                b = low >= 0 ? low & 8 : Int(rexByte & 1) << 3
+            }
+            let rex = 0x40 | w | UInt8(truncatingIfNeeded: (regField & 8) >> 1 | b >> 3)
+            if rex != 0x40 || rexByte != 0 { code.byte(rex) }
+            // Escape bytes and the opcode: everything up to ModRM or, without it, the immediate.
+            let opcodeEnd = hasModRM ? Int(raw.modrm.offset) : immediate
+            while position < opcodeEnd {
+                var value = bytes[position]
+                if !hasModRM && low >= 0 && position == opcodeEnd - 1 {
+                    value = value & 0xF8 | UInt8(truncatingIfNeeded: low & 7)
+                }
+                code.byte(value)
+                position += 1
+            }
+        }
+        if hasModRM {
+            switch place {
+            case .register: code.modRM(3, regField, rmField)
+            case .address: code.modRM(0, regField, rmField)
+            case .legacyBase(let base): code.modRM(0, regField, base)
+            case .context(let offset): code.absolute(regField, Int32(truncatingIfNeeded: offset))
+            }
+        }
+        for index in immediate..<length { code.byte(bytes[index]) }
+    }
+}

@@ -1,0 +1,316 @@
+import CZydis
+
+/// Instructions that use the stack, and branches.
+extension BlockBuilder {
+    private var stack: Int { RegisterMap.guestStack }
+
+    /// Pushes what is in the first temporary.
+    mutating func pushTemporary() {
+        beginPush(8)
+        code.loadContext(scratch, ContextOffset.temporary)
+        storeToAddress(scratch, size: 8)
+        endPush(8)
+    }
+
+    /// Address of a push of `size` bytes, checked, in the address register.
+    private mutating func beginPush(_ size: Int) {
+        clobberFlags()
+        code.lea(address, base: stack, Int32(-size))
+        beginAccess(size: size, access: 2)
+    }
+    private mutating func endPush(_ size: Int) {
+        endAccess()
+        code.lea(stack, base: stack, Int32(-size))
+    }
+    private mutating func storeToAddress(_ register: Int, size: Int) {
+        if size == 2 { code.byte(0x66) }
+        code.rex(w: size == 8, reg: register, base: address)
+        code.byte(0x89)
+        code.memory(register, base: address, 0)
+    }
+    private mutating func loadFromAddress(_ register: Int, size: Int) {
+        if size == 2 {
+            code.rex(w: false, reg: register, base: address)
+            code.byte(0x0F)
+            code.byte(0xB7)
+        } else {
+            code.rex(w: size == 8, reg: register, base: address)
+            code.byte(0x8B)
+        }
+        code.memory(register, base: address, 0)
+    }
+
+    mutating func push(
+        _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>
+    ) {
+        let size = instruction.pointee.operand_width == 16 ? 2 : 8
+        switch operands.pointee.type {
+        case ZYDIS_OPERAND_TYPE_REGISTER:
+            let guest = Operand.general(operands.pointee.reg.value)
+            beginPush(size)
+            var source = RegisterMap.host(guest)
+            if RegisterMap.isDisplaced(guest) {
+                source = scratch
+                code.loadContext(scratch, RegisterMap.slot(guest))
+            }
+            storeToAddress(source, size: size)
+        case ZYDIS_OPERAND_TYPE_IMMEDIATE:
+            beginPush(size)
+            // Immediates are sign-extended to the operand size by the decoder.
+            code.move(scratch, immediate: operands.pointee.imm.value.u)
+            storeToAddress(scratch, size: size)
+        default:
+            clobberFlags()
+            emitAddress(operands.pointee.mem, withSegment: true)
+            beginAccess(size: size, access: 1)
+            loadFromAddress(scratch, size: size)
+            endAccess()
+            code.storeContext(ContextOffset.temporary, scratch)
+            beginPush(size)
+            code.loadContext(scratch, ContextOffset.temporary)
+            storeToAddress(scratch, size: size)
+        }
+        endPush(size)
+    }
+
+    mutating func pop(
+        _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>
+    ) {
+        let size = instruction.pointee.operand_width == 16 ? 2 : 8
+        clobberFlags()
+        code.move(address, stack)
+        beginAccess(size: size, access: 1)
+        if operands.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER {
+            let guest = Operand.general(operands.pointee.reg.value)
+            if size == 8 && !RegisterMap.isDisplaced(guest) && guest != 4 {
+                loadFromAddress(RegisterMap.host(guest), size: 8)
+                endAccess()
+                code.lea(stack, base: stack, 8)
+                return
+            }
+            loadFromAddress(scratch, size: size)
+            endAccess()
+            code.lea(stack, base: stack, Int32(size))
+            if size == 8 {
+                if guest == 4 {
+                    code.move(stack, scratch)
+                } else {
+                    code.storeContext(RegisterMap.slot(guest), scratch)
+                }
+            } else if RegisterMap.isDisplaced(guest) {
+                code.byte(0x65)
+                code.byte(0x66)
+                code.rex(w: false, reg: scratch, base: 0)
+                code.byte(0x89)
+                code.absolute(scratch, Int32(RegisterMap.slot(guest)))
+            } else {
+                code.byte(0x66)
+                code.rex(w: false, reg: scratch, base: RegisterMap.host(guest))
+                code.byte(0x89)
+                code.modRM(3, scratch, RegisterMap.host(guest))
+            }
+            return
+        }
+        // The stack pointer is incremented before the address is computed (SDM Vol. 2, POP), but only for good
+        // once the store cannot fault.
+        loadFromAddress(scratch, size: size)
+        endAccess()
+        code.storeContext(ContextOffset.temporary, scratch)
+        if Operand.general(operands.pointee.mem.base) == 4 {
+            var memory = operands.pointee.mem
+            memory.disp.value &+= ZyanI64(size)
+            memory.disp.has_displacement = 1
+            emitAddress(memory, withSegment: true)
+        } else {
+            emitAddress(operands.pointee.mem, withSegment: true)
+        }
+        beginAccess(size: size, access: 2)
+        code.loadContext(scratch, ContextOffset.temporary)
+        storeToAddress(scratch, size: size)
+        endAccess()
+        code.lea(stack, base: stack, Int32(size))
+    }
+
+    mutating func leave() {
+        clobberFlags()
+        code.move(address, HostRegister.rbp)
+        beginAccess(size: 8, access: 1)
+        // The new stack pointer comes from the old rbp, which the load replaces.
+        code.load(scratch, base: address)
+        endAccess()
+        code.lea(stack, base: HostRegister.rbp, 8)
+        code.move(HostRegister.rbp, scratch)
+    }
+
+    /// Pushes the address of the next instruction.
+    private mutating func pushReturnAddress() {
+        beginPush(8)
+        loadCodeAddress(scratch, next)
+        code.store(base: address, 0, scratch)
+        endPush(8)
+    }
+
+    mutating func call(to target: Int, isStraddling: Bool, liveAtTarget: UInt32) {
+        pushReturnAddress()
+        live = liveAtTarget
+        directExit(to: target, isBackward: target <= here, isStraddling: isStraddling)
+    }
+
+    /// The target of an indirect branch into the address register.
+    private mutating func loadTarget(_ operand: UnsafePointer<ZydisDecodedOperand>) {
+        if operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER {
+            read(address, guest: Operand.general(operand.pointee.reg.value))
+        } else {
+            clobberFlags()
+            emitAddress(operand.pointee.mem, withSegment: true)
+            beginAccess(size: 8, access: 1)
+            code.load(address, base: address)
+            endAccess()
+        }
+    }
+
+    mutating func indirect(_ operand: UnsafePointer<ZydisDecodedOperand>, isCall: Bool) {
+        loadTarget(operand)
+        if isCall {
+            code.storeContext(ContextOffset.temporary, address)
+            pushReturnAddress()
+            code.loadContext(address, ContextOffset.temporary)
+        }
+        putFlagsAway()
+        flagsInHost = false
+        lookUp()
+    }
+
+    mutating func ret(extra: Int) {
+        clobberFlags()
+        code.move(address, stack)
+        beginAccess(size: 8, access: 1)
+        code.load(address, base: address)
+        endAccess()
+        code.lea(stack, base: stack, Int32(truncatingIfNeeded: 8 + extra))
+        lookUp()
+    }
+
+    /// Jcc: both ways out have the flags where the compare left them.
+    mutating func conditional(
+        _ condition: UInt8, taken: Int, fallThrough: Int, takenStraddles: Bool, fallThroughStraddles: Bool,
+        liveTaken: UInt32, liveFallThrough: UInt32
+    ) {
+        needFlags()
+        let toTaken = code.jump(if: condition)
+        let state = (flagsInHost, flagsSaved)
+        live = liveFallThrough
+        directExit(to: fallThrough, isBackward: false, isStraddling: fallThroughStraddles)
+        code.bind(toTaken)
+        (flagsInHost, flagsSaved) = state
+        live = liveTaken
+        directExit(to: taken, isBackward: taken <= here, isStraddling: takenStraddles)
+    }
+
+    /// LOOP, LOOPE, LOOPNE, JRCXZ and JECXZ: they count or test rcx by themselves and change no flag.
+    mutating func counted(
+        opcode: UInt8, is32Bit: Bool, taken: Int, fallThrough: Int, takenStraddles: Bool, fallThroughStraddles: Bool,
+        liveTaken: UInt32, liveFallThrough: UInt32
+    ) {
+        if opcode <= 0xE1 { needFlags() }
+        if is32Bit { code.byte(0x67) }
+        code.byte(opcode)
+        code.byte(5)  // over the jump
+        let toFallThrough = code.jump()
+        let state = (flagsInHost, flagsSaved)
+        live = liveTaken
+        directExit(to: taken, isBackward: taken <= here, isStraddling: takenStraddles)
+        code.bind(toFallThrough)
+        (flagsInHost, flagsSaved) = state
+        live = liveFallThrough
+        directExit(to: fallThrough, isBackward: false, isStraddling: fallThroughStraddles)
+    }
+
+    /// LEA computes and checks nothing.
+    mutating func lea(
+        _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>
+    ) {
+        let guest = Operand.general(operands.pointee.reg.value)
+        let width = operands.pointee.size
+        let isDirect = !RegisterMap.isDisplaced(guest) && width == 64
+        emitAddress(operands[1].mem, withSegment: false, into: isDirect ? RegisterMap.host(guest) : address)
+        if isDirect { return }
+        switch (width, RegisterMap.isDisplaced(guest)) {
+        case (64, _): code.storeContext(RegisterMap.slot(guest), address)
+        case (32, true):
+            code.move32(address, address)
+            code.storeContext(RegisterMap.slot(guest), address)
+        case (32, false): code.move32(RegisterMap.host(guest), address)
+        case (_, true):
+            code.byte(0x65)
+            code.byte(0x66)
+            code.rex(w: false, reg: address, base: 0)
+            code.byte(0x89)
+            code.absolute(address, Int32(RegisterMap.slot(guest)))
+        default:
+            code.byte(0x66)
+            code.move32(RegisterMap.host(guest), address)
+        }
+    }
+
+    /// BT, BTS, BTR and BTC with a register index: the operand's address moves by the index's upper part, and the
+    /// copy runs with the rest (SDM Vol. 1, 3.1.1.9).
+    mutating func bitString(
+        _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>,
+        bytes: UnsafePointer<UInt8>, info: Instruction
+    ) {
+        let size = Int(operands.pointee.size) / 8
+        let guest = Operand.general(operands[1].reg.value)
+        let isLocked = instruction.pointee.attributes & UInt64(ZYDIS_ATTRIB_HAS_LOCK) != 0
+        clobberFlags()
+        emitAddress(operands.pointee.mem, withSegment: true)
+        read(scratch, guest: guest)
+        if size == 2 {
+            // movsx scratch, scratch16
+            code.rex(w: true, reg: scratch, base: scratch)
+            code.byte(0x0F)
+            code.byte(0xBF)
+            code.modRM(3, scratch, scratch)
+        } else if size == 4 {
+            // movsxd scratch, scratch32
+            code.rex(w: true, reg: scratch, base: scratch)
+            code.byte(0x63)
+            code.modRM(3, scratch, scratch)
+        }
+        let log2 = size == 8 ? 3 : size == 4 ? 2 : 1
+        code.shiftRightArithmetic(scratch, UInt8(log2 + 3), wide: true)
+        code.lea(address, base: address, index: scratch, scale: log2, 0)
+        beginAccess(size: size, access: operands.pointee.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0 ? 3 : 1)
+        read(scratch, guest: guest)
+        code.arithmetic(.and, scratch, immediate: Int32(size * 8 - 1), wide: false)
+        code.storeContext(ContextOffset.temporary, scratch)
+        needFlags(for: info)
+        code.loadContext(scratch, ContextOffset.temporary)
+        if isLocked { code.byte(0xF0) }
+        if size == 2 { code.byte(0x66) }
+        code.rex(w: size == 8, reg: scratch, base: address)
+        code.byte(0x0F)
+        code.byte(instruction.pointee.opcode)
+        code.memory(scratch, base: address, 0)
+        endAccess()
+        noteFlags(info)
+    }
+
+    /// MOV between the accumulator and an absolute address (opcodes A0-A3).
+    mutating func absoluteMove(
+        _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>
+    ) {
+        let opcode = instruction.pointee.opcode
+        let isStore = opcode >= 0xA2
+        let memory = operands[isStore ? 0 : 1]
+        let size = Int(memory.size) / 8
+        clobberFlags()
+        emitAddress(memory.mem, withSegment: true)
+        beginAccess(size: size, access: isStore ? 2 : 1)
+        if size == 2 { code.byte(0x66) }
+        code.rex(w: size == 8, reg: 0, base: address)
+        code.byte(isStore ? (size == 1 ? 0x88 : 0x89) : (size == 1 ? 0x8A : 0x8B))
+        code.memory(0, base: address, 0)
+        endAccess()
+    }
+}

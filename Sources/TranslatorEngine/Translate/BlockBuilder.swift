@@ -1,0 +1,311 @@
+import CZydis
+
+/// A slow path to be emitted behind the block: where the inline check jumps from, and what the helper must know.
+struct SlowPath {
+    var displacement: UnsafeMutablePointer<UInt8>
+    var operation: UnsafeMutablePointer<UInt8>
+    var operationLength: Int
+    var access: UInt8
+    var size: Int
+    var guest: Int
+    var vectors: Bool
+}
+
+/// Memory that translation of a block works in; one per CPU, reused for each block.
+struct BlockWorkspace {
+    static let instructionLimit = 64
+    let decoded = UnsafeMutablePointer<ZydisDecodedInstruction>.allocate(capacity: instructionLimit + 1)
+    let operands = UnsafeMutablePointer<ZydisDecodedOperand>.allocate(
+        capacity: (instructionLimit + 1) * Decoder.operandLimit)
+    let instructions = UnsafeMutablePointer<Instruction>.allocate(capacity: instructionLimit + 1)
+    let slowPaths = UnsafeMutablePointer<SlowPath>.allocate(capacity: instructionLimit * 4)
+    func deallocate() {
+        decoded.deallocate()
+        operands.deallocate()
+        instructions.deallocate()
+        slowPaths.deallocate()
+    }
+}
+
+/// Emits one block: the state of the emission, and the sequences that all kinds of instructions share.
+///
+/// **Flags.** The guest's arithmetic flags are in the host's flags (`flagsInHost`), in the context
+/// (`flagsSaved`), in both, or, when nothing reads them again, in neither. Sequences that clobber the host's
+/// flags call `clobberFlags` before; instructions that read or partly write flags call `needFlags`.
+///
+/// **Faults.** An instruction's checks come before any of its effects, so a fault finds the state at its start.
+struct BlockBuilder {
+    var code: Emitter
+    /// Start of the code memory (writable view): displacements and sites are relative to it.
+    let origin: UnsafeMutablePointer<UInt8>
+    let thunks: UnsafePointer<Thunks>
+    let work: BlockWorkspace
+    let mode: BlockMode
+    let hasBMI2: Bool
+    /// The block runs one instruction and comes back to the run loop: no links, no jump caches.
+    let isIsolated: Bool
+
+    var flagsInHost = true
+    var flagsSaved = false
+    /// Flags live at the point of emission.
+    var live: UInt32 = arithmeticFlags
+    var vectorsReady = false
+    var slowPathCount = 0
+    /// Offset of the instruction at hand from the code page, and of the next.
+    var here = 0
+    var next = 0
+
+    init(
+        code: Emitter, origin: UnsafeMutablePointer<UInt8>, thunks: UnsafePointer<Thunks>, work: BlockWorkspace,
+        mode: BlockMode, hasBMI2: Bool, isIsolated: Bool
+    ) {
+        self.code = code
+        self.origin = origin
+        self.thunks = thunks
+        self.work = work
+        self.mode = mode
+        self.hasBMI2 = hasBMI2
+        self.isIsolated = isIsolated
+    }
+
+    var address: Int { RegisterMap.address }
+    var scratch: Int { RegisterMap.scratch }
+    var tlb: Int { ContextOffset.tlb + mode.table * TLB.entryCount * TLB.entrySize }
+
+    // MARK: Flags
+
+    /// Before code that changes the host's flags. Clobbers the scratch register.
+    @inline(__always) mutating func clobberFlags() {
+        if live != 0 && flagsInHost && !flagsSaved {
+            code.saveFlags(scratch: scratch)
+            flagsSaved = true
+        }
+        flagsInHost = false
+    }
+    /// Before code that reads the host's flags, or writes only some. Clobbers the scratch register.
+    @inline(__always) mutating func needFlags() {
+        if !flagsInHost && flagsSaved {
+            code.restoreFlags(scratch: scratch)
+            flagsInHost = true
+        }
+    }
+    /// Before leaving through a path that has the flags in the context.
+    @inline(__always) mutating func putFlagsAway() {
+        if live != 0 && flagsInHost && !flagsSaved {
+            code.saveFlags(scratch: scratch)
+            flagsSaved = true
+        }
+    }
+
+    // MARK: Memory
+
+    /// Turns the linear address in the address register into a host address, after the checks that an access of
+    /// `size` bytes needs. Clobbers flags and the scratch register. The caller emits the access next, then calls
+    /// `endAccess`.
+    mutating func beginAccess(size: Int, access: UInt8) {
+        clobberFlags()
+        if hasBMI2 {
+            code.rotateRight(scratch, address, TLB.shift)
+        } else {
+            code.move(scratch, address)
+            code.shiftRight(scratch, TLB.shift)
+        }
+        code.arithmetic(.and, scratch, immediate: TLB.mask, wide: false)
+        code.arithmeticContext(.sub, address, base: scratch, tlb + (access & 2 != 0 ? TLB.writeTag : TLB.readTag))
+        code.arithmetic(.cmp, address, immediate: Int32(4096 - size))
+        let displacement = code.jump(if: Condition.above)
+        code.arithmeticContext(.add, address, base: scratch, tlb + TLB.host)
+        work.slowPaths[slowPathCount] = SlowPath(
+            displacement: displacement, operation: code.cursor, operationLength: 0, access: access, size: size,
+            guest: here, vectors: vectorsReady)
+        slowPathCount += 1
+    }
+    /// The access has been emitted: everything since `beginAccess` runs on the bounce buffer when it must.
+    @inline(__always) mutating func endAccess() {
+        work.slowPaths[slowPathCount - 1].operationLength = code.cursor - work.slowPaths[slowPathCount - 1].operation
+    }
+
+    mutating func emitSlowPaths() {
+        for index in 0..<slowPathCount {
+            let path = work.slowPaths[index]
+            code.bind(path.displacement)
+            let thunk = thunks.pointee.slow[
+                Thunks.slowIndex(table: mode.table, writes: path.access & 2 != 0, vectors: path.vectors)]
+            code.call(to: origin + thunk)
+            code.dword(Int32(truncatingIfNeeded: path.operation - code.cursor))
+            code.byte(UInt8(truncatingIfNeeded: path.operationLength))
+            code.byte(path.access)
+            code.word(UInt16(truncatingIfNeeded: path.size))
+            code.word(UInt16(truncatingIfNeeded: path.guest))
+            code.word(0)
+        }
+    }
+
+    /// The linear address of `offset` from the code page, into a register. Needs no flags.
+    mutating func loadCodeAddress(_ register: Int, _ offset: Int) {
+        code.loadContext(register, ContextOffset.ripPage)
+        if let short = Int32(exactly: offset) {
+            code.lea(register, base: register, short)
+        } else {
+            let other = register == scratch ? address : scratch
+            code.move(other, immediate: UInt64(bitPattern: Int64(offset)))
+            code.lea(register, base: register, index: other, scale: 0, 0)
+        }
+    }
+
+    /// A guest general register's value into a host register.
+    @inline(__always) mutating func read(_ host: Int, guest: Int) {
+        if RegisterMap.isDisplaced(guest) {
+            code.loadContext(host, RegisterMap.slot(guest))
+        } else {
+            code.move(host, RegisterMap.host(guest))
+        }
+    }
+
+    /// The effective address of a memory operand, with fs and gs bases added if `withSegment`, into the address
+    /// register. Clobbers the scratch register; flags only when a segment base is added.
+    mutating func emitAddress(_ memory: ZydisDecodedOperandMem, withSegment: Bool, into target: Int = RegisterMap.address) {
+        let wide = !(Operand.is32Bit(memory.base) || Operand.is32Bit(memory.index) || memory.base == ZYDIS_REGISTER_EIP)
+        let displacement = memory.disp.has_displacement != 0 ? memory.disp.value : 0
+        if memory.base == ZYDIS_REGISTER_RIP || memory.base == ZYDIS_REGISTER_EIP {
+            loadCodeAddress(target, next &+ Int(displacement))
+            if !wide { code.move32(target, target) }
+        } else {
+            var base = Operand.general(memory.base)
+            var index = Operand.general(memory.index)
+            if base >= 0 {
+                if RegisterMap.isDisplaced(base) {
+                    code.loadContext(address, RegisterMap.slot(base))
+                    base = address
+                } else {
+                    base = RegisterMap.host(base)
+                }
+            }
+            if index >= 0 {
+                if RegisterMap.isDisplaced(index) {
+                    code.loadContext(scratch, RegisterMap.slot(index))
+                    index = scratch
+                } else {
+                    index = RegisterMap.host(index)
+                }
+            }
+            let scale = memory.scale <= 1 ? 0 : memory.scale == 2 ? 1 : memory.scale == 4 ? 2 : 3
+            let short = Int32(truncatingIfNeeded: displacement)
+            if base >= 0 && index >= 0 {
+                code.lea(target, base: base, index: index, scale: scale, short, wide: wide)
+            } else if base >= 0 {
+                if short == 0 && wide {
+                    if base != target { code.move(target, base) }
+                } else {
+                    code.lea(target, base: base, short, wide: wide)
+                }
+            } else if index >= 0 {
+                code.lea(target, index: index, scale: scale, short, wide: wide)
+            } else {
+                code.move(target, immediate: UInt64(bitPattern: displacement))
+            }
+        }
+        if withSegment {
+            if memory.segment == ZYDIS_REGISTER_GS {
+                code.arithmeticContext(.add, target, ContextOffset.gsBase)
+            } else if memory.segment == ZYDIS_REGISTER_FS {
+                code.arithmeticContext(.add, target, ContextOffset.fsBase)
+            }
+        }
+    }
+
+    /// Before the first vector instruction of a block: brings the guest's vector registers back from the context if
+    /// a helper ran since. From here on slow paths bring them back themselves.
+    mutating func readyVectors() {
+        clobberFlags()
+        code.testContext32(ContextOffset.vectorsSaved)
+        let ready = code.jump(if: Condition.equal)
+        code.call(to: origin + thunks.pointee.restoreVectors)
+        code.bind(ready)
+        vectorsReady = true
+    }
+
+    // MARK: Leaving
+
+    /// Calls an exit thunk. The flags are wherever the state says.
+    mutating func exit(_ kind: ExitDescriptor.Kind, vector: UInt8 = 0, value: Int) {
+        let inHost = flagsInHost && live != 0 && !flagsSaved
+        code.call(to: origin + (inHost ? thunks.pointee.exitHost : thunks.pointee.exitSaved))
+        code.exitDescriptor(kind, flagsInHost: inHost, vector: vector, value: Int32(truncatingIfNeeded: value))
+    }
+
+    /// Goes on at `target`, an offset from the code page, known now. `live` says which flags matter there.
+    mutating func directExit(to target: Int, isBackward: Bool, isStraddling: Bool) {
+        if isIsolated {
+            exit(.goto, value: target)
+        } else if target >= 0 && target < 4096 && !isStraddling {
+            if isBackward {
+                // Loops without other exits pass here: look for interrupts. The compare clobbers the flags.
+                putFlagsAway()
+                flagsInHost = false
+                code.testContext32(ContextOffset.interruptRequest)
+                let poll = code.jump(if: Condition.notEqual)
+                exit(.chain, value: target)
+                code.bind(poll)
+                exit(.goto, value: target)
+            } else {
+                exit(.chain, value: target)
+            }
+        } else {
+            putFlagsAway()
+            flagsInHost = false
+            loadCodeAddress(address, target)
+            lookUp()
+        }
+    }
+
+    /// Goes on at the linear address in the address register, through the jump cache. Flags are put away already.
+    mutating func lookUp() {
+        if isIsolated {
+            code.jumpTo(origin + thunks.pointee.indirectMiss)
+            return
+        }
+        let cache = ContextOffset.jumpCache + mode.table * JumpCache.entryCount * JumpCache.entrySize
+        if hasBMI2 {
+            code.rotateRight(scratch, address, 12)
+        } else {
+            code.move(scratch, address)
+            code.shiftRight(scratch, 12)
+        }
+        code.arithmetic(.xor, scratch, address)
+        code.arithmeticContext(.and, scratch, ContextOffset.jumpMask)
+        code.compareContext(address, index: scratch, cache)
+        let miss = code.jump(if: Condition.notEqual)
+        code.link(miss, to: origin + thunks.pointee.indirectMiss)
+        code.arithmetic(.and, address, immediate: -4096)
+        code.storeContext(ContextOffset.ripPage, address)
+        code.jumpContext(index: scratch, cache + 8)
+    }
+}
+
+extension Emitter {
+    /// `cmp register, gs:[index * 8 + offset]`.
+    @inline(__always) mutating func compareContext(_ register: Int, index: Int, _ offset: Int) {
+        byte(0x65)
+        rex(w: true, reg: register, index: index, base: 0)
+        byte(0x3B)
+        indexed(register, index, offset)
+    }
+    /// `jmp gs:[index * 8 + offset]`.
+    @inline(__always) mutating func jumpContext(index: Int, _ offset: Int) {
+        byte(0x65)
+        rex(w: false, reg: 0, index: index, base: 0)
+        byte(0xFF)
+        indexed(4, index, offset)
+    }
+    @inline(__always) private mutating func indexed(_ register: Int, _ index: Int, _ offset: Int) {
+        modRM(0, register, 4)
+        byte(UInt8(truncatingIfNeeded: 3 << 6 | (index & 7) << 3 | 5))
+        dword(Int32(truncatingIfNeeded: offset))
+    }
+    /// `jmp rel32` to an address in the same code memory.
+    @inline(__always) mutating func jumpTo(_ target: UnsafeMutablePointer<UInt8>) {
+        byte(0xE9)
+        dword(Int32(truncatingIfNeeded: target - (cursor + 4)))
+    }
+}

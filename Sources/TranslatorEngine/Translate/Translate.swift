@@ -1,0 +1,235 @@
+import CZydis
+import VMM
+
+extension TranslatorCPU {
+    /// Translates the block at `linear`, whose first byte lies in `page`.
+    /// - Parameters:
+    ///   - limit: how many instructions at most.
+    ///   - isIsolated: runs once and comes back to the run loop; not to be found again.
+    /// - Returns: the block's index.
+    /// - Throws: the fault of fetching the first instruction.
+    func translate(
+        _ linear: UInt64, page: CodePage, mode: BlockMode, limit: Int, isIsolated: Bool
+    ) throws(GuestException) -> Int {
+        if !cache.hasRoom { flushCode() }
+        let start = Int(linear & 0xFFF)
+        var count = 0
+        var offset = start
+        var secondPage = -1
+        var isOver = false
+        var fallThroughStraddles = false
+        while count < limit && !isOver {
+            if offset >= 4096 { break }
+            let decoded = work.decoded + count
+            let operands = work.operands + count * Decoder.operandLimit
+            var available = 4096 - offset
+            var bytes = UnsafeRawPointer(page.host + offset)
+            var status: ZyanStatus
+            if available >= 15 {
+                status = decoder.decode(codeSize: mode.codeSize, bytes, 15, decoded, operands)
+            } else {
+                status = decoder.decode(codeSize: mode.codeSize, bytes, available, decoded, operands)
+                if status & 0x8000_0000 != 0 && status == zydisNoMoreData {
+                    // The instruction goes on in the next page.
+                    if count > 0 {
+                        fallThroughStraddles = true
+                        break
+                    }
+                    let next = try codePage((linear & ~0xFFF) &+ 4096)
+                    straddleBuffer.copyMemory(from: bytes, byteCount: available)
+                    (straddleBuffer + available).copyMemory(from: next.host, byteCount: 16)
+                    bytes = UnsafeRawPointer(straddleBuffer)
+                    secondPage = next.ramOffset >> 12
+                    available = 15
+                    status = decoder.decode(codeSize: mode.codeSize, bytes, 15, decoded, operands)
+                    isOver = true
+                }
+            }
+            var instruction: Instruction
+            if status & 0x8000_0000 != 0 {
+                instruction = Instruction(
+                    kind: .exception, vector: status == zydisTooLong ? 13 : 6, length: 1, usesVectors: false, offset: offset,
+                    flagsRead: arithmeticFlags, flagsWritten: 0, flagsLive: 0, modifiesFlags: false, system: 0)
+                isOver = true
+            } else {
+                instruction = Classifier.classify(decoded, operands, mode: mode)
+                instruction.offset = offset
+                switch instruction.kind {
+                case .system:
+                    if let system = SystemInstruction(decoded, operands: operands) {
+                        instruction.system = systemPool.add(system)
+                        if BlockBuilder.canInline(system, mode) {
+                            instruction.kind = .systemInline
+                            // PUSHF reads all; the others touch no arithmetic flag.
+                            instruction.flagsRead = system.kind == .pushFlags ? arithmeticFlags : 0
+                            instruction.flagsWritten = 0
+                            instruction.modifiesFlags = false
+                        } else if !isIsolated && system.canReturn {
+                            instruction.kind = .systemCall
+                            instruction.flagsRead = arithmeticFlags
+                            instruction.flagsWritten = 0
+                        } else {
+                            isOver = true
+                        }
+                    } else {
+                        instruction.kind = .exception
+                        instruction.vector = 6
+                        isOver = true
+                    }
+                case .exception, .call, .callIndirect, .jump, .jumpIndirect, .ret, .conditional, .counted: isOver = true
+                default: break
+                }
+            }
+            work.instructions[count] = instruction
+            count += 1
+            offset += Int(instruction.length)
+        }
+        return emit(
+            count: count, start: start, end: offset, page: page, mode: mode, secondPage: secondPage,
+            fallThroughStraddles: fallThroughStraddles, isIsolated: isIsolated)
+    }
+
+    private func emit(
+        count: Int, start: Int, end: Int, page: CodePage, mode: BlockMode, secondPage: Int, fallThroughStraddles: Bool,
+        isIsolated: Bool
+    ) -> Int {
+        let last = work.instructions[count - 1]
+        let lastOperands = work.operands + (count - 1) * Decoder.operandLimit
+        // Flags that the blocks behind this one read.
+        var taken = 0
+        var liveTaken = arithmeticFlags, liveFallThrough = arithmeticFlags
+        switch last.kind {
+        case .call, .jump, .conditional, .counted:
+            taken = end &+ Int(truncatingIfNeeded: lastOperands.pointee.imm.value.s)
+            liveTaken = liveFlags(at: taken, page: page, mode: mode)
+            if last.kind == .conditional || last.kind == .counted {
+                liveFallThrough = liveFlags(at: end, page: page, mode: mode)
+            }
+        case .callIndirect, .jumpIndirect, .ret, .system, .exception: break
+        default: liveFallThrough = liveFlags(at: end, page: page, mode: mode)
+        }
+        var live: UInt32
+        switch last.kind {
+        case .call, .jump: live = liveTaken
+        case .conditional, .counted: live = liveTaken | liveFallThrough
+        case .callIndirect, .jumpIndirect, .ret, .system, .exception: live = arithmeticFlags
+        default: live = liveFallThrough
+        }
+        for index in stride(from: count - 1, through: 0, by: -1) {
+            var instruction = work.instructions[index]
+            if instruction.kind == .call || instruction.kind == .jump { instruction.flagsRead = 0 }
+            live = live & ~instruction.flagsWritten | instruction.flagsRead
+            work.instructions[index].flagsLive = live
+        }
+
+        let origin = cache.memory.writableBase
+        var builder = BlockBuilder(
+            code: Emitter(at: origin + cache.codeOffset), origin: origin, thunks: thunks, work: work, mode: mode,
+            hasBMI2: hasBMI2, isIsolated: isIsolated)
+        let savedEntry = cache.codeOffset
+        if live != 0 { builder.code.restoreFlags(scratch: RegisterMap.scratch) }
+        let entry = builder.code.cursor - origin
+        let mapStart = cache.mapCount
+        for index in 0..<count {
+            let instruction = work.instructions[index]
+            let decoded = UnsafePointer(work.decoded + index)
+            let operands = UnsafePointer(work.operands + index * Decoder.operandLimit)
+            builder.here = instruction.offset
+            builder.next = instruction.offset + Int(instruction.length)
+            builder.live = instruction.flagsLive
+            if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
+            cache.map[mapStart + index] = MapEntry(
+                host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
+                guest: UInt16(truncatingIfNeeded: instruction.offset) | (builder.flagsInHost ? 0x8000 : 0))
+            let bytes = instruction.offset + Int(instruction.length) > 4096
+                ? UnsafePointer(straddleBuffer.assumingMemoryBound(to: UInt8.self)) : UnsafePointer(page.host + instruction.offset)
+            switch instruction.kind {
+            case .generic: builder.generic(decoded, operands, bytes: bytes, info: instruction)
+            case .nothing: break
+            case .lea: builder.lea(decoded, operands)
+            case .push: builder.push(decoded, operands)
+            case .pop: builder.pop(decoded, operands)
+            case .leave: builder.leave()
+            case .bitString: builder.bitString(decoded, operands, bytes: bytes, info: instruction)
+            case .absoluteMove: builder.absoluteMove(decoded, operands)
+            case .call: builder.call(to: taken, isStraddling: false, liveAtTarget: liveTaken)
+            case .jump:
+                builder.live = liveTaken
+                builder.directExit(to: taken, isBackward: taken <= instruction.offset, isStraddling: false)
+            case .callIndirect: builder.indirect(operands, isCall: true)
+            case .jumpIndirect: builder.indirect(operands, isCall: false)
+            case .ret:
+                let extra = operands.pointee.type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? Int(operands.pointee.imm.value.u & 0xFFFF) : 0
+                builder.ret(extra: extra)
+            case .conditional:
+                builder.conditional(
+                    decoded.pointee.opcode & 15, taken: taken, fallThrough: end, takenStraddles: false,
+                    fallThroughStraddles: end >= 4096, liveTaken: liveTaken, liveFallThrough: liveFallThrough)
+            case .counted:
+                builder.counted(
+                    opcode: decoded.pointee.opcode, is32Bit: decoded.pointee.address_width == 32, taken: taken,
+                    fallThrough: end, takenStraddles: false, fallThroughStraddles: end >= 4096, liveTaken: liveTaken,
+                    liveFallThrough: liveFallThrough)
+            case .systemInline: builder.systemInline(systemPool.entries[instruction.system], index: instruction.system)
+            case .systemCall: builder.systemCall(index: instruction.system)
+            case .system: builder.exit(.system, value: (instruction.system << 13) | instruction.offset)
+            case .exception: builder.exit(.exception, vector: instruction.vector, value: instruction.offset)
+            }
+        }
+        switch last.kind {
+        case .call, .callIndirect, .jump, .jumpIndirect, .ret, .conditional, .counted, .system, .exception: break
+        default:
+            builder.live = liveFallThrough
+            builder.directExit(to: end, isBackward: false, isStraddling: fallThroughStraddles)
+        }
+        builder.emitSlowPaths()
+        cache.mapCount += count
+        let block = Block(
+            physical: page.physical + UInt64(start), mode: mode, entry: UInt32(entry), savedEntry: UInt32(savedEntry),
+            end: UInt32(builder.code.cursor - origin), length: UInt16(truncatingIfNeeded: end - start),
+            ramOffset: page.ramOffset + start, secondPage: secondPage, flagsLive: UInt16(truncatingIfNeeded: live),
+            isAlive: true, firstLink: 0, mapStart: UInt32(mapStart), mapCount: UInt16(count), nextInHash: 0)
+        if !isIsolated {
+            protectCode(page: page.ramOffset >> 12)
+            if secondPage >= 0 { protectCode(page: secondPage) }
+        }
+        return cache.add(block, isHidden: isIsolated)
+    }
+
+    /// The arithmetic flags that code at `offset` of the page may read before it writes them; all when that
+    /// cannot be seen cheaply.
+    private func liveFlags(at offset: Int, page: CodePage, mode: BlockMode) -> UInt32 {
+        guard offset >= 0 && offset < 4096 else { return arithmeticFlags }
+        let known = cache.find(page.physical + UInt64(offset), mode)
+        if known != 0 { return UInt32(cache.blocks[known].flagsLive) }
+        var position = offset
+        var read: UInt32 = 0
+        var unknown = arithmeticFlags
+        let decoded = work.decoded + BlockWorkspace.instructionLimit
+        for _ in 0..<8 {
+            guard position + 15 <= 4096,
+                decoder.decodeBriefly(codeSize: mode.codeSize, page.host + position, 15, decoded)
+            else { break }
+            var instruction = Instruction(
+                kind: .generic, vector: 0, length: 0, usesVectors: false, offset: 0, flagsRead: 0, flagsWritten: 0,
+                flagsLive: 0, modifiesFlags: false, system: 0)
+            Classifier.takeFlags(decoded, &instruction)
+            read |= instruction.flagsRead & unknown
+            switch decoded.pointee.meta.category {
+            case ZYDIS_CATEGORY_CALL, ZYDIS_CATEGORY_COND_BR, ZYDIS_CATEGORY_UNCOND_BR, ZYDIS_CATEGORY_RET,
+                ZYDIS_CATEGORY_SYSCALL, ZYDIS_CATEGORY_SYSRET, ZYDIS_CATEGORY_SYSTEM, ZYDIS_CATEGORY_INTERRUPT:
+                return read | unknown
+            default: break
+            }
+            unknown &= ~instruction.flagsWritten
+            if unknown == 0 { return read }
+            position += Int(decoded.pointee.length)
+        }
+        return read | unknown
+    }
+}
+
+/// ZYDIS_STATUS_NO_MORE_DATA and ZYDIS_STATUS_INSTRUCTION_TOO_LONG (Zydis/Status.h): macros with casts, which Swift
+/// cannot import.
+let zydisNoMoreData: ZyanStatus = 0x8020_0000
+let zydisTooLong: ZyanStatus = 0x8020_0002

@@ -1,0 +1,15 @@
+import ArgumentParser
+
+/// What a wrong command line is answered with.
+let usage = """
+    usage: vmctl run -b KERNEL [--initrd FILE] [--cmdline TEXT] [-m SIZE]
+                     [--engine auto|kvm|translator] [--cpu MODEL] [-v]
+    """
+
+/// The control tool: argument parsing and printing only.
+struct Vmctl: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "vmctl", abstract: "Run virtual machines.", subcommands: [Run.self])
+
+    func run() throws { throw ValidationError("no command given") }
+}

@@ -1,0 +1,108 @@
+import Glibc
+import Testing
+
+/// Whole guests, one at a time: two at once on a small machine would only wait for each other. The suites are in the
+/// files beside this one.
+@Suite(.serialized, .timeLimit(.minutes(10))) struct GuestTests {}
+
+/// Where the things under test are. `make test` builds them; the variables serve whoever built them elsewhere.
+enum Paths {
+    static let root = String(#filePath.dropLast("Tests/GuestTests/Support.swift".count))
+    static let vmctl = variable("VMCTL") ?? root + ".build/release/vmctl"
+    static let guests = variable("VMD_GUESTS") ?? root + ".build-guests"
+    static let kernel = guests + "/vmlinuz"
+    static let initrd = guests + "/initramfs.cpio"
+    /// Seconds to wait for anything that should take far less: the machine may be busy with other tests.
+    static let patience = variable("GUEST_PATIENCE").flatMap(Double.init) ?? 60
+
+    private static func variable(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
+}
+
+/// The arguments that boot the Debian kernel with the test initramfs.
+func boot(_ words: String = "", memory: String = "512M") -> [String] {
+    ["run", "-m", memory, "-b", Paths.kernel, "--initrd", Paths.initrd, "--cmdline", "console=ttyS0 \(words)"]
+}
+
+extension GuestProcess {
+    static let prompt = "guest# "
+
+    /// A guest that waits at its shell's prompt.
+    static func atShell(_ words: String = "quiet", input: Input = .pipe) throws -> GuestProcess {
+        let guest = try GuestProcess(boot(words), input: input)
+        _ = try guest.wait(for: prompt)
+        return guest
+    }
+}
+
+enum Clock {
+    static func seconds(_ clock: clockid_t = CLOCK_MONOTONIC) -> Double {
+        var now = timespec()
+        clock_gettime(clock, &now)
+        return Double(now.tv_sec) + Double(now.tv_nsec) * 1e-9
+    }
+}
+
+enum File {
+    static func bytes(_ path: String, limit: Int = 1 << 20) throws -> [UInt8] {
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else { throw GuestFailure(description: "\(path): \(String(cString: strerror(errno)))") }
+        defer { close(descriptor) }
+        var bytes: [UInt8] = []
+        var buffer = [UInt8](repeating: 0, count: 65536)
+        while bytes.count < limit {
+            let count = read(descriptor, &buffer, min(buffer.count, limit - bytes.count))
+            if count <= 0 { break }
+            bytes += buffer[..<count]
+        }
+        return bytes
+    }
+
+    static func text(_ path: String) throws -> String { String(decoding: try bytes(path), as: UTF8.self) }
+}
+
+/// A folder of files that the test made, gone with it.
+final class Scratch {
+    let path: String
+
+    init() throws {
+        var template = Array("/tmp/guest-tests-XXXXXX".utf8CString)
+        guard mkdtemp(&template) != nil else { throw GuestFailure(description: "mkdtemp: \(errno)") }
+        path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    private var files: [String] = []
+
+    /// A file with that content, stretched with a hole to `byteCount`.
+    func file(_ name: String, _ content: [UInt8] = [], byteCount: Int? = nil, mode: mode_t = 0o600) throws -> String {
+        let file = "\(path)/\(name)"
+        let descriptor = open(file, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode)
+        guard descriptor >= 0, write(descriptor, content, content.count) == content.count else {
+            throw GuestFailure(description: "\(file): \(errno)")
+        }
+        if let byteCount { ftruncate(descriptor, byteCount) }
+        close(descriptor)
+        files.append(file)
+        return file
+    }
+
+    deinit {
+        for file in files { unlink(file) }
+        rmdir(path)
+    }
+}
+
+/// The checksum that POSIX's cksum(1) prints: a guest has that program, and it takes ten lines to have it here.
+func checksum(_ bytes: [UInt8]) -> UInt32 {
+    var crc: UInt32 = 0
+    func add(_ byte: UInt8) {
+        crc ^= UInt32(byte) << 24
+        for _ in 0..<8 { crc = crc << 1 ^ (crc >> 31 == 1 ? 0x04C1_1DB7 : 0) }
+    }
+    for byte in bytes { add(byte) }
+    var length = bytes.count
+    while length > 0 {
+        add(UInt8(truncatingIfNeeded: length))
+        length >>= 8
+    }
+    return ~crc
+}

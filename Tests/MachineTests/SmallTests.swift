@@ -1,0 +1,115 @@
+import Testing
+
+@testable import Machine
+
+@Suite("Memory map") struct MemoryMapTests {
+    @Test func `small guest has one range of RAM and the ACPI area`() throws {
+        let map = try MemoryMap(byteCount: 64 << 20)
+        #expect(map.lowEnd == 64 << 20)
+        #expect(map.ranges.map(\.base) == [0, 0xEFFF_0000])
+        #expect(map.ranges.map(\.byteCount) == [64 << 20, 64 << 10])
+    }
+
+    @Test func `RAM beyond the PCI hole continues at 4 GB`() throws {
+        let map = try MemoryMap(byteCount: 8 << 30)
+        #expect(map.lowEnd == 0xEFFF_0000)
+        #expect(map.ranges.map(\.base) == [0, 0xEFFF_0000, 1 << 32])
+        #expect(map.lowEnd + map.highByteCount == 8 << 30)
+        #expect(map.entries.last == .init(base: 1 << 32, byteCount: (8 << 30) - 0xEFFF_0000, kind: .ram))
+    }
+
+    @Test(arguments: [16 << 20, 3839 << 20, 3840 << 20, 4 << 30, 128 << 30] as [UInt64])
+    func `entries are in order, do not overlap, and offer what was asked for`(byteCount: UInt64) throws {
+        let entries = try MemoryMap(byteCount: byteCount).entries
+        for (entry, next) in zip(entries, entries.dropFirst()) {
+            #expect(entry.base + entry.byteCount <= next.base)
+        }
+        let offered = entries.filter { $0.kind == .ram }.reduce(0) { $0 + $1.byteCount }
+        #expect(offered == byteCount - (448 << 10))
+    }
+
+    @Test(arguments: [
+        (0, "memory size 0 bytes is too small: give at least 16M"),
+        ((16 << 20) - 1, "memory size 15.9M is too small: give at least 16M"),
+        ((128 << 30) + (1 << 20), "memory size 128.0G is too large: the limit is 128G"),
+        (.max, "memory size 16777215.9T is too large: the limit is 128G"),
+        ((16 << 20) + 1, "memory size 16777217 is not a whole number of megabytes"),
+    ] as [(UInt64, String)])
+    func `size out of bounds is refused with the bound`(byteCount: UInt64, expected: String) {
+        #expect(message { _ = try MemoryMap(byteCount: byteCount) } == expected)
+    }
+}
+
+@Suite("Sizes") struct ByteSizeTests {
+    @Test(arguments: [
+        ("0", 0), ("4096", 4096), ("16K", 16 << 10), ("512M", 512 << 20), ("512m", 512 << 20), ("1G", 1 << 30),
+        ("2t", 2 << 40), ("18446744073709551615", .max), ("17179869183G", 17_179_869_183 << 30),
+    ] as [(String, UInt64)])
+    func `size is read`(text: String, expected: UInt64) {
+        #expect(ByteSize.parse(text) == expected)
+    }
+
+    @Test(arguments: [
+        "", "M", "-1", "+1", "1.5G", "1 G", " 1G", "1GB", "1P", "0x10", "18446744073709551616", "17179869184G", "٣M",
+    ])
+    func `anything else is no size`(text: String) {
+        #expect(ByteSize.parse(text) == nil)
+    }
+}
+
+@Suite("Restart limiter") struct RestartLimiterTests {
+    @Test func `fourth restart within six seconds is one too many`() {
+        var limiter = RestartLimiter()
+        let answers = [0, 2, 4, 6].map { limiter.allowsRestart(at: $0 * 1_000_000_000) }
+        #expect(answers == [true, true, true, false])
+    }
+
+    @Test func `restarts further apart go on for ever`() {
+        var limiter = RestartLimiter()
+        let answers = (0..<100).map { limiter.allowsRestart(at: $0 * 2_000_000_001) }
+        #expect(answers.allSatisfy { $0 })
+    }
+}
+
+@Suite("Escapes") struct EscapeParserTests {
+    private func parse(_ texts: String...) -> [EscapeParser.Action] {
+        var parser = EscapeParser()
+        return texts.flatMap { parser.parse(Array($0.utf8)) }
+    }
+    private func send(_ text: String) -> EscapeParser.Action { .send(Array(text.utf8)) }
+
+    @Test func `tilde and period leave at the start of a session and of a line`() {
+        #expect(parse("~.") == [.leave])
+        #expect(parse("ls\r~.") == [send("ls\r"), .leave])
+        #expect(parse("ls\n~.") == [send("ls\n"), .leave])
+    }
+
+    @Test func `tilde in the middle of a line is the guest's`() {
+        #expect(parse("a~.b~~") == [send("a~.b~~")])
+    }
+
+    @Test func `command is recognised over several reads`() {
+        #expect(parse("x\r", "~", ".") == [send("x\r"), .leave])
+    }
+
+    @Test func `two tildes send one, which starts no command`() {
+        #expect(parse("~~.") == [send("~.")])
+    }
+
+    @Test func `break and help leave the line at its start`() {
+        #expect(parse("~#~?~.") == [.sendBreak, .help, .leave])
+    }
+
+    @Test func `tilde before no command goes to the guest with what follows`() {
+        #expect(parse("~x~.\r~.") == [send("~x~.\r"), .leave])
+        #expect(parse("~\r~.") == [send("~\r"), .leave])
+    }
+
+    @Test func `tilde alone waits for what follows`() {
+        #expect(parse("~") == [])
+    }
+
+    @Test func `help lists every command`() {
+        for command in ["~.", "~#", "~~", "~?"] { #expect(EscapeParser.help.contains(command)) }
+    }
+}

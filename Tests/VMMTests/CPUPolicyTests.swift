@@ -1,0 +1,292 @@
+import Testing
+import VMM
+
+let intelName = CPUIDLeaf(ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69)
+let amdName = CPUIDLeaf(ebx: 0x6874_7541, ecx: 0x444D_4163, edx: 0x6974_6E65)
+
+/// A made-up CPU with every feature that has a name, but for some.
+func host(_ name: CPUIDLeaf, without missing: CPUFeatures = [], xcr0: UInt64 = 7) -> HostCPU {
+    HostCPU(
+        vendorLeaf: name, signature: 0x00A0_0F11,
+        features: CPUFeatures.all.subtracting(missing).subtracting([.hypervisor]), xcr0: xcr0)
+}
+
+func policy(
+    _ name: CPUIDLeaf = intelName, _ model: CPUModel? = nil, engine: EngineFeatures = .translator,
+    tsc: UInt64? = 2_445_406_000
+) throws -> CPUPolicy {
+    try CPUPolicy(model: model, engine: engine, host: host(name), tscFrequencyHz: tsc)
+}
+
+func text(_ words: UInt32...) -> String {
+    let bytes = words.flatMap { word in (0..<4).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) } }
+    return String(decoding: bytes, as: UTF8.self)
+}
+
+/// Deterministic noise.
+struct Noise: RandomNumberGenerator {
+    var state: UInt64
+    mutating func next() -> UInt64 {
+        state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+        return state ^ state >> 33
+    }
+}
+
+@Suite("CPU models") struct CPUModelTests {
+    @Test func `default is x86-64-v3 where the host has it`() throws {
+        #expect(try policy().model == .v3)
+    }
+
+    @Test(arguments: [
+        ([.avx2], .v2), ([.movbe], .v2), ([.xsave], .v2), ([.popcnt], .v1), ([.sse42, .avx], .v1),
+    ] as [(CPUFeatures, CPUModel)])
+    func `default falls back to the level that the host has`(missing: CPUFeatures, expected: CPUModel) throws {
+        let policy = try CPUPolicy(
+            model: nil, engine: .translator, host: host(intelName, without: missing), tscFrequencyHz: nil)
+        #expect(policy.model == expected)
+        #expect(missing.names.allSatisfy { !policy.features.names.contains($0) })
+    }
+
+    @Test func `named model that the host lacks is refused with names and advice`() throws {
+        let error = try #require(throws: CPUPolicyError.self) {
+            _ = try CPUPolicy(
+                model: .v3, engine: .translator, host: host(intelName, without: [.avx2, .bmi2]), tscFrequencyHz: nil)
+        }
+        #expect(error == .missingInHost(.v3, [.avx2, .bmi2], best: .v2))
+        #expect(error.description == "CPU model x86-64-v3: this host's CPU lacks avx2 bmi2; use x86-64-v2")
+    }
+
+    @Test func `model that the engine cannot run is refused in the engine's name`() throws {
+        let error = try #require(throws: CPUPolicyError.self) { _ = try policy(intelName, .v4) }
+        #expect(
+            error.description
+                == "CPU model x86-64-v4: the translator engine lacks avx512f avx512dq avx512cd avx512bw avx512vl "
+                + "on this host; use x86-64-v3")
+    }
+
+    @Test func `host without the base level gets no CPU at all`() throws {
+        let error = try #require(throws: CPUPolicyError.self) {
+            _ = try CPUPolicy(
+                model: nil, engine: .translator, host: host(intelName, without: [.cx8]), tscFrequencyHz: nil)
+        }
+        #expect(error == .missingInHost(.v1, [.cx8], best: nil))
+    }
+
+    @Test func `unknown name is refused with the list of names`() throws {
+        let error = try #require(throws: CPUPolicyError.self) { _ = try CPUModel(named: "486") }
+        #expect(
+            error.description
+                == "CPU model '486' is unknown: use one of x86-64, x86-64-v2, x86-64-v3, x86-64-v4, host")
+        #expect(try CPUModel(named: "x86-64-v2") == .v2)
+    }
+
+    @Test(arguments: CPUModel.allCases)
+    func `each level contains the one below`(model: CPUModel) throws {
+        let engine = EngineFeatures(name: "all", supported: .all)
+        let all = host(intelName, xcr0: 0xE7)
+        let order: [CPUModel] = [.v1, .v2, .v3, .v4, .host]
+        let index = try #require(order.firstIndex(of: model))
+        guard index > 0 else { return }
+        let upper = try CPUPolicy(model: model, engine: engine, host: all, tscFrequencyHz: nil)
+        let lower = try CPUPolicy(model: order[index - 1], engine: engine, host: all, tscFrequencyHz: nil)
+        #expect(lower.features.isSubset(of: upper.features))
+    }
+
+    @Test(arguments: [CPUModel.v1, .v2])
+    func `level without AVX shows none of it`(model: CPUModel) throws {
+        let policy = try policy(intelName, model)
+        for feature in [CPUFeature.avx, .avx2, .fma, .f16c, .bmi1, .bmi2, .movbe, .lzcnt] {
+            #expect(!policy.features.contains(feature), "\(feature)")
+        }
+        #expect(policy.xcr0Mask & ~3 == 0)
+    }
+}
+
+@Suite("CPUID") struct CPUIDTests {
+    static let vendors = [intelName, amdName]
+
+    @Test func `bits of CPUs whose features are random are those that host and engine share`() throws {
+        var noise = Noise(state: 1)
+        let promises = EngineFeatures.translator.promisedOnAMD.union(EngineFeatures.translator.promisedOnIntel)
+        let always: CPUFeatures = [.hypervisor, .topoext]
+        var made = 0
+        for _ in 0..<2000 {
+            var missing: CPUFeatures = []
+            for _ in 0..<4 { missing.insert(try #require(CPUFeature.allCases.randomElement(using: &noise))) }
+            let name = try #require(Self.vendors.randomElement(using: &noise))
+            let host = host(name, without: missing)
+            let model = CPUModel.allCases.randomElement(using: &noise)
+            guard let policy = try? CPUPolicy(model: model, engine: .translator, host: host, tscFrequencyHz: nil)
+            else { continue }
+            made += 1
+            let runs = host.features.intersection(EngineFeatures.translator.supported)
+            let excess = policy.features.subtracting(runs).subtracting(promises).subtracting(always)
+            #expect(excess.isEmpty, "\(excess.names) without \(missing.names)")
+            #expect(policy.features.contains(.xsave) || !policy.features.contains(.avx))
+            #expect(policy.features.contains(.avx) || policy.features.intersection([.fma, .f16c, .avx2]).isEmpty)
+        }
+        #expect(made > 200)
+    }
+
+    @Test func `this machine's CPU gives a policy within its own features`() throws {
+        let policy = try CPUPolicy(model: nil, engine: .translator, tscFrequencyHz: HostCPU.tscFrequencyHz)
+        let promises = EngineFeatures.translator.promisedOnAMD.union(EngineFeatures.translator.promisedOnIntel)
+        let excess = policy.features.subtracting(HostCPU.current.features).subtracting(promises)
+        #expect(excess.isSubset(of: [.hypervisor, .topoext]), "\(excess.names)")
+    }
+
+    /// What would have the guest look for a local APIC, machine checks, performance counters...
+    @Test(arguments: vendors, CPUModel.allCases.filter { $0 != .v4 })
+    func `nothing is shown that no device or engine backs`(name: CPUIDLeaf, model: CPUModel) throws {
+        let policy = try policy(name, model)
+        let one = policy.cpuid(1, 0, cr4: ~0, xcr0: 7)
+        // DTES64 MONITOR DSCPL VMX SMX EST TM2 CNXTID SDBG XTPR PDCM PCID DCA X2APIC TSCDEADLINE
+        for bit in [2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 17, 18, 21, 24] {
+            #expect(one.ecx >> bit & 1 == 0, "1:ECX \(bit)")
+        }
+        // VME MCE APIC MTRR MCA PSN DS ACPI SS HTT TM PBE
+        for bit in [1, 7, 9, 12, 14, 18, 21, 22, 27, 28, 29, 31] { #expect(one.edx >> bit & 1 == 0, "1:EDX \(bit)") }
+        let seven = policy.cpuid(7, 0, cr4: ~0, xcr0: 7)
+        // TSC_ADJUST SGX HLE INVPCID RTM PQM MPX AVX512... PT
+        for bit in [1, 2, 4, 10, 11, 12, 14, 15, 16, 17, 21, 22, 25, 26, 27, 28, 30, 31] {
+            #expect(seven.ebx >> bit & 1 == 0, "7:EBX \(bit)")
+        }
+        // UMIP PKU OSPKE WAITPKG CET_SS LA57 ENQCMD
+        for bit in [2, 3, 4, 5, 7, 16, 29] { #expect(seven.ecx >> bit & 1 == 0, "7:ECX \(bit)") }
+        // UINTR IBT AMX... IBRS STIBP L1D_FLUSH CORE_CAP SSBD
+        for bit in [5, 20, 22, 24, 25, 26, 27, 28, 30, 31] { #expect(seven.edx >> bit & 1 == 0, "7:EDX \(bit)") }
+        #expect(seven.eax == 0)
+        let e1 = policy.cpuid(0x8000_0001, 0, cr4: 0, xcr0: 1)
+        // SVM EXTAPIC IBS XOP SKINIT WDT LWP FMA4 PERFCTR MWAITX
+        for bit in [2, 3, 10, 11, 12, 13, 15, 16, 23, 24, 28, 29] { #expect(e1.ecx >> bit & 1 == 0, "81:ECX \(bit)") }
+        #expect(e1.edx & (1 << 7 | 1 << 9 | 1 << 12 | 1 << 14) == 0)
+        for leaf: UInt32 in [3, 5, 6, 8, 9, 0xA, 0xC, 0xE, 0xF, 0x10, 0x12, 0x14] {
+            #expect(policy.cpuid(leaf, 0, cr4: 0, xcr0: 1) == CPUIDLeaf(), "leaf \(leaf)")
+        }
+        #expect(policy.cpuid(0xD, 1, cr4: 0, xcr0: 7).eax == 0, "XSAVEOPT, XSAVEC, XGETBV1, XSAVES")
+        // No IBPB, IBRS, STIBP, SSBD
+        #expect(policy.cpuid(0x8000_0008, 0, cr4: 0, xcr0: 1).ebx & (1 << 12 | 1 << 14 | 1 << 15 | 1 << 24) == 0)
+    }
+
+    @Test func `OSXSAVE follows CR4`() throws {
+        let policy = try policy()
+        #expect(policy.cpuid(1, 0, cr4: 0, xcr0: 1).ecx >> 27 & 1 == 0)
+        #expect(policy.cpuid(1, 0, cr4: CR4.osxsave, xcr0: 1).ecx >> 27 & 1 == 1)
+    }
+
+    @Test(arguments: [(1, 576), (3, 576), (7, 832), (5, 832)] as [(UInt64, UInt32)])
+    func `XSAVE area size follows XCR0`(xcr0: UInt64, size: UInt32) throws {
+        let answer = try policy().cpuid(0xD, 0, cr4: 0, xcr0: xcr0)
+        #expect(answer == CPUIDLeaf(eax: 7, ebx: size, ecx: 832))
+    }
+
+    @Test func `XSAVE component of AVX has the silicon's place and others are empty`() throws {
+        let policy = try policy()
+        #expect(policy.cpuid(0xD, 2, cr4: 0, xcr0: 7) == CPUIDLeaf(eax: 256, ebx: 576))
+        for index: UInt32 in [3, 4, 5, 8, 9, 10, 62, 63, ~0] {
+            #expect(policy.cpuid(0xD, index, cr4: 0, xcr0: 7) == CPUIDLeaf())
+        }
+    }
+
+    @Test func `CPU without XSAVE has no leaf 0xD`() throws {
+        let policy = try CPUPolicy(
+            model: nil, engine: .translator, host: host(intelName, without: [.xsave]), tscFrequencyHz: nil)
+        #expect(policy.xcr0Mask == 0)
+        #expect(policy.cpuid(0xD, 0, cr4: 0, xcr0: 1) == CPUIDLeaf())
+        #expect(policy.validCR4Bits & CR4.osxsave == 0)
+    }
+
+    @Test func `hypervisor leaves carry both signatures and clock bits`() throws {
+        let policy = try policy()
+        let vmm = policy.cpuid(0x4000_0000, 0, cr4: 0, xcr0: 1)
+        #expect(text(vmm.ebx, vmm.ecx, vmm.edx) == "OpenBSDVMM58")
+        #expect(vmm.eax == 0)
+        #expect(policy.cpuid(0x4000_0001, 0, cr4: 0, xcr0: 1).eax == 0x0100_0008)
+        let kvm = policy.cpuid(0x4000_0100, 0, cr4: 0, xcr0: 1)
+        #expect(text(kvm.ebx, kvm.ecx, kvm.edx) == "KVMKVMKVM\0\0\0")
+        #expect(kvm.eax == 0x4000_0101)
+        #expect(policy.cpuid(0x4000_0101, 0, cr4: 0, xcr0: 1).eax == 0x0100_000A)
+        #expect(policy.cpuid(1, 0, cr4: 0, xcr0: 1).ecx >> 31 == 1)
+    }
+
+    @Test func `unknown TSC frequency hides the clocks`() throws {
+        let policy = try policy(tsc: nil)
+        #expect(policy.cpuid(0x4000_0001, 0, cr4: 0, xcr0: 1) == CPUIDLeaf())
+        #expect(policy.cpuid(0x4000_0100, 0, cr4: 0, xcr0: 1) == CPUIDLeaf())
+        #expect(policy.cpuid(0, 0, cr4: 0, xcr0: 1).eax == 0xD)
+        #expect(policy.cpuid(0x15, 0, cr4: 0, xcr0: 1) == CPUIDLeaf())
+    }
+
+    @Test func `leaf 0x15 gives the TSC frequency to 1 kHz`() throws {
+        let answer = try policy().cpuid(0x15, 0, cr4: 0, xcr0: 1)
+        #expect(UInt64(answer.ecx) * UInt64(answer.ebx) / UInt64(answer.eax) == 2_445_406_000)
+    }
+
+    @Test(arguments: [0, 999, 1 << 62, UInt64.max])
+    func `absurd TSC frequency counts as unknown`(frequency: UInt64) throws {
+        #expect(try policy(tsc: frequency).tscFrequencyHz == nil)
+    }
+
+    @Test(arguments: vendors)
+    func `brand names the model and ends with a zero byte`(name: CPUIDLeaf) throws {
+        let policy = try policy(name)
+        let leaves = (2...4).map { policy.cpuid(0x8000_0000 + $0, 0, cr4: 0, xcr0: 1) }
+        let brand = leaves.map { text($0.eax, $0.ebx, $0.ecx, $0.edx) }.joined()
+        #expect(brand.utf8.count == 48)
+        #expect(brand.hasPrefix("vmd x86-64-v3 CPU\0"))
+        #expect(brand.hasSuffix("\0"))
+    }
+
+    @Test(arguments: vendors)
+    func `vendor and signature are the host's and there is one processor`(name: CPUIDLeaf) throws {
+        let policy = try policy(name)
+        let zero = policy.cpuid(0, 0, cr4: 0, xcr0: 1)
+        #expect((zero.ebx, zero.ecx, zero.edx) == (name.ebx, name.ecx, name.edx))
+        let one = policy.cpuid(1, 0, cr4: 0, xcr0: 1)
+        #expect(one.eax == 0x00A0_0F11)
+        #expect(one.ebx == 0x0001_0800)
+        let cacheLeaf: UInt32 = name == amdName ? 0x8000_001D : 4
+        let cache = policy.cpuid(cacheLeaf, 0, cr4: 0, xcr0: 1)
+        #expect(cache.eax == 0x121, "shared by one thread of one core")
+        #expect(policy.cpuid(cacheLeaf, 1, cr4: 0, xcr0: 1).eax & 0x1F == 0)
+        #expect(policy.cpuid(0xB, 0, cr4: 0, xcr0: 1) == CPUIDLeaf(ebx: 1, ecx: 0x100))
+        #expect(policy.cpuid(0xB, 1, cr4: 0, xcr0: 1) == CPUIDLeaf(ebx: 1, ecx: 0x201))
+        #expect(policy.cpuid(0xB, 2, cr4: 0, xcr0: 1) == CPUIDLeaf(ecx: 2))
+    }
+
+    @Test func `AMD repeats basic bits in its extended leaf and Intel does not`() throws {
+        let amd = try policy(amdName)
+        let repeated = amd.cpuid(1, 0, cr4: 0, xcr0: 1).edx & 0x0183_F3FF
+        #expect(amd.cpuid(0x8000_0001, 0, cr4: 0, xcr0: 1).edx & 0x0183_F3FF == repeated)
+        #expect(try policy(intelName).cpuid(0x8000_0001, 0, cr4: 0, xcr0: 1).edx & 0x0183_F3FF == 0)
+    }
+
+    @Test(arguments: [(36, 36), (40, 40), (52, 46), (1, 36), (255, 46)] as [(UInt8, UInt32)])
+    func `address width is what the machine needs within what the host has`(asked: UInt8, shown: UInt32) throws {
+        let policy = try CPUPolicy(
+            model: nil, engine: .translator, host: host(intelName), physicalAddressBits: asked, tscFrequencyHz: nil)
+        #expect(policy.cpuid(0x8000_0008, 0, cr4: 0, xcr0: 1).eax == 48 << 8 | shown)
+    }
+
+    @Test(arguments: vendors)
+    func `any leaf and subleaf answers and those beyond the highest read zero`(name: CPUIDLeaf) throws {
+        let policy = try policy(name)
+        var noise = Noise(state: 2)
+        for _ in 0..<20_000 {
+            let leaf = UInt32.random(in: 0...0x30, using: &noise) | UInt32.random(in: 0...3, using: &noise) << 30
+            let subleaf: UInt32 = Bool.random(using: &noise) ? .random(in: 0...70, using: &noise) : noise.next()
+            let answer = policy.cpuid(leaf, subleaf, cr4: noise.next(), xcr0: noise.next())
+            let highest =
+                leaf < 0x4000_0000 ? policy.highestBasicLeaf : leaf >> 30 == 2 ? policy.highestExtendedLeaf : ~0
+            if leaf > highest || leaf >= 0xC000_0000 { #expect(answer == CPUIDLeaf()) }
+        }
+        for leaf: UInt32 in [~0, 0x3FFF_FFFF, 0x7FFF_FFFF, 0x4000_01FF, 0x4000_0200] {
+            #expect(policy.cpuid(leaf, ~0, cr4: ~0, xcr0: ~0) == CPUIDLeaf())
+        }
+    }
+
+    @Test func `measured TSC frequency is plausible`() throws {
+        guard let frequency = HostCPU.tscFrequencyHz else { try Test.cancel("the host's TSC is not invariant") }
+        #expect((500_000_000...8_000_000_000).contains(frequency))
+    }
+}
