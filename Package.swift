@@ -39,7 +39,10 @@ let package = Package(
         .executableTarget(
             name: "vmctl", dependencies: ["Machine", "VMM", "Linux", argumentParser], swiftSettings: safe),
 
+        .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux"], swiftSettings: common),
+        .testTarget(
+            name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
         .testTarget(name: "DevicesTests", dependencies: ["Devices", "VMM"], swiftSettings: common),
         .testTarget(
             name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "VMM", "Linux", "CLinux"],

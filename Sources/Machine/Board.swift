@@ -2,30 +2,70 @@ import Devices
 import VMM
 
 /// The machine's devices, wired to the ports and interrupt lines of a PC.
+///
+/// | line | device | ports |
+/// |---|---|---|
+/// | 0 | i8253, counter 0 | 0x40-0x43, 0x61 |
+/// | 1, 12 | keyboard controller | 0x60, 0x64, 0x92 |
+/// | 4 | 16550A, the console | 0x3F8-0x3FF |
+/// | 8 | mc146818 | 0x70, 0x71 |
+/// | 9 | ACPI power management | 0xB000-0xB00F |
+/// | | i8259 pair | 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1 |
+/// | | PCI host bridge, reset control | 0xCF8-0xCFF |
 final class Board: Sendable {
     let ports: PortBus
     let interrupts: I8259Pair
     let serialPort: SerialPort
+    let powerManagement: ACPIPowerManagement
     private let resettable: [any Resettable]
 
     init(clock: any Clock, power: any PowerControl, terminal: any SerialTerminal, map: MemoryMap) {
         let interrupts = I8259Pair()
         func line(_ number: UInt8) -> InterruptLine { InterruptLine(interrupts, number) }
+        var cmos = CMOSMemory()
+        cmos.setMemory(base: MemoryMap.conventionalEnd, below4G: map.lowEnd, above4G: map.highByteCount)
 
         let timer = I8253Port(clock: clock, line: line(0), isWaiting: { interrupts.isWaiting(0) })
+        let keyboard = KeyboardController(power: power, keyboardLine: line(1), auxiliaryLine: line(12))
         let serialPort = SerialPort(line: line(4), terminal: terminal)
+        let realTimeClock = MC146818Port(clock: clock, line: line(8), memory: cmos)
+        let powerManagement = ACPIPowerManagement(clock: clock, line: line(9), power: power)
+        let resetControl = ResetControl(power: power)
+        let hostBridge = PCIHostBridge(resetControl: resetControl)
 
-        ports = PortBus([interrupts.claims, timer.claims, serialPort.claims].flatMap { $0 })
-        resettable = [timer, serialPort, interrupts]
+        let claimants: [any PortClaimant] = [
+            interrupts, timer, keyboard, serialPort, realTimeClock, powerManagement, hostBridge,
+        ]
+        ports = PortBus(claimants.flatMap(\.claims))
+        // Lines fall before the interrupt controller forgets them.
+        resettable = [
+            timer, keyboard, serialPort, realTimeClock, powerManagement, resetControl, hostBridge, interrupts,
+        ]
         self.interrupts = interrupts
         self.serialPort = serialPort
+        self.powerManagement = powerManagement
     }
 
-    /// The reset line. Lines fall before the interrupt controller forgets them.
+    /// The reset line.
     func reset() {
         for device in resettable { device.reset() }
     }
 
-    /// Writes the firmware's tables into memory. Returns where they start.
-    func writeTables(_ memory: GuestMemory) -> UInt64? { nil }
+    /// Where kernels search for the RSDP if nobody tells them: the first KB of the EBDA, which is in the memory that
+    /// the map keeps back below 1 MB.
+    private static let extendedBIOSData: UInt64 = 0x9_D000
+    /// BIOS data area: segment of the EBDA, and KB of memory below it.
+    private static let extendedBIOSDataPointer: UInt64 = 0x40E
+    private static let conventionalMemorySize: UInt64 = 0x413
+
+    /// Writes what firmware leaves behind: ACPI's tables and a few words of the BIOS data area.
+    /// - Returns: where the RSDP is.
+    func writeTables(_ memory: GuestMemory) -> UInt64 {
+        let (tables, rsdp) = ACPITables.build(at: MemoryMap.acpiBase)
+        memory.write(tables, at: MemoryMap.acpiBase)
+        memory.write(rsdp, at: Self.extendedBIOSData)
+        memory.store(Self.extendedBIOSDataPointer, UInt16(truncatingIfNeeded: Self.extendedBIOSData >> 4))
+        memory.store(Self.conventionalMemorySize, UInt16(truncatingIfNeeded: MemoryMap.conventionalEnd >> 10))
+        return Self.extendedBIOSData
+    }
 }

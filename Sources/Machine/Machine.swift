@@ -88,7 +88,10 @@ public final class Machine: Sendable {
     /// Ends the machine soon, whatever the guest does. Any thread.
     public func requestStop() { requests.requestStop() }
 
-    /// Presses the power button or pulls the reset line, as a device would. Any thread.
+    /// Asks the guest to shut down. Any thread.
+    public func pressPowerButton() { board.powerManagement.pressPowerButton() }
+
+    /// Cuts the power or pulls the reset line, as a device would. Any thread.
     public var power: any PowerControl { requests }
 
     /// Waits until the machine's thread is gone; it ends after `onEnd`.
@@ -123,8 +126,8 @@ public final class Machine: Sendable {
 
     /// Puts firmware tables, kernel and files into memory and the CPU at the kernel's entry.
     private func loadGuest() throws(MachineError) {
-        let tables = board.writeTables(memory)
-        var state = try loader.load(into: memory, map, rsdp: tables)
+        let rsdp = board.writeTables(memory)
+        var state = try loader.load(into: memory, map, rsdp: rsdp)
         // The guest's counter starts at zero, as after power-on.
         state.msr.tscOffset = 0 &- TimeStampCounter.now()
         do {

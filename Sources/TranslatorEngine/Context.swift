@@ -48,11 +48,14 @@ package struct Context {
     package var padding2: UInt32 = 0
     /// Spills inside one guest instruction.
     package var temporary: [6 of UInt64] = .init(repeating: 0)
+    /// RFLAGS without the arithmetic flags: TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and bit 1.
+    package var systemFlags: UInt64 = 2
+    /// 1: INTR was seen while interrupts were off, or may be asserted: look when they are on again.
+    package var interruptWaiting: UInt32 = 0
+    package var padding3: UInt32 = 0
 
     // MARK: Swift only
 
-    /// RFLAGS without the arithmetic flags: TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and bit 1.
-    package var systemFlags: UInt64 = 2
     package var es = SegmentRegister()
     package var cs = SegmentRegister()
     package var ss = SegmentRegister()
@@ -140,6 +143,17 @@ package enum ContextOffset {
     package static let bounceAddress = 968
     package static let bounceVectors = 976
     package static let temporary = 984
+    package static let systemFlags = 1032
+    package static let interruptWaiting = 1040
+    // Behind the fixed part: the compiler's own numbers.
+    package static let selectors = MemoryLayout<Context>.offset(of: \.es).unsafelyUnwrapped
+    package static let kernelGSBase = msr(\.kernelGSBase)
+    package static let tscOffset = msr(\.tscOffset)
+    package static let tscAux = msr(\.tscAux)
+    private static func msr(_ field: PartialKeyPath<ModelSpecificRegisters>) -> Int {
+        MemoryLayout<Context>.offset(of: \.msr).unsafelyUnwrapped
+            + MemoryLayout<ModelSpecificRegisters>.offset(of: field).unsafelyUnwrapped
+    }
 
     /// Software TLBs, one a `TLB.Table`; see MMU/TLB.swift.
     package static let tlb = 0x2000

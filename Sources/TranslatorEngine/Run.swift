@@ -156,6 +156,7 @@ extension TranslatorCPU: VirtualCPU {
                     break
                 }
                 throw exception
+            case .resume: return
             case .signal:
                 throw signalException()
             }
@@ -176,6 +177,28 @@ extension TranslatorCPU: VirtualCPU {
         try withUnsafePointer(to: copy) { (pointer) throws(GuestException) in try perform(pointer) }
         // Interrupts may be on now that were off when the request came.
         if context.pointee.systemFlags & RFLAGS.if != 0 && interrupts.isPending { interruptWaiting = true }
+    }
+
+    /// An instruction of the system half in the middle of a block. `false`: leave the block.
+    func systemInBlock(_ pointer: UnsafeRawPointer) -> Bool {
+        let value = Int(pointer.loadUnaligned(as: ExitDescriptor.self).value)
+        let start = context.pointee.ripPage &+ UInt64(value & 0x1FFF)
+        context.pointee.rip = start
+        codeChanged = false
+        let modeBefore = mode
+        let instruction = systemPool.entries + (value >> 13)
+        do throws(GuestException) {
+            try system(instruction)
+        } catch {
+            pendingException = error
+            context.pointee.exitReason = cache.memory.executableBase + UInt64(thunks.pointee.faultDescriptor)
+            return false
+        }
+        if context.pointee.rip == start &+ UInt64(instruction.pointee.length) && !codeChanged && mode == modeBefore {
+            return true
+        }
+        context.pointee.exitReason = cache.memory.executableBase + UInt64(thunks.pointee.resumeDescriptor)
+        return false
     }
 
     /// The guest exception that a host signal in translated code stands for.

@@ -38,8 +38,12 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
     var pendingException: GuestException?
     var bounce = BounceState()
-    /// INTR was seen while interrupts were off.
-    var interruptWaiting = false
+    /// Blocks were removed since the flag was last cleared.
+    var codeChanged = false
+    var interruptWaiting: Bool {
+        get { context.pointee.interruptWaiting != 0 }
+        set { context.pointee.interruptWaiting = newValue ? 1 : 0 }
+    }
     let stopFlag = Atomic<Bool>(false)
     let nmiFlag = Atomic<Bool>(false)
     let xsaveArea: UnsafeMutableRawPointer
@@ -62,7 +66,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         thunks.initialize(
             to: Thunks(
                 in: code, wideVectors: hasAVX, memoryHelper: MemoryHelpers.accessAddress,
-                bounceHelper: MemoryHelpers.finishAddress))
+                bounceHelper: MemoryHelpers.finishAddress, systemHelper: MemoryHelpers.systemAddress))
         cache = try CodeCache(memory: code, thunkByteCount: thunks.pointee.end, ramByteCount: wiring.memory.byteCount)
         work = BlockWorkspace()
         straddleBuffer = .allocate(byteCount: 64, alignment: 16)
@@ -116,6 +120,8 @@ package final class TranslatorCPU: @unchecked Sendable {
             value |= (c.pointee.cs.isBig ? 1 : 2) << 2
             if !c.pointee.ss.isBig { value |= BlockMode.smallStack }
         }
+        if c.pointee.privilegeLevel == 1 || c.pointee.privilegeLevel == 2 { value |= BlockMode.outerRing }
+        if c.pointee.cr4 & 4 != 0 { value |= BlockMode.timeStampTrap }
         if c.pointee.cr0 & 0xC != 0 { value |= BlockMode.fpuTrap }
         if c.pointee.cr4 & (1 << 9) == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }

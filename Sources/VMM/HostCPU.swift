@@ -102,7 +102,8 @@ public struct HostCPU: Hashable, Sendable {
                 clock_gettime(CLOCK_MONOTONIC, &time)
                 let after = clinux_rdtsc()
                 let nanoseconds = UInt64(time.tv_sec) &* 1_000_000_000 &+ UInt64(time.tv_nsec)
-                if after &- before < best.width { best = (before &+ (after &- before) / 2, nanoseconds, after &- before) }
+                let width = after &- before
+                if width < best.width { best = (before &+ width / 2, nanoseconds, width) }
             }
             return (best.tsc, best.nanoseconds)
         }

@@ -45,6 +45,12 @@ final class FakeCPU: VirtualCPU {
 
     var bootCount: Int { boots.load(ordering: .relaxed) }
 
+    /// What a driver does before it reads: FIFOs on, DTR and RTS raised.
+    func openSerial() {
+        wiring.ports.write(0x3FA, .byte, 1)
+        wiring.ports.write(0x3FC, .byte, 3)
+    }
+
     /// What a driver does to print: bytes to the UART.
     func print(_ bytes: some Sequence<UInt8>) {
         for byte in bytes { wiring.ports.write(0x3F8, .byte, UInt32(byte)) }

@@ -19,7 +19,8 @@ func policy(
 }
 
 func text(_ words: UInt32...) -> String {
-    String(decoding: words.flatMap { word in (0..<4).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) } }, as: UTF8.self)
+    let bytes = words.flatMap { word in (0..<4).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) } }
+    return String(decoding: bytes, as: UTF8.self)
 }
 
 /// Deterministic noise.
@@ -140,7 +141,9 @@ struct Noise: RandomNumberGenerator {
         let policy = try policy(name, model)
         let one = policy.cpuid(1, 0, cr4: ~0, xcr0: 7)
         // DTES64 MONITOR DSCPL VMX SMX EST TM2 CNXTID SDBG XTPR PDCM PCID DCA X2APIC TSCDEADLINE
-        for bit in [2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 17, 18, 21, 24] { #expect(one.ecx >> bit & 1 == 0, "1:ECX \(bit)") }
+        for bit in [2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 17, 18, 21, 24] {
+            #expect(one.ecx >> bit & 1 == 0, "1:ECX \(bit)")
+        }
         // VME MCE APIC MTRR MCA PSN DS ACPI SS HTT TM PBE
         for bit in [1, 7, 9, 12, 14, 18, 21, 22, 27, 28, 29, 31] { #expect(one.edx >> bit & 1 == 0, "1:EDX \(bit)") }
         let seven = policy.cpuid(7, 0, cr4: ~0, xcr0: 7)
@@ -273,7 +276,8 @@ struct Noise: RandomNumberGenerator {
             let leaf = UInt32.random(in: 0...0x30, using: &noise) | UInt32.random(in: 0...3, using: &noise) << 30
             let subleaf: UInt32 = Bool.random(using: &noise) ? .random(in: 0...70, using: &noise) : noise.next()
             let answer = policy.cpuid(leaf, subleaf, cr4: noise.next(), xcr0: noise.next())
-            let highest = leaf < 0x4000_0000 ? policy.highestBasicLeaf : leaf >> 30 == 2 ? policy.highestExtendedLeaf : ~0
+            let highest =
+                leaf < 0x4000_0000 ? policy.highestBasicLeaf : leaf >> 30 == 2 ? policy.highestExtendedLeaf : ~0
             if leaf > highest || leaf >= 0xC000_0000 { #expect(answer == CPUIDLeaf()) }
         }
         for leaf: UInt32 in [~0, 0x3FFF_FFFF, 0x7FFF_FFFF, 0x4000_01FF, 0x4000_0200] {

@@ -20,7 +20,8 @@ import VMM
         (0, 1, true), (0, 0xA000, true), (0, 0xA001, false), (0x9FFF, 1, true), (0x9FFF, 2, false), (0xAFFF, 1, true),
         (0xB000, 1, false), (0xF_FFFF, 1, false), (0xF_FFFF, 2, false), (0x10_0000, 0x2000, true), (0x10_1FF8, 8, true),
         (0x10_1FF9, 8, false), (1 << 32, 0x1000, true), ((1 << 32) + 0xFFF, 2, false), ((1 << 32) + 0x1000, 1, false),
-        (.max, 1, false), (.max, .max, false), (0, .max, false), (1, .max, false), (.max - 7, 8, false), (.max - 7, 9, false),
+        (.max, 1, false), (.max, .max, false), (0, .max, false), (1, .max, false), (.max - 7, 8, false),
+        (.max - 7, 9, false),
     ] as [(UInt64, UInt64, Bool)])
     func `address and length are RAM only inside one range`(address: UInt64, count: UInt64, expected: Bool) throws {
         let memory = try memory()

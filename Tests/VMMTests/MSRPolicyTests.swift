@@ -22,8 +22,10 @@ import VMM
 
     @Test(arguments: [
         (0xC000_0082, notCanonical), (0xC000_0083, notCanonical), (0xC000_0102, notCanonical), (0x175, notCanonical),
-        (0x176, notCanonical), (0xC000_0103, 1 << 32), (0xC000_0080, 1 << 1), (0xC000_0080, 1 << 12), (0xC000_0080, 1 << 63),
-        (0x277, 2), (0x277, 3 << 56), (0x277, 8), (0x277, 0xFF00), (0x1B, 0xFEE0_1100), (0x1B, 0xFEE0_0800), (0x1B, 1 << 63),
+        (0x176, notCanonical), (0xC000_0103, 1 << 32), (0xC000_0080, 1 << 1), (0xC000_0080, 1 << 12),
+        (0xC000_0080, 1 << 63),
+        (0x277, 2), (0x277, 3 << 56), (0x277, 8), (0x277, 0xFF00), (0x1B, 0xFEE0_1100), (0x1B, 0xFEE0_0800),
+        (0x1B, 1 << 63),
         (0x3A, 5), (0x9B, 1),
     ] as [(UInt32, UInt64)])
     func `illegal value is a general protection fault and changes nothing`(index: UInt32, value: UInt64) throws {

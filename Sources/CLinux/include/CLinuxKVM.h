@@ -4,6 +4,7 @@
 
 #include <cpuid.h>
 #include <linux/kvm.h>
+#include <signal.h>
 #include <stdint.h>
 
 struct clinux_cpuid { uint32_t eax, ebx, ecx, edx; };
@@ -19,6 +20,81 @@ static inline uint64_t clinux_xgetbv0(void) {
     uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (uint64_t)high << 32 | low;
+}
+
+// Request numbers: macros with sizes in them.
+static const unsigned long clinux_kvm_get_api_version = KVM_GET_API_VERSION;
+static const unsigned long clinux_kvm_create_vm = KVM_CREATE_VM;
+static const unsigned long clinux_kvm_check_extension = KVM_CHECK_EXTENSION;
+static const unsigned long clinux_kvm_get_vcpu_mmap_size = KVM_GET_VCPU_MMAP_SIZE;
+static const unsigned long clinux_kvm_create_vcpu = KVM_CREATE_VCPU;
+static const unsigned long clinux_kvm_run = KVM_RUN;
+static const unsigned long clinux_kvm_nmi = KVM_NMI;
+static const unsigned long clinux_kvm_set_tss_addr = KVM_SET_TSS_ADDR;
+static const unsigned long clinux_kvm_get_supported_cpuid = KVM_GET_SUPPORTED_CPUID;
+static const unsigned long clinux_kvm_set_user_memory_region = KVM_SET_USER_MEMORY_REGION;
+static const unsigned long clinux_kvm_set_identity_map_addr = KVM_SET_IDENTITY_MAP_ADDR;
+static const unsigned long clinux_kvm_enable_cap = KVM_ENABLE_CAP;
+static const unsigned long clinux_kvm_x86_set_msr_filter = KVM_X86_SET_MSR_FILTER;
+static const unsigned long clinux_kvm_set_cpuid2 = KVM_SET_CPUID2;
+static const unsigned long clinux_kvm_get_cpuid2 = KVM_GET_CPUID2;
+static const unsigned long clinux_kvm_interrupt = KVM_INTERRUPT;
+static const unsigned long clinux_kvm_get_regs = KVM_GET_REGS;
+static const unsigned long clinux_kvm_set_regs = KVM_SET_REGS;
+static const unsigned long clinux_kvm_get_sregs = KVM_GET_SREGS;
+static const unsigned long clinux_kvm_set_sregs = KVM_SET_SREGS;
+static const unsigned long clinux_kvm_get_xsave = KVM_GET_XSAVE;
+static const unsigned long clinux_kvm_set_xsave = KVM_SET_XSAVE;
+static const unsigned long clinux_kvm_get_xcrs = KVM_GET_XCRS;
+static const unsigned long clinux_kvm_set_xcrs = KVM_SET_XCRS;
+static const unsigned long clinux_kvm_get_msrs = KVM_GET_MSRS;
+static const unsigned long clinux_kvm_set_msrs = KVM_SET_MSRS;
+static const unsigned long clinux_kvm_get_debugregs = KVM_GET_DEBUGREGS;
+static const unsigned long clinux_kvm_set_debugregs = KVM_SET_DEBUGREGS;
+static const unsigned long clinux_kvm_get_vcpu_events = KVM_GET_VCPU_EVENTS;
+static const unsigned long clinux_kvm_set_vcpu_events = KVM_SET_VCPU_EVENTS;
+static const unsigned long clinux_kvm_has_device_attr = KVM_HAS_DEVICE_ATTR;
+static const unsigned long clinux_kvm_get_device_attr = KVM_GET_DEVICE_ATTR;
+static const unsigned long clinux_kvm_set_device_attr = KVM_SET_DEVICE_ATTR;
+
+// The members of kvm_run's union, copied out, so that nobody copies the union.
+struct clinux_kvm_io { uint8_t direction, size; uint16_t port; uint32_t count; uint64_t data_offset; };
+struct clinux_kvm_mmio { uint64_t address, data; uint32_t length; uint8_t is_write; };
+struct clinux_kvm_msr { uint32_t reason, index; uint64_t data; };
+struct clinux_kvm_internal { uint32_t suberror, count; uint64_t data[16]; };
+
+static inline struct clinux_kvm_io clinux_kvm_io(const struct kvm_run *run) {
+    return (struct clinux_kvm_io){run->io.direction, run->io.size, run->io.port, run->io.count, run->io.data_offset};
+}
+static inline struct clinux_kvm_mmio clinux_kvm_mmio(const struct kvm_run *run) {
+    struct clinux_kvm_mmio m = {run->mmio.phys_addr, 0, run->mmio.len, run->mmio.is_write};
+    __builtin_memcpy(&m.data, run->mmio.data, sizeof m.data);
+    return m;
+}
+static inline void clinux_kvm_mmio_answer(struct kvm_run *run, uint64_t data) {
+    __builtin_memcpy(run->mmio.data, &data, sizeof data);
+}
+static inline struct clinux_kvm_msr clinux_kvm_msr(const struct kvm_run *run) {
+    return (struct clinux_kvm_msr){run->msr.reason, run->msr.index, run->msr.data};
+}
+static inline void clinux_kvm_msr_answer(struct kvm_run *run, uint8_t error, uint64_t data) {
+    run->msr.error = error;
+    run->msr.data = data;
+}
+static inline struct clinux_kvm_internal clinux_kvm_internal(const struct kvm_run *run) {
+    struct clinux_kvm_internal i = {run->internal.suberror, run->internal.ndata, {0}};
+    __builtin_memcpy(i.data, run->internal.data, sizeof i.data);
+    return i;
+}
+static inline uint64_t clinux_kvm_entry_failure(const struct kvm_run *run) {
+    return run->fail_entry.hardware_entry_failure_reason;
+}
+
+static inline int clinux_sigrtmin(void) { return SIGRTMIN; }
+
+// Other threads write this byte while the vCPU's thread and the kernel read it.
+static inline void clinux_kvm_set_immediate_exit(struct kvm_run *run, uint8_t value) {
+    __atomic_store_n(&run->immediate_exit, value, __ATOMIC_SEQ_CST);
 }
 
 #endif

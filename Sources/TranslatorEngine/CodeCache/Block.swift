@@ -14,6 +14,10 @@ package struct BlockMode: Hashable {
     package static let noAVX: UInt64 = 1 << 6
     /// 32- and 16-bit code with segments that are not flat.
     package static let segmented: UInt64 = 1 << 7
+    /// CPL 1 or 2: a supervisor for paging, but not for privileged instructions.
+    package static let outerRing: UInt64 = 1 << 9
+    /// CR4.TSD.
+    package static let timeStampTrap: UInt64 = 1 << 10
     /// 16-bit stack: SS.B clear outside 64-bit code.
     package static let smallStack: UInt64 = 1 << 8
     @inline(__always) package func has(_ bit: UInt64) -> Bool { rawValue & bit != 0 }

@@ -13,6 +13,8 @@ package struct ExitDescriptor {
         case exception
         /// A memory helper found a fault; the exception is with the CPU, `Context.rip` is exact.
         case fault
+        /// `Context.rip` says where to go on.
+        case resume
         /// A host signal arrived in translated code.
         case signal
     }
@@ -57,6 +59,9 @@ package struct Thunks {
     /// Called at the first vector instruction of a block when the guest's vectors are in the context.
     package var restoreVectors = 0
     package var signalDescriptor = 0
+    package var resumeDescriptor = 0
+    /// Called in the middle of a block for an instruction of the system half.
+    package var systemCall = 0
     package var faultDescriptor = 0
     /// `(area, mask)`: C functions around XSAVE64 and XRSTOR64.
     package var xsave = 0
@@ -73,7 +78,10 @@ package struct Thunks {
     /// - Parameters:
     ///   - memoryHelper: `(owner, linear address, descriptor) -> host address`, 0 to leave for a fault.
     ///   - bounceHelper: `(owner)`: writes the bounce buffer back.
-    package init(in memory: CodeMemory, wideVectors: Bool, memoryHelper: UInt64, bounceHelper: UInt64) {
+    ///   - systemHelper: `(owner, descriptor) -> 0` to leave, 1 to go on behind the descriptor.
+    package init(
+        in memory: CodeMemory, wideVectors: Bool, memoryHelper: UInt64, bounceHelper: UInt64, systemHelper: UInt64
+    ) {
         var code = Emitter(at: memory.writableBase)
         func offset(_ code: Emitter) -> Int { code.cursor - memory.writableBase }
         let address = RegisterMap.address, scratch = RegisterMap.scratch
@@ -114,6 +122,8 @@ package struct Thunks {
         code.exitDescriptor(.indirect, flagsInHost: false, value: 0)
         faultDescriptor = offset(code)
         code.exitDescriptor(.fault, flagsInHost: false, value: 0)
+        resumeDescriptor = offset(code)
+        code.exitDescriptor(.resume, flagsInHost: false, value: 0)
         signalDescriptor = offset(code)
         code.exitDescriptor(.signal, flagsInHost: false, value: 0)
 
@@ -169,6 +179,30 @@ package struct Thunks {
                 }
             }
         }
+
+        // An instruction of the system half inside a block, followed by an `ExitDescriptor`.
+        systemCall = offset(code)
+        code.popContext(ContextOffset.exitReason)
+        code.saveRegisters()
+        code.testContext32(ContextOffset.vectorsSaved)
+        let areSaved = code.jump(if: Condition.notEqual)
+        code.call(to: memory.writableBase + saveVectors)
+        code.bind(areSaved)
+        code.loadContext(HostRegister.rdi, ContextOffset.owner)
+        code.loadContext(HostRegister.rsi, ContextOffset.exitReason)
+        code.move(HostRegister.rax, immediate: systemHelper)
+        code.call(register: HostRegister.rax)
+        code.byte(0x48)  // test rax, rax
+        code.byte(0x85)
+        code.byte(0xC0)
+        let leaves = code.jump(if: Condition.equal)
+        code.restoreRegisters()
+        code.loadContext(scratch, ContextOffset.exitReason)
+        code.lea(scratch, base: scratch, Int32(ExitDescriptor.size))
+        code.jump(register: scratch)
+        code.bind(leaves)
+        let toLeaveHere = code.jump()
+        code.link(toLeaveHere, to: memory.writableBase + leave)
 
         // C functions (area: rdi, mask: rsi).
         for isSave in [true, false] {

@@ -12,8 +12,8 @@ package enum InstructionKind: UInt8 {
     case bitString
     /// MOV between the accumulator and an absolute 64-bit address.
     case absoluteMove
-    /// For the system half.
-    case system
+    /// For the system half: as the block's end, in the middle of it, or by code of its own.
+    case system, systemCall, systemInline
     /// Raises an exception instead of running.
     case exception
 }

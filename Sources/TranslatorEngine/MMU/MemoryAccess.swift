@@ -27,6 +27,10 @@ enum MemoryHelpers {
     private static let finish: @convention(c) (UnsafeMutableRawPointer) -> Void = { owner in
         Unmanaged<TranslatorCPU>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.finishBounce() }
     }
+    private static let system: @convention(c) (UnsafeMutableRawPointer, UnsafeRawPointer) -> UInt64 = { owner, descriptor in
+        Unmanaged<TranslatorCPU>.fromOpaque(owner)._withUnsafeGuaranteedRef { $0.systemInBlock(descriptor) ? 1 : 0 }
+    }
+    static let systemAddress = UInt64(UInt(bitPattern: unsafeBitCast(system, to: Int.self)))
     static let accessAddress = UInt64(UInt(bitPattern: unsafeBitCast(access, to: Int.self)))
     static let finishAddress = UInt64(UInt(bitPattern: unsafeBitCast(finish, to: Int.self)))
 }
@@ -106,6 +110,7 @@ extension TranslatorCPU {
         }
         let result = cache.removeBlocks(page: start >> 12, overlapping: start..<start + count, running: current)
         if result.removed {
+            codeChanged = true
             for table in 0..<TLB.tableCount { tlb.clearJumpCache(table) }
         }
         return result.running

@@ -13,6 +13,13 @@ package struct PageTranslation: Hashable, Sendable {
     package var facts: PageFacts
     /// Base-2 logarithm of the size of the mapping: 12, 21, 22 or 30; 12 without paging.
     package var sizeShift: UInt8
+
+    @inline(__always)
+    package init(physical: UInt64, facts: PageFacts, sizeShift: UInt8) {
+        self.physical = physical
+        self.facts = facts
+        self.sizeShift = sizeShift
+    }
 }
 
 /// Properties of a mapping, all levels taken together.

@@ -54,7 +54,7 @@ extension TranslatorCPU {
         let base = base & 0xFF
         if base == 0 { throw .divideError }
         let al = rax & 0xFF
-        setRegister(0, al / base << 8 | al % base, size: 2)
+        setRegister(0, (al / base) << 8 | al % base, size: 2)
         setArithmetic(Self.signZeroParity(al % base), mask: Self.allArithmetic)
     }
 

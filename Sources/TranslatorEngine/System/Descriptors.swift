@@ -102,9 +102,7 @@ extension TranslatorCPU {
     /// Adds the upper half of a system descriptor, which has 16 bytes in long mode (SDM Vol. 3, 3.5.2).
     func widened(_ descriptor: Descriptor, _ selector: UInt16) throws(GuestException) -> Descriptor {
         guard context.pointee.isLongMode else { return descriptor }
-        guard descriptorAddress(selector &+ 8) != nil else {
-            throw .selector(13, selector)
-        }
+        guard selector < 0xFFF8, descriptorAddress(selector &+ 8) != nil else { throw .selector(13, selector) }
         var wide = descriptor
         wide.high = try load(maskSystemAddress(descriptor.address &+ 8), byteCount: 8, user: false)
         return wide

@@ -4,6 +4,14 @@ import CZydis
 extension BlockBuilder {
     private var stack: Int { RegisterMap.guestStack }
 
+    /// Pushes what is in the first temporary.
+    mutating func pushTemporary() {
+        beginPush(8)
+        code.loadContext(scratch, ContextOffset.temporary)
+        storeToAddress(scratch, size: 8)
+        endPush(8)
+    }
+
     /// Address of a push of `size` bytes, checked, in the address register.
     private mutating func beginPush(_ size: Int) {
         clobberFlags()

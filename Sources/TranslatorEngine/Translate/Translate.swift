@@ -58,12 +58,24 @@ extension TranslatorCPU {
                 case .system:
                     if let system = SystemInstruction(decoded, operands: operands) {
                         instruction.system = systemPool.add(system)
-                        instruction.flagsRead = arithmeticFlags
+                        if BlockBuilder.canInline(system, mode) {
+                            instruction.kind = .systemInline
+                            // PUSHF reads all; the others touch no arithmetic flag.
+                            instruction.flagsRead = system.kind == .pushFlags ? arithmeticFlags : 0
+                            instruction.flagsWritten = 0
+                            instruction.modifiesFlags = false
+                        } else if !isIsolated && system.canReturn {
+                            instruction.kind = .systemCall
+                            instruction.flagsRead = arithmeticFlags
+                            instruction.flagsWritten = 0
+                        } else {
+                            isOver = true
+                        }
                     } else {
                         instruction.kind = .exception
                         instruction.vector = 6
+                        isOver = true
                     }
-                    isOver = true
                 case .exception, .call, .callIndirect, .jump, .jumpIndirect, .ret, .conditional, .counted: isOver = true
                 default: break
                 }
@@ -158,6 +170,8 @@ extension TranslatorCPU {
                     opcode: decoded.pointee.opcode, is32Bit: decoded.pointee.address_width == 32, taken: taken,
                     fallThrough: end, takenStraddles: false, fallThroughStraddles: end >= 4096, liveTaken: liveTaken,
                     liveFallThrough: liveFallThrough)
+            case .systemInline: builder.systemInline(systemPool.entries[instruction.system], index: instruction.system)
+            case .systemCall: builder.systemCall(index: instruction.system)
             case .system: builder.exit(.system, value: (instruction.system << 13) | instruction.offset)
             case .exception: builder.exit(.exception, vector: instruction.vector, value: instruction.offset)
             }

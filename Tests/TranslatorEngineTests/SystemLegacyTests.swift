@@ -1,0 +1,211 @@
+import Testing
+import TranslatorEngine
+import VMM
+
+@Suite("Protected, real and virtual-8086 mode") struct SystemLegacyTests {
+    typealias M = SystemMachine
+
+    @Test func `protected-mode fault from level 3 switches stacks by the TSS, and IRETD goes back`() throws {
+        let m = try M(.protected32, level: 3)
+        m.setGate32(13, 0x30_0000)
+        m.context.pointee.rflags = 0x206
+        try m.cpu.deliver(.generalProtection(0x50))
+        #expect(m.context.pointee.rip == 0x30_0000)
+        #expect(m.context.pointee.ss == m.loaded(M.kernelData))
+        #expect(m.stack32(6) == [0x50, UInt32(M.code), 0x1B, 0x1_0206, UInt32(M.userStack), 0x23])
+        #expect(m.context.pointee.rflags == 6)
+        m.context.pointee.gpr[4] += 4
+        try m.run(0xCF)
+        #expect(m.context.pointee.rip == M.code)
+        #expect(m.context.pointee.privilegeLevel == 3)
+        #expect(m.context.pointee.gpr[4] == M.userStack)
+        #expect(m.context.pointee.rflags == 0x206)
+    }
+
+    @Test func `same-level interrupt pushes three words, 16-bit gates push halves`() throws {
+        let m = try M(.protected32)
+        m.setGate32(0x20, 0x30_0000, type: 15)
+        m.context.pointee.rflags = 0x202
+        try m.cpu.deliverInterrupt(vector: 0x20)
+        #expect(m.stack32(3) == [UInt32(M.code), 0x70, 0x202])
+        #expect(m.context.pointee.rflags == 0x202)
+        let n = try M(.protected32)
+        n.context.pointee.rip = 0x1234
+        n.setGate32(0x20, 0x3000, type: 6)
+        n.context.pointee.rflags = 0x202
+        try n.cpu.deliverInterrupt(vector: 0x20)
+        #expect(n.context.pointee.gpr[4] == M.kernelStack - 6)
+        #expect(n.memory.load(n.context.pointee.gpr[4], as: UInt16.self) == 0x1234)
+        #expect(n.context.pointee.rflags == 2)
+        try n.run(0x66, 0xCF)
+        #expect(n.context.pointee.rip == 0x1234)
+    }
+
+    @Test func `bad stack in the TSS is an invalid-TSS fault`() throws {
+        let m = try M(.protected32, level: 3)
+        m.setGate32(0x20, 0x30_0000)
+        m.setGate32(10, 0x83_0000, selector: M.conforming)
+        m.memory.store(M.tss + 8, UInt32(M.userData | 3))
+        // The handler of #TS keeps the level, so that its frame can be looked at.
+        m.memory.store(M.gdt + UInt64(M.conforming), 0x00CF_9F00_0000_FFFF as UInt64)
+        try m.cpu.deliverInterrupt(vector: 0x20)
+        #expect(m.context.pointee.rip == 0x83_0000)
+        #expect(m.stack32(1) == [UInt32(M.userData) | 1])
+    }
+
+    @Test func `level 1 call by the stack limit faults with no effect`() throws {
+        let m = try M(.protected32)
+        m.setGate32(0x20, 0x30_0000, dpl: 0)
+        m.setGate32(8, 0x31_0000)
+        m.context.pointee.ss.attributes = 0x4093
+        m.context.pointee.ss.limit = 7
+        m.context.pointee.gpr[4] = 4
+        let before = m.registers
+        #expect(throws: TripleFault.self) { try m.cpu.deliverInterrupt(vector: 0x20) }
+        #expect(m.registers == before)
+    }
+
+    // MARK: Real mode
+
+    @Test func `real mode goes by the vector table and back by IRET`() throws {
+        let m = try M(.real)
+        m.memory.store(0x21 * 4, 0x4000_1234 as UInt32)
+        m.context.pointee.rflags = 0x246
+        try m.run(0xCD, 0x21)
+        #expect(m.context.pointee.rip == 0x1234)
+        #expect(m.context.pointee.cs.base == 0x40000)
+        #expect(m.context.pointee.rflags == 0x46)
+        #expect(m.memory.read(0x20000 + 0x7FFA, count: 6) == [0x02, 0x01, 0x00, 0x10, 0x46, 0x02])
+        try m.run(0xCF)
+        #expect(m.context.pointee.rip == 0x102)
+        #expect(m.context.pointee.cs.base == 0x10000)
+        #expect(m.context.pointee.rflags == 0x246)
+        #expect(m.context.pointee.gpr[4] == 0x8000)
+    }
+
+    @Test func `stack pointer of 16-bit stacks wraps`() throws {
+        let m = try M(.real)
+        m.context.pointee.gpr[4] = 0xFFFF_0000_0000
+        try m.run(0x9C)
+        #expect(m.context.pointee.gpr[4] == 0xFFFF_0000_FFFE)
+    }
+
+    // MARK: Virtual-8086 mode
+
+    @Test func `virtual-8086 mode is entered by IRETD and left by an interrupt`() throws {
+        let m = try M(.protected32)
+        m.setGate32(0x20, 0x30_0000)
+        m.context.pointee.gpr[4] -= 36
+        let frame: [UInt32] = [0x100, 0x1000, 0x2_3202, 0x8000, 0x2000, 0x3000, 0x4000, 0x5000, 0x6000]
+        for (index, value) in frame.enumerated() {
+            m.memory.store(m.context.pointee.gpr[4] + UInt64(index) * 4, value)
+        }
+        try m.run(0xCF)
+        #expect(m.context.pointee.privilegeLevel == 3)
+        #expect(m.context.pointee.cs == SegmentRegister(selector: 0x1000, attributes: 0xF3, limit: 0xFFFF, base: 0x10000))
+        #expect(m.context.pointee.gs.base == 0x60000)
+        #expect(m.context.pointee.gpr[4] == 0x8000)
+        #expect(m.context.pointee.rip == 0x100)
+        try m.cpu.deliverInterrupt(vector: 0x20)
+        #expect(m.context.pointee.privilegeLevel == 0)
+        #expect(m.context.pointee.rflags & RFLAGS.vm == 0)
+        #expect(m.stack32(9) == frame)
+        #expect(m.context.pointee.gs.isUnusable)
+        #expect(m.context.pointee.es.isUnusable)
+    }
+
+    @Test func `sensitive instructions in virtual-8086 mode need IOPL 3`() throws {
+        let m = try M(.virtual8086)
+        #expect(try m.fault(0xFA) == .generalProtection())
+        #expect(try m.fault(0x9C) == .generalProtection())
+        #expect(try m.fault(0x9D) == .generalProtection())
+        #expect(try m.fault(0xCF) == .generalProtection())
+        #expect(try m.fault(0xCD, 0x21) == .generalProtection())
+        #expect(try m.fault(0xF4) == .generalProtection())
+        #expect(try m.fault(0x0F, 0x00, 0xC8) == .invalidOpcode)
+        m.context.pointee.rflags |= RFLAGS.iopl
+        try m.run(0xFA)
+        m.context.pointee.gpr[0] = 0x4321
+        try m.run(0x8E, 0xD8)
+        #expect(m.context.pointee.ds.base == 0x43210)
+    }
+
+    // MARK: 32-bit user instructions
+
+    @Test func `PUSHA and POPA keep the stack pointer`() throws {
+        let m = try M(.protected32)
+        for index in 0..<8 where index != 4 { m.context.pointee.gpr[index] = UInt64(index) * 0x1111 }
+        let before = m.registers
+        try m.run(0x60)
+        #expect(m.stack32(8) == [0x7777, 0x6666, 0x5555, UInt32(M.kernelStack), 0x3333, 0x2222, 0x1111, 0])
+        for index in 0..<8 where index != 4 { m.context.pointee.gpr[index] = 0 }
+        try m.run(0x61)
+        #expect(m.registers == before)
+    }
+
+    @Test func `BOUND raises vector 5 outside of its bounds`() throws {
+        let m = try M(.protected32)
+        m.memory.store(M.scratch, UInt32(bitPattern: -5))
+        m.memory.store(M.scratch + 4, 10 as UInt32)
+        m.context.pointee.gpr[0] = M.scratch
+        m.context.pointee.gpr[3] = 0xFFFF_FFFB
+        #expect(try m.fault(0x62, 0x18) == nil)
+        m.context.pointee.gpr[3] = 11
+        #expect(try m.fault(0x62, 0x18) == GuestException(vector: 5))
+    }
+
+    @Test(arguments: [
+        // AX, flags, opcode, result, flags after (CF AF), of SDM Vol. 2's examples and edges
+        (0xAE, 0, 0x27, 0x14, 0x11), (0x9A, 0, 0x27, 0x00, 0x11), (0x0F, 0, 0x27, 0x15, 0x10),
+        (0xEE, 0x11, 0x2F, 0x88, 0x11), (0x05, 0x10, 0x2F, 0xFF, 0x11), (0x99, 0, 0x27, 0x99, 0),
+        (0x000F, 0, 0x37, 0x0105, 0x11), (0x0105, 0, 0x37, 0x0105, 0), (0x02FF, 0, 0x3F, 0x0109, 0x11),
+        (0x00FB, 0x10, 0x37, 0x0201, 0x11),
+    ] as [(UInt64, UInt64, UInt8, UInt64, UInt64)])
+    func `decimal adjustments`(ax: UInt64, flags: UInt64, opcode: UInt8, result: UInt64, after: UInt64) throws {
+        let m = try M(.protected32)
+        m.context.pointee.gpr[0] = ax
+        m.context.pointee.rflags = flags | 2
+        try m.run(opcode)
+        #expect(m.context.pointee.gpr[0] == result)
+        #expect(m.context.pointee.rflags & 0x11 == after)
+    }
+
+    @Test func `AAM divides, AAD multiplies, AAM by zero faults`() throws {
+        let m = try M(.protected32)
+        m.context.pointee.gpr[0] = 0x3F
+        try m.run(0xD4, 0x0A)
+        #expect(m.context.pointee.gpr[0] == 0x0603)
+        try m.run(0xD5, 0x0A)
+        #expect(m.context.pointee.gpr[0] == 0x3F)
+        #expect(try m.fault(0xD4, 0x00) == .divideError)
+    }
+
+    @Test func `ENTER builds nested frames, XLAT looks up, SALC spreads carry`() throws {
+        let m = try M(.protected32)
+        m.context.pointee.gpr[5] = 0x0F_0000
+        m.memory.store(0x0F_0000 - 4, 0xAAAA as UInt32)
+        try m.run(0xC8, 0x10, 0x00, 0x02)
+        #expect(m.context.pointee.gpr[5] == M.kernelStack - 4)
+        #expect(m.context.pointee.gpr[4] == M.kernelStack - 12 - 16)
+        m.context.pointee.gpr[4] += 16
+        #expect(m.stack32(3) == [UInt32(M.kernelStack) - 4, 0xAAAA, 0x0F_0000])
+        m.memory.store(M.scratch + 7, 0x99 as UInt8)
+        m.context.pointee.gpr[3] = M.scratch
+        m.context.pointee.gpr[0] = 0x1207
+        try m.run(0xD7)
+        #expect(m.context.pointee.gpr[0] == 0x1299)
+        m.context.pointee.rflags |= RFLAGS.cf
+        try m.run(0xD6)
+        #expect(m.context.pointee.gpr[0] == 0x12FF)
+    }
+
+    @Test func `INTO traps on overflow only`() throws {
+        let m = try M(.protected32)
+        m.setGate32(4, 0x30_0000)
+        try m.run(0xCE)
+        #expect(m.context.pointee.rip == M.code + 1)
+        m.context.pointee.rflags |= RFLAGS.of
+        try m.run(0xCE)
+        #expect(m.context.pointee.rip == 0x30_0000)
+    }
+}

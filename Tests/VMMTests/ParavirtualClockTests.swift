@@ -1,0 +1,162 @@
+import Linux
+import Synchronization
+import Testing
+
+@testable import VMM
+
+/// Time and a counter of 2.5 GHz that a test turns by hand; the timer fires when told.
+private final class HandClock: Clock {
+    struct State {
+        var now: UInt64 = 1_000_000_000_000
+        var deadline: UInt64?
+        var fire: (@Sendable () -> Void)?
+    }
+    let state = Mutex(State())
+    let wallOffset: UInt64 = 1_700_000_000_000_000_000
+
+    func now() -> UInt64 { state.withLock { $0.now } }
+    func wallClock() -> UInt64 { now() + wallOffset }
+    func makeTimer(_ fire: @escaping @Sendable () -> Void) -> any DeviceTimer {
+        state.withLock { $0.fire = fire }
+        return Timer(self)
+    }
+
+    func advance(_ nanoseconds: UInt64) {
+        let fire = state.withLock { state -> (@Sendable () -> Void)? in
+            state.now += nanoseconds
+            guard let deadline = state.deadline, deadline <= state.now else { return nil }
+            state.deadline = nil
+            return state.fire
+        }
+        fire?()
+    }
+
+    final class Timer: DeviceTimer {
+        private let clock: HandClock
+        init(_ clock: HandClock) { self.clock = clock }
+        func arm(at deadline: UInt64) { clock.state.withLock { $0.deadline = deadline } }
+        func cancel() { clock.state.withLock { $0.deadline = nil } }
+    }
+}
+
+@Suite("Paravirtual clock") struct ParavirtualClockTests {
+    private let memory: GuestMemory
+    private let clock = HandClock()
+
+    init() throws { memory = try GuestMemory(ranges: [(base: 0, byteCount: 1 << 20)]) }
+
+    /// What a guest's driver computes (Linux, pvclock.h).
+    private func guestTime(_ page: UInt64, counter: UInt64) throws -> UInt64 {
+        let version = try #require(memory.load(page, as: UInt32.self))
+        #expect(version % 2 == 0 && version > 0)
+        let timestamp = try #require(memory.load(page + 8, as: UInt64.self))
+        let system = try #require(memory.load(page + 16, as: UInt64.self))
+        let multiplier = try #require(memory.load(page + 24, as: UInt32.self))
+        let shift = Int8(bitPattern: try #require(memory.load(page + 28, as: UInt8.self)))
+        let delta = counter &- timestamp
+        let shifted = shift < 0 ? delta >> UInt64(-shift) : delta << UInt64(shift)
+        let (high, low) = shifted.multipliedFullWidth(by: UInt64(multiplier))
+        return system + (high << 32 | low >> 32)
+    }
+
+    private func makeClock() -> ParavirtualClock {
+        ParavirtualClock(memory: memory, clock: clock)
+    }
+
+    @Test func `page turns the host's counter into time since the machine began`() throws {
+        TimeStampCounter.start()
+        let start = SystemTime.monotonic()
+        let pvclock = ParavirtualClock(memory: memory, clock: RealClock())
+        #expect(pvclock.writeSystemTime(0x5001, tscOffset: 12345))
+        let before = SystemTime.monotonic()
+        let counter = TimeStampCounter.now()
+        let after = SystemTime.monotonic()
+        let time = try guestTime(0x5000, counter: counter &+ 12345)
+        // The machine began between `start` and `before`; the rate is good to 200 parts in a million.
+        #expect(time <= after - start + 100_000)
+        #expect(after - before < 1_000_000_000)
+        #expect(memory.load(0x5000 + 29, as: UInt8.self) == 1)
+    }
+
+    @Test func `wall clock is that of the machine's beginning`() throws {
+        let pvclock = makeClock()
+        let zero = clock.wallClock()
+        clock.advance(5_500_000_000)
+        #expect(pvclock.writeWallClock(0x6000))
+        #expect(memory.load(0x6000, as: UInt32.self).map { $0 % 2 } == 0)
+        #expect(memory.load(0x6004, as: UInt32.self) == UInt32(zero / 1_000_000_000))
+        #expect(memory.load(0x6008, as: UInt32.self) == UInt32(zero % 1_000_000_000))
+    }
+
+    @Test(arguments: [0xFFFF_0001, 0xF_FFF1, 0x5FF1, .max] as [UInt64])
+    func `page outside of RAM or over its edge is refused`(value: UInt64) {
+        #expect(!makeClock().writeSystemTime(value, tscOffset: 0))
+    }
+
+    @Test(arguments: [0xF_FFF8, 1 << 40, .max] as [UInt64])
+    func `wall clock outside of RAM is refused`(value: UInt64) {
+        #expect(!makeClock().writeWallClock(value))
+    }
+
+    @Test func `disabled page and one from before a reset are left alone`() {
+        let pvclock = makeClock()
+        #expect(pvclock.writeSystemTime(0x5001, tscOffset: 0))
+        pvclock.reset()
+        memory.clear()
+        clock.advance(10_000_000_000)
+        #expect(memory.load(0x5000, as: UInt32.self) == 0)
+        #expect(pvclock.writeSystemTime(0x5001, tscOffset: 0))
+        #expect(pvclock.writeSystemTime(0, tscOffset: 0))
+        memory.clear()
+        clock.advance(10_000_000_000)
+        #expect(memory.load(0x5000, as: UInt32.self) == 0)
+    }
+
+    @Test func `page is written anew when the correction is due`() throws {
+        let pvclock = makeClock()
+        #expect(pvclock.writeSystemTime(0x5001, tscOffset: 0))
+        let version = try #require(memory.load(0x5000, as: UInt32.self))
+        clock.advance(500_000_000)
+        #expect(memory.load(0x5000, as: UInt32.self) == version)
+        clock.advance(500_000_000)
+        #expect(memory.load(0x5000, as: UInt32.self) == version + 4)
+    }
+
+    @Test(arguments: [1_000_000, 999_999_999, 1_000_000_000, 2_445_431_000, 4_999_999_999, 1_000_000_000_000] as [UInt64])
+    func `line runs at the counter's rate`(frequency: UInt64) {
+        let line = ClockLine(counter: 1000, nanoseconds: 7, frequency: frequency)
+        #expect(line.multiplier >= 1 << 31)
+        for seconds in [1, 60, 3600] as [UInt64] {
+            let value = line.value(at: 1000 + frequency * seconds)
+            let error = Int64(bitPattern: value &- 7 &- seconds * 1_000_000_000)
+            #expect(abs(error) <= Int64(seconds))
+        }
+    }
+
+    @Test(arguments: [-400_000, -1000, 0, 1000, 400_000] as [Int64])
+    func `correction does not jump and meets the truth`(error: Int64) {
+        let frequency: UInt64 = 2_500_000_000
+        let line = ClockLine(counter: 0, nanoseconds: 0, frequency: frequency)
+        let truth = UInt64(1_000_000_000 + error)
+        let corrected = line.corrected(at: frequency, to: truth, within: 1_000_000_000, frequency: frequency)
+        #expect(corrected.value(at: frequency) == line.value(at: frequency))
+        let end = Int64(corrected.value(at: 2 * frequency)) - Int64(truth) - 1_000_000_000
+        #expect(abs(end) < 500)
+    }
+
+    @Test func `guest far behind is set forward, and one far ahead only slowed`() {
+        let frequency: UInt64 = 2_500_000_000
+        let line = ClockLine(counter: 0, nanoseconds: 0, frequency: frequency)
+        let forward = line.corrected(at: frequency, to: 5_000_000_000, within: 1_000_000_000, frequency: frequency)
+        #expect(forward.value(at: frequency) == 5_000_000_000)
+        let back = line.corrected(at: frequency, to: 100_000_000, within: 1_000_000_000, frequency: frequency)
+        #expect(back.value(at: frequency) == line.value(at: frequency))
+        #expect(back.value(at: 2 * frequency) - back.value(at: frequency) >= 999_499_000)
+    }
+
+    private final class RealClock: Clock {
+        func now() -> UInt64 { SystemTime.monotonic() }
+        func wallClock() -> UInt64 { SystemTime.wallClock() }
+        func makeTimer(_ fire: @escaping @Sendable () -> Void) -> any DeviceTimer { HandClock.Timer(HandClock()) }
+    }
+}
