@@ -11,16 +11,12 @@ public enum EngineChoice: String, CaseIterable, Sendable {
 
     /// Makes the engine, and says what it can run.
     func make() throws(MachineError) -> (engine: any Engine, features: EngineFeatures) {
-        switch self {
-        case .auto: return try (KVMEngine.isUsable ? EngineChoice.kvm : .translator).make()
-        case .translator: return (TranslatorEngine(), .translator)
-        case .kvm:
-            do {
-                let engine = try KVMEngine()
-                return (engine, engine.features)
-            } catch {
-                throw MachineError("engine kvm: \(error)")
-            }
+        guard self == .kvm || self == .auto && KVMEngine.isUsable else { return (TranslatorEngine(), .translator) }
+        do {
+            let engine = try KVMEngine()
+            return (engine, engine.features)
+        } catch {
+            throw MachineError("engine kvm: \(error)")
         }
     }
 }

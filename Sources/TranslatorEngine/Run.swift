@@ -24,11 +24,20 @@ extension TranslatorCPU: VirtualCPU {
                     }
                 }
                 context.pointee.interruptShadow = false
+                if mode.rawValue & (BlockMode.segmented | BlockMode.smallStack) != 0 || mode.codeSize == 2 {
+                    return .failure(
+                        "the translator runs 64-bit code and flat 32-bit code only; the guest is in \(modeName) "
+                            + "with other segments at rip 0x\(String(context.pointee.rip, radix: 16))")
+                }
+                if context.pointee.systemFlags & RFLAGS.tf != 0 {
+                    try singleStep(enter)
+                    continue
+                }
                 do throws(GuestException) {
                     let entry =
                         limit == 1 ? try isolatedEntry() : try self.entry(at: context.pointee.rip, linkFrom: nil)
                     enter(context, entry)
-                    try leave(entry)
+                    try leave(entry, isolated: limit == 1)
                 } catch {
                     try deliver(error)
                     modeChanged()
@@ -72,6 +81,32 @@ extension TranslatorCPU: VirtualCPU {
         }
         try deliverInterrupt(vector: interrupts.acknowledge())
         modeChanged()
+    }
+
+    /// One instruction under RFLAGS.TF, and the trap behind it (SDM Vol. 3, 17.3.1.4). Instructions that enter a
+    /// handler have cleared TF and are not followed by a trap.
+    private func singleStep(_ enter: @convention(c) (UnsafeMutableRawPointer, UInt64) -> Void) throws(TripleFault) {
+        do throws(GuestException) {
+            let entry = try isolatedEntry()
+            let entersHandler = stepEntersHandler
+            enter(context, entry)
+            try leave(entry, isolated: true)
+            if entersHandler { return }
+            context.pointee.dr6 |= 1 << 14
+            throw GuestException(vector: 1)
+        } catch {
+            try deliver(error)
+            modeChanged()
+        }
+    }
+
+    /// Whether the instruction just decoded is INT n or a fast system call.
+    private var stepEntersHandler: Bool {
+        guard work.instructions.pointee.kind == .system else { return false }
+        switch systemPool.entries[work.instructions.pointee.system].kind {
+        case .int, .int3, .int1, .into, .syscall, .sysenter: return true
+        default: return false
+        }
     }
 
     // MARK: Entering
@@ -119,7 +154,8 @@ extension TranslatorCPU: VirtualCPU {
     // MARK: Leaving
 
     /// Acts on the descriptor that the exit thunk stored. Afterwards `rip` is where to go on.
-    private func leave(_ entered: UInt64) throws(GuestException) {
+    /// - Parameter isolated: come back after the block that was entered.
+    private func leave(_ entered: UInt64, isolated: Bool) throws(GuestException) {
         var next = entered
         while true {
             let pointer = UnsafeRawPointer(bitPattern: UInt(context.pointee.exitReason)).unsafelyUnwrapped
@@ -138,6 +174,7 @@ extension TranslatorCPU: VirtualCPU {
                 context.pointee.rip = context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))
                 return
             case .indirect:
+                if isolated { return }
                 let linear = context.pointee.rip
                 next = try entry(at: linear, linkFrom: nil)
                 let isGlobal = tlb.codeSlot(linear).pointee.key & 4 != 0

@@ -119,6 +119,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         if !c.pointee.is64Bit {
             value |= (c.pointee.cs.isBig ? 1 : 2) << 2
             if !c.pointee.ss.isBig { value |= BlockMode.smallStack }
+            if !isFlat { value |= BlockMode.segmented }
         }
         if c.pointee.privilegeLevel == 1 || c.pointee.privilegeLevel == 2 { value |= BlockMode.outerRing }
         if c.pointee.cr4 & 4 != 0 { value |= BlockMode.timeStampTrap }
@@ -131,6 +132,17 @@ package final class TranslatorCPU: @unchecked Sendable {
             tlb.clearJumpCache(table)
             jumpCacheMode[table] = value
         }
+    }
+
+    /// Whether segmentation changes no address: base 0 and limit 4 GB in all but fs and gs.
+    private var isFlat: Bool {
+        let c = context
+        func isFlat(_ segment: SegmentRegister) -> Bool {
+            // Expand-down data segments turn the limit around.
+            segment.base == 0 && segment.limit == ~0 && segment.isPresent && !segment.isUnusable && segment.type & 0xC != 4
+        }
+        return c.pointee.cr0 & 1 != 0 && c.pointee.systemFlags & (1 << 17) == 0
+            && isFlat(c.pointee.cs) && isFlat(c.pointee.ss) && isFlat(c.pointee.ds) && isFlat(c.pointee.es)
     }
 
     /// Drops all translated code.

@@ -44,7 +44,7 @@ public struct CPUPolicy: Sendable {
     ///     best lower level.
     ///   - engine: what the engine can run.
     ///   - physicalAddressBits: what the machine's memory map needs; at most the host's are shown.
-    ///   - tscFrequencyHz: `HostCPU.tscFrequencyHz`, usually.
+    ///   - tscFrequencyHz: the guest's, if the counter is invariant.
     public init(
         model requested: CPUModel?, engine: EngineFeatures, host: HostCPU = .current, physicalAddressBits: UInt8 = 40,
         tscFrequencyHz: UInt64?

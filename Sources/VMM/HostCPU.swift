@@ -1,5 +1,4 @@
 import CLinux
-import Glibc
 
 /// What the policy needs to know of the host's CPU. Tests make their own.
 public struct HostCPU: Hashable, Sendable {
@@ -81,41 +80,6 @@ public struct HostCPU: Hashable, Sendable {
         caches = (0..<4).map { isAMD ? extended(0x8000_001D, $0) : basic(4, $0) }
         cacheLeaf5 = extended(0x8000_0005)
         cacheLeaf6 = extended(0x8000_0006)
-    }
-
-    /// The frequency of the host's time-stamp counter as well as it can be known: what CPUID tells, or
-    /// else a measurement of 20 ms against the kernel's clock. `nil` when the counter is not
-    /// invariant, so that no one frequency holds.
-    public static let tscFrequencyHz: UInt64? = {
-        guard current.features.contains(.invariantTSC) else { return nil }
-        return measureTSC()
-    }()
-
-    /// The kernel's clock is what guests' clocks are compared with, so it is better than CPUID's nominal value.
-    private static func measureTSC() -> UInt64? {
-        func sample() -> (tsc: UInt64, nanoseconds: UInt64) {
-            // Of a few tries the one that was interrupted least.
-            var best: (tsc: UInt64, nanoseconds: UInt64, width: UInt64) = (0, 0, .max)
-            for _ in 0..<8 {
-                var time = timespec()
-                let before = clinux_rdtsc()
-                clock_gettime(CLOCK_MONOTONIC, &time)
-                let after = clinux_rdtsc()
-                let nanoseconds = UInt64(time.tv_sec) &* 1_000_000_000 &+ UInt64(time.tv_nsec)
-                let width = after &- before
-                if width < best.width { best = (before &+ width / 2, nanoseconds, width) }
-            }
-            return (best.tsc, best.nanoseconds)
-        }
-        let start = sample()
-        var pause = timespec(tv_sec: 0, tv_nsec: 20_000_000)
-        nanosleep(&pause, nil)
-        let end = sample()
-        guard end.nanoseconds > start.nanoseconds, end.tsc > start.tsc else { return nil }
-        let elapsed = end.nanoseconds - start.nanoseconds
-        let (high, low) = (end.tsc - start.tsc).multipliedFullWidth(by: 1_000_000_000)
-        guard high < elapsed else { return nil }
-        return elapsed.dividingFullWidth((high, low)).quotient
     }
 }
 

@@ -72,7 +72,7 @@ import VMM
     func `random accesses trap nothing`(seed: UInt64) {
         var random = SeededGenerator(seed: seed)
         let pc = PC(now: seed == 8 ? .max / 2 : seed * 1_000_003)
-        pc.harass(20_000, &random)
+        pc.harass(5_000, &random)
     }
 
     @Test func `accesses in any width at any offset of each device trap nothing`() {
@@ -101,8 +101,8 @@ import VMM
         try roundTrip(pc.pit.save())
         try roundTrip(pc.rtc.save())
         try roundTrip(pc.serial.save())
-        try roundTrip(pc.keyboard.save().chip)
-        try roundTrip(pc.bridge.save().space)
+        try roundTrip(pc.keyboard.save())
+        try roundTrip(pc.bridge.save())
         try roundTrip(pc.acpi.save())
     }
 
@@ -136,7 +136,8 @@ import VMM
             return result
         case let list as [Any]: return list.map { forge($0, &random) }
         case is NSNumber where UInt8.random(in: 0..<8, using: &random) == 0:
-            return [0, 1, 2, 5, 7, 8, 17, 63, 200, 255, 256, 65_535, 4_294_967_295, Int64.max, -1].randomElement(using: &random) ?? 0
+            let numbers = [0, 1, 2, 5, 7, 8, 17, 63, 200, 255, 256, 65_535, 4_294_967_295, Int64.max, -1]
+            return numbers.randomElement(using: &random) ?? 0
         default: return value
         }
     }
@@ -191,7 +192,7 @@ import VMM
         #expect(pc.rtc.save() == states.2)
         #expect(pc.serial.save() == states.3)
         #expect(pc.acpi.save() == states.4)
-        #expect(pc.keyboard.save().chip == I8042())
+        #expect(pc.keyboard.save() == KeyboardController.State())
         #expect(pc.reset.save() == 0)
     }
 }

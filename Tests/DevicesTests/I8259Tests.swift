@@ -255,7 +255,9 @@ import VMM
         _ = pair.acknowledge()
         pair.setLine(3, true)
         bus.write(0x21, .byte, 0xFF)
-        for (port, value) in [(0x20, 0x11), (0x21, 0x40), (0x21, 4)] as [(UInt16, UInt32)] { bus.write(port, .byte, value) }
+        for (port, value) in [(0x20, 0x11), (0x21, 0x40), (0x21, 4)] as [(UInt16, UInt32)] {
+            bus.write(port, .byte, value)
+        }
         #expect(!pair.isPending)
         bus.write(0x21, .byte, 1)
         #expect(bus.read(0x21, .byte) == 0)

@@ -151,15 +151,12 @@ import VMM
         bench[0x0A] = 0x20 | rate
         bench[0x0B] = 0x42
         var count = 0
-        let end = bench.clock.now() + 10 * Self.second
+        let end = bench.clock.now() + 3 * Self.second
         while let deadline = bench.clock.nextDeadline, deadline <= end {
             bench.clock.advance(to: deadline)
-            #expect(bench.lines.level(8))
-            #expect(bench[0x0C] == 0xC0 || bench[0x0C] & 0xC0 == 0)
-            #expect(!bench.lines.level(8))
-            count += 1
+            if bench.lines.level(8), bench[0x0C] & 0xC0 == 0xC0, !bench.lines.level(8) { count += 1 }
         }
-        #expect(abs(count - 10 * hertz) <= 1)
+        #expect(abs(count - 3 * hertz) <= 1)
     }
 
     @Test func `interrupt stays until register C is read, and nothing is armed meanwhile`() {
@@ -234,6 +231,17 @@ import VMM
         bench[1] = 0x00
         bench[0x0B] = 0x20
         bench.clock.advance(by: 3171 * Self.second)
+        #expect(bench.lines.level(8))
+    }
+
+    @Test func `alarm rings soon after the host's clock is set past it`() {
+        let bench = Bench()
+        bench[5] = 0x23
+        bench[3] = 0x00
+        bench[1] = 0x00
+        bench[0x0B] = 0x22
+        bench.clock.stepWall(by: 36_000 * Int64(Self.second))
+        bench.clock.advance(by: 60 * Self.second)
         #expect(bench.lines.level(8))
     }
 

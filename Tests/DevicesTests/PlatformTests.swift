@@ -97,7 +97,8 @@ import VMM
         private let space: Lock<PCIConfigurationSpace>
         init() {
             var space = PCIConfigurationSpace(
-                vendor: 0x1AF4, device: 0x1044, classCode: 0x08_80_01, revision: 1, subsystemVendor: 0x0B5D, subsystem: 4)
+                vendor: 0x1AF4, device: 0x1044, classCode: 0x08_80_01, revision: 1, subsystemVendor: 0x0B5D,
+                subsystem: 4)
             space.allowWrites(PCIConfigurationSpace.Register.baseAddress0, 0xFFFF_F000 as UInt32)
             space.set(PCIConfigurationSpace.Register.baseAddress0, 1 as UInt32)
             self.space = Lock(space)
@@ -146,7 +147,8 @@ import VMM
 
     @Test func `absent functions and buses read ones`() {
         let bench = Bench()
-        for (number, device, function) in [(0, 1, 0), (0, 0, 1), (0, 31, 7), (1, 0, 0), (255, 3, 0)] as [(UInt32, UInt32, UInt32)] {
+        let absent: [(UInt32, UInt32, UInt32)] = [(0, 1, 0), (0, 0, 1), (0, 31, 7), (1, 0, 0), (255, 3, 0)]
+        for (number, device, function) in absent {
             bench.select(bus: number, device: device, function: function, register: 0)
             #expect(bench.bus.read(0xCFC, .dword) == 0xFFFF_FFFF)
             bench.bus.write(0xCFC, .dword, 0)

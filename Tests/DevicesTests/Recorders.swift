@@ -19,7 +19,7 @@ final class LineRecorder: InterruptController {
     }
 
     func level(_ number: UInt8) -> Bool { state.withLock { $0.levels[number] ?? false } }
-    func rises(_ number: UInt8) -> Int { state.withLock { $0.changes.count { $0 == Change(number: number, level: true) } } }
+    func rises(_ number: UInt8) -> Int { changes.count { $0 == Change(number: number, level: true) } }
     var changes: [Change] { state.withLock { $0.changes } }
     func line(_ number: UInt8) -> InterruptLine { InterruptLine(self, number) }
 }

@@ -195,6 +195,20 @@ import VMM
         #expect(chip.room == 1)
     }
 
+    @Test func `dropping RTS while interrupts are on makes the terminal wait`() {
+        var chip = makeChip()
+        #expect(chip.room == 16)
+        _ = chip.write(.mcr, 0x09)
+        #expect(chip.room == 0)
+        _ = chip.write(.mcr, 0x0B)
+        #expect(chip.room == 16)
+        // Another driver that does not know RTS.
+        _ = chip.write(.mcr, 0x08)
+        _ = chip.write(.ier, 0)
+        _ = chip.write(.ier, 1)
+        #expect(chip.room == 16)
+    }
+
     @Test func `guest that only polls is served as well`() {
         var chip = UART16550()
         for _ in 0..<40 { _ = chip.read(.lsr) }

@@ -71,7 +71,8 @@ final class VirtualClock: Clock {
     private func takeDue(_ target: UInt64) -> (Timer, UInt64)? {
         var best: (Timer, UInt64)?
         for timer in state.withLock({ $0.timers }) {
-            if let time = timer.deadline.withLock({ $0 }), time <= target, time < best?.1 ?? .max { best = (timer, time) }
+            guard let time = timer.deadline.withLock({ $0 }), time <= target else { continue }
+            if time < best?.1 ?? .max { best = (timer, time) }
         }
         best?.0.cancel()
         return best

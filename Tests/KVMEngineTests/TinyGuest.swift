@@ -95,7 +95,7 @@ struct TinyGuest {
     init(_ code: [UInt8], mode: Mode = .real) throws {
         memory = try GuestMemory(ranges: [(0, 0xA0000), (0x10_0000, 0x10_0000)])
         let engine = try KVMEngine()
-        policy = try CPUPolicy(model: nil, engine: engine.features, tscFrequencyHz: HostCPU.tscFrequencyHz)
+        policy = try CPUPolicy(model: nil, engine: engine.features, tscFrequencyHz: TimeStampCounter.frequency())
         let wiring = Wiring(
             memory: memory, ports: PortBus([.init(0xE8...0xEB, port)]),
             mmio: MMIOBus([.init(0xA0000..<0xA1000, device)]), interrupts: interrupts, policy: policy)

@@ -129,7 +129,7 @@ struct Noise: RandomNumberGenerator {
     }
 
     @Test func `this machine's CPU gives a policy within its own features`() throws {
-        let policy = try CPUPolicy(model: nil, engine: .translator, tscFrequencyHz: HostCPU.tscFrequencyHz)
+        let policy = try CPUPolicy(model: nil, engine: .translator, tscFrequencyHz: nil)
         let promises = EngineFeatures.translator.promisedOnAMD.union(EngineFeatures.translator.promisedOnIntel)
         let excess = policy.features.subtracting(HostCPU.current.features).subtracting(promises)
         #expect(excess.isSubset(of: [.hypervisor, .topoext]), "\(excess.names)")
@@ -283,10 +283,5 @@ struct Noise: RandomNumberGenerator {
         for leaf: UInt32 in [~0, 0x3FFF_FFFF, 0x7FFF_FFFF, 0x4000_01FF, 0x4000_0200] {
             #expect(policy.cpuid(leaf, ~0, cr4: ~0, xcr0: ~0) == CPUIDLeaf())
         }
-    }
-
-    @Test func `measured TSC frequency is plausible`() throws {
-        guard let frequency = HostCPU.tscFrequencyHz else { try Test.cancel("the host's TSC is not invariant") }
-        #expect((500_000_000...8_000_000_000).contains(frequency))
     }
 }

@@ -240,7 +240,9 @@ public enum ACPITables {
                 device.define("_CRS", resources: resources)
             }
         }
-        device("PIC", "PNP0000", .init().ports(0x20, count: 2).ports(0xA0, count: 2).ports(0x4D0, count: 2).interrupt(2))
+        device(
+            "PIC", "PNP0000",
+            .init().ports(0x20, count: 2).ports(0xA0, count: 2).ports(0x4D0, count: 2).interrupt(2))
         device("TIMR", "PNP0100", .init().ports(0x40, count: 4).interrupt(0))
         device("SPKR", "PNP0800", .init().ports(0x61, count: 1))
         device("RTC", "PNP0B00", .init().ports(0x70, count: 2).interrupt(8))

@@ -14,6 +14,9 @@ public final class MC146818Port: BytePortDevice, PortClaimant, Resettable {
         var level = false
     }
 
+    /// An alarm may be a day away, and the wall clock may be set or slewed meanwhile: look at it once a minute.
+    private static let longestWait: UInt64 = 60_000_000_000
+
     private let state: Mutex<State>
     private let clock: any Clock
     private let line: InterruptLine
@@ -49,7 +52,7 @@ public final class MC146818Port: BytePortDevice, PortClaimant, Resettable {
             line.set(level)
         }
         if let wait = state.chip.nanosecondsToInterrupt(wall) {
-            state.timer?.arm(at: clock.now() &+ wait)
+            state.timer?.arm(at: clock.now() &+ min(wait, Self.longestWait))
             state.isArmed = true
         } else if state.isArmed {
             state.timer?.cancel()

@@ -7,7 +7,8 @@ public protocol SerialTerminal: AnyObject, Sendable {
     /// here, which slows the guest down and loses nothing.
     func send(_ byte: UInt8)
     /// After `receive` took less than it was given: there is room again. Called on the virtual CPU's thread without
-    /// locks; `receive` may be called from here.
+    /// locks. `receive` may be called from here, but then a guest's interrupt handler never sees the end of a long
+    /// input and nothing else in the guest runs: a terminal does better to wake a thread of its own.
     func roomAvailable()
 }
 

@@ -23,6 +23,8 @@ public struct UART16550: Codable, Hashable, Sendable {
     private var hasOverrun = false
     /// The transmitter became empty, or its interrupt was enabled, and IIR has not shown it yet.
     private var transmitterEmptied = false
+    /// The driver had RTS up while it took receive interrupts: from then on dropping RTS means "wait".
+    private var controlsFlow = false
     /// Reads of LSR in a row that found nothing to receive.
     private var idlePolls: UInt8 = 0
 
@@ -77,9 +79,20 @@ public struct UART16550: Codable, Hashable, Sendable {
     private static let idlePollLimit: UInt8 = 32
 
     /// Whether the guest is ready to receive: it raised RTS, or enabled the interrupt, or keeps polling. A terminal
-    /// holds its input back until then, since a driver clears the FIFOs when it starts.
+    /// holds its input back until then, since a driver clears the FIFOs when it starts. A driver that drops RTS while
+    /// it takes interrupts asks the other side to wait, as with any hardware flow control.
     public var isListening: Bool {
-        !mcr.contains(.loop) && (mcr.contains(.rts) || ier.contains(.erbfi) || idlePolls >= Self.idlePollLimit)
+        guard !mcr.contains(.loop) else { return false }
+        if controlsFlow { return mcr.contains(.rts) }
+        return mcr.contains(.rts) || ier.contains(.erbfi) || idlePolls >= Self.idlePollLimit
+    }
+
+    private mutating func noteFlowControl() {
+        guard ier.contains(.erbfi) else {
+            controlsFlow = false
+            return
+        }
+        if mcr.intersection([.rts, .loop]) == .rts { controlsFlow = true }
     }
 
     /// How many bytes `receive` takes now.
@@ -166,10 +179,12 @@ public struct UART16550: Codable, Hashable, Sendable {
                 transmitterEmptied = true
             }
             ier = new
+            noteFlowControl()
         case .iir: control(FCR(rawValue: value))
         case .lcr: lcr = LCR(rawValue: value)
         case .mcr:
             changeModemLines { $0.mcr = MCR(rawValue: value).intersection(.writable) }
+            noteFlowControl()
         // LSR can be written in the datasheet for factory tests only, MSR not at all.
         case .lsr, .msr: break
         case .scr: scratch = value

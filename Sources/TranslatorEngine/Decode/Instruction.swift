@@ -112,6 +112,10 @@ package enum Operand {
     @inline(__always) package static func is32Bit(_ register: ZydisRegister) -> Bool {
         register.rawValue >= ZYDIS_REGISTER_EAX.rawValue && register.rawValue <= ZYDIS_REGISTER_R15D.rawValue
     }
+    /// 16-bit general registers, as parts of 16-bit addresses.
+    @inline(__always) package static func is16Bit(_ register: ZydisRegister) -> Bool {
+        register.rawValue >= ZYDIS_REGISTER_AX.rawValue && register.rawValue <= ZYDIS_REGISTER_R15W.rawValue
+    }
     /// x87, MMX, SSE and AVX registers and MXCSR.
     @inline(__always) package static func isVector(_ register: ZydisRegister) -> Bool {
         let value = register.rawValue

@@ -154,6 +154,14 @@ package struct Emitter {
         dword(displacement)
     }
 
+    /// `movzx register, register16`.
+    @inline(__always) package mutating func zeroExtend16(_ register: Int) {
+        rex(w: false, reg: register, base: register)
+        byte(0x0F)
+        byte(0xB7)
+        modRM(3, register, register)
+    }
+
     // MARK: Context fields (gs-relative)
 
     @inline(__always) package mutating func loadContext(_ destination: Int, _ offset: Int) {

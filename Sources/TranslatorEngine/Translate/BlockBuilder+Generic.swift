@@ -75,7 +75,7 @@ extension BlockBuilder {
         }
 
         let touchesStackPointer = used & (1 << 4) != 0
-        if memory < 0 && !displaced && !touchesStackPointer {
+        if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction) {
             needFlags(for: info)
             for index in 0..<Int(info.length) { code.byte(bytes[index]) }
             noteFlags(info)
@@ -227,6 +227,12 @@ extension BlockBuilder {
         return true
     }
 
+    /// INC and DEC in one byte: in 64-bit code those bytes are REX prefixes.
+    private func isShortIncrement(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        !is64Bit && instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY
+            && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode & 0xF0 == 0x40
+    }
+
     /// Writes the instruction anew with other registers and operand places; -1 keeps what the original has.
     private mutating func reencode(
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bytes: UnsafePointer<UInt8>, _ info: Instruction,
@@ -234,6 +240,13 @@ extension BlockBuilder {
     ) {
         let raw = instruction.pointee.raw
         let length = Int(info.length)
+        if isShortIncrement(instruction) {
+            if instruction.pointee.operand_width == 16 { code.byte(0x66) }
+            code.rex(w: false, reg: 0, base: low)
+            code.byte(0xFF)
+            code.modRM(3, instruction.pointee.opcode & 8 == 0 ? 0 : 1, low)
+            return
+        }
         let hasModRM = raw.modrm.offset != 0
         // What follows ModRM, SIB and displacement is copied as it is.
         var immediate = length

@@ -15,12 +15,12 @@ extension BlockBuilder {
     /// Address of a push of `size` bytes, checked, in the address register.
     private mutating func beginPush(_ size: Int) {
         clobberFlags()
-        code.lea(address, base: stack, Int32(-size))
+        moveStack(address, -size)
         beginAccess(size: size, access: 2)
     }
     private mutating func endPush(_ size: Int) {
         endAccess()
-        code.lea(stack, base: stack, Int32(-size))
+        moveStack(stack, -size)
     }
     private mutating func storeToAddress(_ register: Int, size: Int) {
         if size == 2 { code.byte(0x66) }
@@ -43,7 +43,7 @@ extension BlockBuilder {
     mutating func push(
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>
     ) {
-        let size = instruction.pointee.operand_width == 16 ? 2 : 8
+        let size = stackSize(instruction.pointee.operand_width)
         switch operands.pointee.type {
         case ZYDIS_OPERAND_TYPE_REGISTER:
             let guest = Operand.general(operands.pointee.reg.value)
@@ -76,22 +76,22 @@ extension BlockBuilder {
     mutating func pop(
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>
     ) {
-        let size = instruction.pointee.operand_width == 16 ? 2 : 8
+        let size = stackSize(instruction.pointee.operand_width)
         clobberFlags()
         code.move(address, stack)
         beginAccess(size: size, access: 1)
         if operands.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER {
             let guest = Operand.general(operands.pointee.reg.value)
-            if size == 8 && !RegisterMap.isDisplaced(guest) && guest != 4 {
-                loadFromAddress(RegisterMap.host(guest), size: 8)
+            if size >= 4 && !RegisterMap.isDisplaced(guest) && guest != 4 {
+                loadFromAddress(RegisterMap.host(guest), size: size)
                 endAccess()
-                code.lea(stack, base: stack, 8)
+                moveStack(stack, size)
                 return
             }
             loadFromAddress(scratch, size: size)
             endAccess()
-            code.lea(stack, base: stack, Int32(size))
-            if size == 8 {
+            moveStack(stack, size)
+            if size >= 4 {
                 if guest == 4 {
                     code.move(stack, scratch)
                 } else {
@@ -128,26 +128,33 @@ extension BlockBuilder {
         code.loadContext(scratch, ContextOffset.temporary)
         storeToAddress(scratch, size: size)
         endAccess()
-        code.lea(stack, base: stack, Int32(size))
+        moveStack(stack, size)
     }
 
-    mutating func leave() {
+    mutating func leave(_ instruction: UnsafePointer<ZydisDecodedInstruction>) {
+        let size = stackSize(instruction.pointee.operand_width)
         clobberFlags()
-        code.move(address, HostRegister.rbp)
-        beginAccess(size: 8, access: 1)
+        if is64Bit { code.move(address, HostRegister.rbp) } else { code.move32(address, HostRegister.rbp) }
+        beginAccess(size: size, access: 1)
         // The new stack pointer comes from the old rbp, which the load replaces.
-        code.load(scratch, base: address)
+        loadFromAddress(scratch, size: size)
         endAccess()
-        code.lea(stack, base: HostRegister.rbp, 8)
-        code.move(HostRegister.rbp, scratch)
+        code.lea(stack, base: HostRegister.rbp, Int32(size), wide: is64Bit)
+        if size == 2 {
+            code.byte(0x66)
+            code.move32(HostRegister.rbp, scratch)
+        } else {
+            code.move(HostRegister.rbp, scratch)
+        }
     }
 
     /// Pushes the address of the next instruction.
     private mutating func pushReturnAddress() {
-        beginPush(8)
+        let size = pointerSize
+        beginPush(size)
         loadCodeAddress(scratch, next)
-        code.store(base: address, 0, scratch)
-        endPush(8)
+        storeToAddress(scratch, size: size)
+        endPush(size)
     }
 
     mutating func call(to target: Int, isStraddling: Bool, liveAtTarget: UInt32) {
@@ -160,11 +167,12 @@ extension BlockBuilder {
     private mutating func loadTarget(_ operand: UnsafePointer<ZydisDecodedOperand>) {
         if operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER {
             read(address, guest: Operand.general(operand.pointee.reg.value))
+            if !is64Bit { code.move32(address, address) }
         } else {
             clobberFlags()
             emitAddress(operand.pointee.mem, withSegment: true)
-            beginAccess(size: 8, access: 1)
-            code.load(address, base: address)
+            beginAccess(size: pointerSize, access: 1)
+            loadFromAddress(address, size: pointerSize)
             endAccess()
         }
     }
@@ -184,10 +192,10 @@ extension BlockBuilder {
     mutating func ret(extra: Int) {
         clobberFlags()
         code.move(address, stack)
-        beginAccess(size: 8, access: 1)
-        code.load(address, base: address)
+        beginAccess(size: pointerSize, access: 1)
+        loadFromAddress(address, size: pointerSize)
         endAccess()
-        code.lea(stack, base: stack, Int32(truncatingIfNeeded: 8 + extra))
+        moveStack(stack, pointerSize + extra)
         lookUp()
     }
 

@@ -68,6 +68,18 @@ struct BlockBuilder {
         self.isIsolated = isIsolated
     }
 
+    var is64Bit: Bool { mode.codeSize == 0 }
+    /// Bytes that a push of the given operand width moves the stack pointer by.
+    @inline(__always) func stackSize(_ operandWidth: UInt8) -> Int {
+        is64Bit ? (operandWidth == 16 ? 2 : 8) : (operandWidth == 16 ? 2 : 4)
+    }
+    /// Bytes of a near branch's return address.
+    var pointerSize: Int { is64Bit ? 8 : 4 }
+    /// `lea` on the stack pointer: outside 64-bit code it has 32 bits.
+    @inline(__always) mutating func moveStack(_ destination: Int, _ distance: Int) {
+        code.lea(destination, base: RegisterMap.guestStack, Int32(truncatingIfNeeded: distance), wide: is64Bit)
+    }
+
     var address: Int { RegisterMap.address }
     var scratch: Int { RegisterMap.scratch }
     var tlb: Int { ContextOffset.tlb + mode.table * TLB.entryCount * TLB.entrySize }
@@ -151,6 +163,7 @@ struct BlockBuilder {
             code.move(other, immediate: UInt64(bitPattern: Int64(offset)))
             code.lea(register, base: register, index: other, scale: 0, 0)
         }
+        if !is64Bit { code.move32(register, register) }
     }
 
     /// A guest general register's value into a host register.
@@ -165,8 +178,10 @@ struct BlockBuilder {
     /// The effective address of a memory operand, with fs and gs bases added if `withSegment`, into the address
     /// register. Clobbers the scratch register; flags only when a segment base is added.
     mutating func emitAddress(_ memory: ZydisDecodedOperandMem, withSegment: Bool, into target: Int = RegisterMap.address) {
-        let wide = !(Operand.is32Bit(memory.base) || Operand.is32Bit(memory.index) || memory.base == ZYDIS_REGISTER_EIP)
-        let displacement = memory.disp.has_displacement != 0 ? memory.disp.value : 0
+        let wide =
+            is64Bit && !(Operand.is32Bit(memory.base) || Operand.is32Bit(memory.index) || memory.base == ZYDIS_REGISTER_EIP)
+        var displacement = memory.disp.has_displacement != 0 ? memory.disp.value : 0
+        if !is64Bit { displacement = ZyanI64(UInt32(truncatingIfNeeded: displacement)) }
         if memory.base == ZYDIS_REGISTER_RIP || memory.base == ZYDIS_REGISTER_EIP {
             loadCodeAddress(target, next &+ Int(displacement))
             if !wide { code.move32(target, target) }
@@ -205,11 +220,16 @@ struct BlockBuilder {
                 code.move(target, immediate: UInt64(bitPattern: displacement))
             }
         }
+        if !is64Bit && (Operand.is16Bit(memory.base) || Operand.is16Bit(memory.index)) {
+            code.zeroExtend16(target)
+        }
         if withSegment {
             if memory.segment == ZYDIS_REGISTER_GS {
                 code.arithmeticContext(.add, target, ContextOffset.gsBase)
+                if !is64Bit { code.move32(target, target) }
             } else if memory.segment == ZYDIS_REGISTER_FS {
                 code.arithmeticContext(.add, target, ContextOffset.fsBase)
+                if !is64Bit { code.move32(target, target) }
             }
         }
     }

@@ -149,7 +149,7 @@ extension TranslatorCPU {
             case .lea: builder.lea(decoded, operands)
             case .push: builder.push(decoded, operands)
             case .pop: builder.pop(decoded, operands)
-            case .leave: builder.leave()
+            case .leave: builder.leave(decoded)
             case .bitString: builder.bitString(decoded, operands, bytes: bytes, info: instruction)
             case .absoluteMove: builder.absoluteMove(decoded, operands)
             case .call: builder.call(to: taken, isStraddling: false, liveAtTarget: liveTaken)
