@@ -4,10 +4,10 @@ import Testing
 extension GuestTests {
     /// What a user may get wrong: one line that names the file or value, and a status that scripts can tell apart.
     @Suite struct BadInput {
-        struct Case: CustomTestStringConvertible {
+        struct Case: CustomTestStringConvertible, Sendable {
             let name: String
             /// The arguments after `run`, given a folder for files.
-            let arguments: (Scratch) throws -> [String]
+            let arguments: @Sendable (Scratch) throws -> [String]
             /// What the line must name.
             let naming: String
             var status: CInt = 1

@@ -33,7 +33,7 @@ extension GuestTests {
             #expect(try guest.status() == 0)
             let line = guest.text.split(separator: "\n").last { $0.hasPrefix("memory:") } ?? ""
             let kilobytes = line.split(separator: " ").dropFirst().first.flatMap { Double($0) } ?? 0
-            let given = (Double(size.dropLast()) ?? 0) * (size.hasSuffix("G") ? 1 << 20 : 1 << 10)
+            let given = (Double(size.dropLast()) ?? 0) * (size.hasSuffix("G") ? 1_048_576 : 1024)
             #expect(kilobytes > given * 0.8 - 40_000 && kilobytes < given)
         }
     }

@@ -17,7 +17,7 @@ extension GuestTests {
             // Job control needs a session with the console as its terminal.
             #expect(try guest.shell("sleep 100 & jobs").contains("Running"))
             guest.send("cat\n")
-            _ = try guest.wait(for: "cat\r\n")
+            _ = try guest.wait(for: "cat\n")
             guest.send("\u{3}")
             _ = try guest.wait(for: GuestProcess.prompt)
             guest.send("poweroff\n")
@@ -40,12 +40,12 @@ extension GuestTests {
         @Test func `two tildes send one and BREAK reaches the kernel`() throws {
             let guest = try GuestProcess.atShell(input: .terminal)
             guest.send("cat\r")
-            _ = try guest.wait(for: "cat\r\n")
+            _ = try guest.wait(for: "cat\n")
             guest.send("~~.x\r")
             // Once as the echo, once by cat.
-            _ = try guest.wait(for: "~.x\r\n~.x\r\n")
+            _ = try guest.wait(for: "~.x\n~.x\n")
             guest.send("a~.b\r")
-            _ = try guest.wait(for: "a~.b\r\na~.b\r\n")
+            _ = try guest.wait(for: "a~.b\na~.b\n")
             guest.send("~#h")
             _ = try guest.wait(for: "sysrq: HELP")
             guest.send("\r~.")

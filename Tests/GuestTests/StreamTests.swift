@@ -22,7 +22,7 @@ extension GuestTests {
             let line = Array("The quick brown fox jumps over the lazy dog, and then once more\n".utf8)
             let paste = (0..<1024).flatMap { _ in line }
             guest.send("stty -echo; echo ready; cksum; stty echo\n")
-            _ = try guest.wait(for: "ready\r\n")
+            _ = try guest.wait(for: "ready\n")
             guest.send(paste + [4])
             _ = try guest.wait(for: "\(checksum(paste)) \(paste.count)")
             guest.send("poweroff -f\n")
