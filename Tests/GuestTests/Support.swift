@@ -34,6 +34,15 @@ extension GuestProcess {
     }
 }
 
+extension GuestProcess {
+    /// Runs a program in the guest's foreground that has said "ready" and from now on has the console to itself: what
+    /// is typed before that, the shell may take for its own.
+    func start(_ command: String) throws {
+        send("sh -c 'echo re\"\"ady; exec \(command)'\n")
+        _ = try wait(for: "ready\n")
+    }
+}
+
 enum Clock {
     static func seconds(_ clock: clockid_t = CLOCK_MONOTONIC) -> Double {
         var now = timespec()
@@ -91,18 +100,10 @@ final class Scratch {
     }
 }
 
-/// The checksum that POSIX's cksum(1) prints: a guest has that program, and it takes ten lines to have it here.
-func checksum(_ bytes: [UInt8]) -> UInt32 {
-    var crc: UInt32 = 0
-    func add(_ byte: UInt8) {
-        crc ^= UInt32(byte) << 24
-        for _ in 0..<8 { crc = crc << 1 ^ (crc >> 31 == 1 ? 0x04C1_1DB7 : 0) }
-    }
-    for byte in bytes { add(byte) }
-    var length = bytes.count
-    while length > 0 {
-        add(UInt8(truncatingIfNeeded: length))
-        length >>= 8
-    }
-    return ~crc
+/// The MD5 checksum as md5sum(1) prints it. Guest and host both have that program.
+func checksum(_ bytes: [UInt8]) throws -> String {
+    let scratch = try Scratch()
+    let process = try GuestProcess([], input: .file(try scratch.file("bytes", bytes)), program: "/usr/bin/md5sum")
+    guard try process.status() == 0 else { throw GuestFailure(description: "md5sum: \(process.errorText)") }
+    return String(process.text.prefix { $0 != " " })
 }
