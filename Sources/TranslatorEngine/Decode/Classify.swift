@@ -149,10 +149,6 @@ enum Classifier {
             if operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER && Operand.isVector(operand.pointee.reg.value) {
                 isVector = true
             }
-            if operand.pointee.type == ZYDIS_OPERAND_TYPE_MEMORY && operand.pointee.mem.type == ZYDIS_MEMOP_TYPE_VSIB {
-                raise(6, &result)
-                return
-            }
         }
         let extensionSet = decoded.pointee.meta.isa_ext
         switch extensionSet {
@@ -161,7 +157,7 @@ enum Classifier {
             isVector = false
             if mode.has(BlockMode.fpuTrap) { raise(7, &result) }
             return
-        case ZYDIS_ISA_EXT_AVX, ZYDIS_ISA_EXT_AVX2, ZYDIS_ISA_EXT_AVXAES, ZYDIS_ISA_EXT_F16C, ZYDIS_ISA_EXT_FMA,
+        case ZYDIS_ISA_EXT_AVX, ZYDIS_ISA_EXT_AVX2, ZYDIS_ISA_EXT_AVX2GATHER, ZYDIS_ISA_EXT_AVXAES, ZYDIS_ISA_EXT_F16C, ZYDIS_ISA_EXT_FMA,
             ZYDIS_ISA_EXT_VAES, ZYDIS_ISA_EXT_VPCLMULQDQ:
             isVector = true
         case ZYDIS_ISA_EXT_RTM, ZYDIS_ISA_EXT_MPX, ZYDIS_ISA_EXT_XOP, ZYDIS_ISA_EXT_FMA4, ZYDIS_ISA_EXT_TBM,
@@ -184,6 +180,22 @@ enum Classifier {
                 return
             }
             if mode.has(BlockMode.fpuTrap) { raise(7, &result) }
+        }
+        if result.kind == .generic && isVector && touchesElements(decoded.pointee.mnemonic) {
+            result.kind = .system
+            result.usesVectors = false
+        }
+    }
+
+    /// Gathers and moves under a mask, which the system half does element by element.
+    private static func touchesElements(_ mnemonic: ZydisMnemonic) -> Bool {
+        switch mnemonic {
+        case ZYDIS_MNEMONIC_VMASKMOVPS, ZYDIS_MNEMONIC_VMASKMOVPD, ZYDIS_MNEMONIC_VPMASKMOVD, ZYDIS_MNEMONIC_VPMASKMOVQ,
+            ZYDIS_MNEMONIC_MASKMOVDQU, ZYDIS_MNEMONIC_VMASKMOVDQU, ZYDIS_MNEMONIC_MASKMOVQ, ZYDIS_MNEMONIC_VGATHERDPS,
+            ZYDIS_MNEMONIC_VGATHERDPD, ZYDIS_MNEMONIC_VGATHERQPS, ZYDIS_MNEMONIC_VGATHERQPD, ZYDIS_MNEMONIC_VPGATHERDD,
+            ZYDIS_MNEMONIC_VPGATHERDQ, ZYDIS_MNEMONIC_VPGATHERQD, ZYDIS_MNEMONIC_VPGATHERQQ:
+            return true
+        default: return false
         }
     }
 

@@ -58,6 +58,9 @@ extension TranslatorCPU {
         case .outPort: try portOut(instruction)
         case .inString: if !(try portInString(instruction)) { return }
         case .outString: if !(try portOutString(instruction)) { return }
+        case .maskedMove: try maskedMove(instruction)
+        case .maskedBytes: try maskedBytes(instruction)
+        case .gather: try gather(instruction)
         case .cpuid: identify()
         case .rdmsr: try readModelSpecific()
         case .wrmsr: try writeModelSpecific()

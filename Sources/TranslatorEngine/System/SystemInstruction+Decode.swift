@@ -55,7 +55,7 @@ extension SystemInstruction {
         }
     }
 
-    private mutating func takeAddress(_ memory: ZydisDecodedOperandMem) {
+    mutating func takeAddress(_ memory: ZydisDecodedOperandMem) {
         options.insert(.memory)
         segment = Self.segmentNumber(memory.segment)
         displacement = memory.disp.has_displacement != 0 ? memory.disp.value : 0

@@ -56,7 +56,9 @@ extension TranslatorCPU {
                 instruction.offset = offset
                 switch instruction.kind {
                 case .system:
-                    if let system = SystemInstruction(decoded, operands: operands) {
+                    if let system = SystemInstruction(decoded, operands: operands)
+                        ?? SystemInstruction(vectorMemory: decoded, operands)
+                    {
                         instruction.system = systemPool.add(system)
                         if BlockBuilder.canInline(system, mode) {
                             instruction.kind = .systemInline

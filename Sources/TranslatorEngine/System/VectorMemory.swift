@@ -1,0 +1,177 @@
+import CZydis
+
+// Vector instructions whose elements touch memory one by one: gathers, and moves under a mask. The inline TLB check
+// is made for one run of bytes, and what the mask leaves out must not fault.
+
+extension SystemInstruction {
+    /// Takes such an instruction apart: `register` is the vector that is loaded or stored, `rm` the mask, `index` the
+    /// vector of a gather's indices, `operandSize` the bytes of an element, and `immediate` the bytes of the
+    /// operation's vector, with the bytes of an index in bits 8-15.
+    init?(vectorMemory decoded: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>) {
+        let kind: Kind
+        let element: UInt8
+        var index: UInt8 = 0
+        switch decoded.pointee.mnemonic {
+        case ZYDIS_MNEMONIC_VMASKMOVPS, ZYDIS_MNEMONIC_VPMASKMOVD: (kind, element) = (.maskedMove, 4)
+        case ZYDIS_MNEMONIC_VMASKMOVPD, ZYDIS_MNEMONIC_VPMASKMOVQ: (kind, element) = (.maskedMove, 8)
+        case ZYDIS_MNEMONIC_MASKMOVDQU, ZYDIS_MNEMONIC_VMASKMOVDQU, ZYDIS_MNEMONIC_MASKMOVQ: (kind, element) = (.maskedBytes, 1)
+        case ZYDIS_MNEMONIC_VGATHERDPS, ZYDIS_MNEMONIC_VPGATHERDD: (kind, element, index) = (.gather, 4, 4)
+        case ZYDIS_MNEMONIC_VGATHERQPS, ZYDIS_MNEMONIC_VPGATHERQD: (kind, element, index) = (.gather, 4, 8)
+        case ZYDIS_MNEMONIC_VGATHERDPD, ZYDIS_MNEMONIC_VPGATHERDQ: (kind, element, index) = (.gather, 8, 4)
+        case ZYDIS_MNEMONIC_VGATHERQPD, ZYDIS_MNEMONIC_VPGATHERQQ: (kind, element, index) = (.gather, 8, 8)
+        default: return nil
+        }
+        self.init(kind: kind)
+        length = decoded.pointee.length
+        operandSize = element
+        addressSize = decoded.pointee.address_width / 8
+        var registers: [2 of UInt8] = [0, 0]
+        var count = 0
+        var byteCount = 16
+        var isStore = false
+        for number in 0..<Int(decoded.pointee.operand_count) {
+            let operand = operands[number]
+            if operand.type == ZYDIS_OPERAND_TYPE_MEMORY {
+                if number == 0 { isStore = true }
+                takeAddress(operand.mem)
+                if kind == .gather { self.index = Self.vectorNumber(operand.mem.index) }
+            } else if operand.type == ZYDIS_OPERAND_TYPE_REGISTER && Operand.isVector(operand.reg.value) && count < 2 {
+                registers[count] = Self.vectorNumber(operand.reg.value)
+                count += 1
+                if operand.size == 256 { byteCount = 32 }
+                if operand.size == 64 { byteCount = 8 }
+            }
+        }
+        switch kind {
+        // Loads name the destination, then the mask; stores the mask, then the source.
+        case .maskedMove where isStore: (rm, register) = (registers[0], registers[1])
+        case .maskedMove, .gather: (register, rm) = (registers[0], registers[1])
+        default: (register, rm) = (registers[0], registers[1])
+        }
+        if kind == .gather {
+            // The wider of data and indices names the vector length.
+            if decoded.pointee.avx.vector_length == 256 { byteCount = 32 } else { byteCount = 16 }
+        }
+        immediate = Int64(byteCount) | Int64(index) << 8 | (isStore ? 1 << 16 : 0)
+    }
+
+    private static func vectorNumber(_ register: ZydisRegister) -> UInt8 {
+        UInt8(truncatingIfNeeded: Int(ZydisRegisterGetId(register))) & 15
+    }
+}
+
+extension TranslatorCPU {
+    private var vectors: UnsafeMutableRawPointer { UnsafeMutableRawPointer(context) + ContextOffset.ymm }
+
+    private func element(_ vector: UInt8, _ number: Int, _ size: Int) -> UInt64 {
+        let at = vectors + Int(vector) * 32 + number * size
+        switch size {
+        case 8: return at.load(as: UInt64.self)
+        case 4: return UInt64(at.load(as: UInt32.self))
+        default: return UInt64(at.load(as: UInt8.self))
+        }
+    }
+    private func setElement(_ vector: UInt8, _ number: Int, _ size: Int, _ value: UInt64) {
+        let at = vectors + Int(vector) * 32 + number * size
+        if size == 8 { at.storeBytes(of: value, as: UInt64.self) } else { at.storeBytes(of: UInt32(truncatingIfNeeded: value), as: UInt32.self) }
+    }
+    private func isChosen(_ mask: UInt8, _ number: Int, _ size: Int) -> Bool {
+        element(mask, number, size) >> UInt64(size * 8 - 1) & 1 != 0
+    }
+
+    /// VMASKMOVPS/PD and VPMASKMOVD/Q (SDM Vol. 2).
+    func maskedMove(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        let i = instruction.pointee
+        let size = Int(i.operandSize)
+        let count = Int(i.immediate & 0xFF) / size
+        let base = effectiveAddress(instruction)
+        if i.immediate & 1 << 16 != 0 {
+            try maskedStore(i, base, count: count, size: size)
+            return
+        }
+        var loaded: [8 of UInt64] = .init(repeating: 0)
+        for number in 0..<count where isChosen(i.rm, number, size) {
+            loaded[number] = try load(linear(i, base, number * size), byteCount: size, user: isUser)
+        }
+        for number in 0..<count { setElement(i.register, number, size, loaded[number]) }
+        clearAbove(i.register, count * size)
+    }
+
+    /// All elements are looked up before the first is written, so a fault leaves memory as it was.
+    private func maskedStore(_ i: SystemInstruction, _ base: UInt64, count: Int, size: Int) throws(GuestException) {
+        for pass in 0..<2 {
+            for number in 0..<count where isChosen(i.rm, number, size) {
+                let address = linear(i, base, number * size)
+                if pass == 0 {
+                    try probeWrite(address, size)
+                } else {
+                    try store(address, element(i.register, number, size), byteCount: size, user: isUser)
+                }
+            }
+        }
+    }
+
+    private func probeWrite(_ address: UInt64, _ size: Int) throws(GuestException) {
+        let inFirst = min(size, 4096 - Int(address & 0xFFF))
+        _ = try hostRun(address, inFirst, writes: true, user: isUser)
+        if inFirst < size { _ = try hostRun(address &+ UInt64(inFirst), size - inFirst, writes: true, user: isUser) }
+    }
+
+    /// MASKMOVQ, MASKMOVDQU: bytes under a mask to [rdi].
+    func maskedBytes(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        let i = instruction.pointee
+        let base = context.pointee.gpr[7] & Self.mask(i.addressSize)
+        if i.immediate & 0xFF == 8 {
+            // MMX registers are the x87 registers' lower parts, which are in the host CPU.
+            saveExtendedState(to: xsaveArea + 1024, mask: 1)
+            let area = xsaveArea + 1024 + 32
+            for number in 0..<8 where (area + Int(i.rm & 7) * 16 + number).load(as: UInt8.self) & 0x80 != 0 {
+                let value = UInt64((area + Int(i.register & 7) * 16 + number).load(as: UInt8.self))
+                try store(linear(i, base, number), value, byteCount: 1, user: isUser)
+            }
+            return
+        }
+        try maskedStore(i, base, count: 16, size: 1)
+    }
+
+    /// VGATHER and VPGATHER. Elements that are done leave the mask, so that after a fault the instruction goes on.
+    func gather(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        let i = instruction.pointee
+        if i.register == i.rm || i.register == i.index || i.rm == i.index { throw .invalidOpcode }
+        let size = Int(i.operandSize)
+        let indexSize = Int(i.immediate >> 8 & 0xFF)
+        let length = Int(i.immediate & 0xFF)
+        let count = length / max(size, indexSize)
+        var scalar = i
+        scalar.index = SystemInstruction.none
+        let base = withUnsafePointer(to: scalar) { effectiveAddress($0) }
+        // Masks are taken whole at the start: every element becomes all ones or all zeros.
+        for number in 0..<count {
+            let raw = element(i.index, number, indexSize)
+            let index = indexSize == 4 ? UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: raw))) : raw
+            guard isChosen(i.rm, number, size) else { continue }
+            let address = (base &+ index &* UInt64(max(1, i.scale))) & Self.mask(i.addressSize)
+            let value = try load(linear(i, address, 0), byteCount: size, user: isUser)
+            setElement(i.register, number, size, value)
+            setElement(i.rm, number, size, 0)
+        }
+        for number in 0..<count { setElement(i.rm, number, size, 0) }
+        clearAbove(i.register, count * size)
+        clearAbove(i.rm, count * size)
+    }
+
+    /// VEX instructions clear what is above their result.
+    private func clearAbove(_ vector: UInt8, _ byteCount: Int) {
+        for offset in stride(from: byteCount, to: 32, by: 4) {
+            (vectors + Int(vector) * 32 + offset).storeBytes(of: 0, as: UInt32.self)
+        }
+    }
+
+    /// The linear address of an element: fs and gs have bases.
+    private func linear(_ i: SystemInstruction, _ offset: UInt64, _ distance: Int) -> UInt64 {
+        var address = offset &+ UInt64(distance)
+        if i.segment == SegmentNumber.fs { address &+= context.pointee.fsBase }
+        if i.segment == SegmentNumber.gs { address &+= context.pointee.gsBase }
+        return context.pointee.is64Bit ? address : address & 0xFFFF_FFFF
+    }
+}
