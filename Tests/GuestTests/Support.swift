@@ -15,12 +15,16 @@ enum Paths {
     /// Seconds to wait for anything that should take far less: the machine may be busy with other tests.
     static let patience = variable("GUEST_PATIENCE").flatMap(Double.init) ?? 60
 
+    /// The engine that guests run on, when it shall not be the default.
+    static let engine = variable("GUEST_ENGINE").map { ["--engine", $0] } ?? []
+
     private static func variable(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
 }
 
 /// The arguments that boot the Debian kernel with the test initramfs.
 func boot(_ words: String = "", memory: String = "512M") -> [String] {
     ["run", "-m", memory, "-b", Paths.kernel, "--initrd", Paths.initrd, "--cmdline", "console=ttyS0 \(words)"]
+        + Paths.engine
 }
 
 extension GuestProcess {
