@@ -45,7 +45,7 @@ final class SystemMachine {
     init(_ mode: Mode = .long, level: Int = 0) throws {
         memory = try GuestMemory(ranges: [(0, 16 << 20)])
         let policy = try CPUPolicy(model: nil, engine: .translator, tscFrequencyHz: 2_000_000_000)
-        cpu = TranslatorCPU(
+        cpu = try TranslatorCPU(
             wiring: Wiring(
                 memory: memory, ports: PortBus([.init(0x40...0x4F, ports)]), mmio: MMIOBus([]),
                 interrupts: NoInterrupts(), policy: policy))
