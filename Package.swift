@@ -44,8 +44,10 @@ let package = Package(
         .testTarget(
             name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
         .testTarget(name: "DevicesTests", dependencies: ["Devices", "VMM"], swiftSettings: common),
+        // Runs instructions on the CPU itself, to compare the translator with.
+        .target(name: "CSilicon", path: "Tests/CSilicon"),
         .testTarget(
-            name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "VMM", "Linux", "CLinux"],
+            name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "VMM", "Linux", "CLinux", "CZydis", "CSilicon"],
             swiftSettings: common),
         .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices"], swiftSettings: common),
         .testTarget(name: "GuestTests", dependencies: ["Linux"], swiftSettings: common),

@@ -1,0 +1,81 @@
+// Runs a few instructions on the CPU itself, in a process of its own, and says what they did.
+//
+// The process is a fork that touches nothing but the memory declared here: it loads every user register from a case,
+// jumps to its code and stores every register back, or, when the code faults, what the kernel's signal frame says.
+#ifndef CSILICON_H
+#define CSILICON_H
+
+#include <stdint.h>
+
+// Linear addresses that a guest maps alike, so that addresses mean the same on both sides. Below 2 GB: absolute
+// 32-bit displacements reach them; far from where Linux puts a program.
+enum {
+    SILICON_CODE = 0x21000000,
+    SILICON_CODE_PAGES = 128,
+    SILICON_ARENA = 0x20000000,
+    // Two pages to write, one read-only, two to write; not mapped on either side.
+    SILICON_ARENA_PAGES = 5,
+    SILICON_ARENA_READ_ONLY_PAGE = 2,
+    SILICON_ARENA_BYTES = SILICON_ARENA_PAGES * 4096,
+    SILICON_CASES = 64,
+    SILICON_XSAVE_BYTES = 832,
+    // `vector` of a case that came to its end.
+    SILICON_DONE = 256,
+};
+
+// Registers in encoding order. `fs_base` and `gs_base` are user-writable state too.
+struct silicon_state {
+    uint64_t gpr[16];
+    uint64_t rip, rflags, fs_base, gs_base;
+    uint64_t vector, error, fault_address;
+    uint64_t reserved;
+    // Standard format (SDM Vol. 1, 13.4).
+    _Alignas(64) uint8_t xsave[SILICON_XSAVE_BYTES];
+};
+
+struct silicon_case {
+    struct silicon_state in, out;
+    // What the arena holds before.
+    uint32_t pattern;
+    uint32_t reserved[15];
+    uint8_t arena[SILICON_ARENA_BYTES];
+};
+
+enum { SILICON_PATTERNS = 4 };
+
+// Shared between the two processes.
+struct silicon_shared {
+    uint32_t requested, completed, count, is_closed;
+    uint32_t running;
+    _Alignas(4096) uint8_t patterns[SILICON_PATTERNS][SILICON_ARENA_BYTES];
+    _Alignas(4096) uint8_t code[SILICON_CODE_PAGES * 4096];
+    _Alignas(4096) struct silicon_case cases[SILICON_CASES];
+};
+
+struct silicon {
+    struct silicon_shared *shared;
+    int pid;
+};
+
+// Swift does not see arrays of this size.
+static inline void *silicon_pattern(struct silicon_shared *shared, uint32_t number) { return shared->patterns[number]; }
+static inline void *silicon_code(struct silicon_shared *shared) { return shared->code; }
+static inline void *silicon_input(struct silicon_shared *shared, uint32_t slot) { return &shared->cases[slot].in; }
+static inline void *silicon_output(struct silicon_shared *shared, uint32_t slot) { return &shared->cases[slot].out; }
+static inline void *silicon_arena(struct silicon_shared *shared, uint32_t slot) { return shared->cases[slot].arena; }
+static inline uint32_t silicon_running(struct silicon_shared *shared) { return shared->running; }
+static inline void silicon_set_pattern(struct silicon_shared *shared, uint32_t slot, uint32_t pattern) {
+    shared->cases[slot].pattern = pattern;
+}
+
+// What the code of a case ends with: a jump out. At most this many bytes.
+enum { SILICON_EXIT_BYTES = 14 };
+void silicon_write_exit(uint8_t *code);
+
+// Forks the process. `shared` is null on failure.
+struct silicon silicon_start(void);
+// Runs the first `count` cases. 0: the process died or does not come back, `shared->running` is the case's number.
+int silicon_run(struct silicon *silicon, uint32_t count);
+void silicon_stop(struct silicon *silicon);
+
+#endif

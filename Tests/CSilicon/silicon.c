@@ -1,0 +1,297 @@
+#define _GNU_SOURCE
+#include "CSilicon.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+// The trampoline's own state. It reaches its variables relative to RIP, because no register is free.
+__attribute__((visibility("hidden"))) uint64_t silicon_code_target, silicon_host_stack, silicon_host_fs;
+__attribute__((visibility("hidden"))) struct silicon_state *silicon_in, *silicon_out;
+__attribute__((visibility("hidden"))) uint64_t silicon_scratch[2];
+void silicon_enter(void);
+void silicon_leave(void);
+void silicon_leave_fault(void);
+
+// The offsets below are those of `struct silicon_state`.
+_Static_assert(__builtin_offsetof(struct silicon_state, rip) == 128, "layout");
+_Static_assert(__builtin_offsetof(struct silicon_state, rflags) == 136, "layout");
+_Static_assert(__builtin_offsetof(struct silicon_state, fs_base) == 144, "layout");
+_Static_assert(__builtin_offsetof(struct silicon_state, gs_base) == 152, "layout");
+_Static_assert(__builtin_offsetof(struct silicon_state, xsave) == 192, "layout");
+
+__asm__(
+    ".text\n"
+    ".globl silicon_enter\n"
+    ".hidden silicon_enter\n"
+    "silicon_enter:\n"
+    "  push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
+    "  mov %rsp, silicon_host_stack(%rip)\n"
+    "  rdfsbase %rax\n"
+    "  mov %rax, silicon_host_fs(%rip)\n"
+    "  mov silicon_in(%rip), %r15\n"
+    "  mov $7, %eax\n"
+    "  xor %edx, %edx\n"
+    "  xrstor64 192(%r15)\n"
+    "  mov 144(%r15), %rax\n"
+    "  wrfsbase %rax\n"
+    "  mov 152(%r15), %rax\n"
+    "  wrgsbase %rax\n"
+    "  push 136(%r15)\n"
+    "  popf\n"
+    "  mov 0(%r15), %rax\n"
+    "  mov 8(%r15), %rcx\n"
+    "  mov 16(%r15), %rdx\n"
+    "  mov 24(%r15), %rbx\n"
+    "  mov 32(%r15), %rsp\n"
+    "  mov 40(%r15), %rbp\n"
+    "  mov 48(%r15), %rsi\n"
+    "  mov 56(%r15), %rdi\n"
+    "  mov 64(%r15), %r8\n"
+    "  mov 72(%r15), %r9\n"
+    "  mov 80(%r15), %r10\n"
+    "  mov 88(%r15), %r11\n"
+    "  mov 96(%r15), %r12\n"
+    "  mov 104(%r15), %r13\n"
+    "  mov 112(%r15), %r14\n"
+    "  mov 120(%r15), %r15\n"
+    "  jmp *silicon_code_target(%rip)\n"
+
+    ".globl silicon_leave\n"
+    ".hidden silicon_leave\n"
+    "silicon_leave:\n"
+    "  mov %r15, silicon_scratch(%rip)\n"
+    "  mov silicon_out(%rip), %r15\n"
+    "  mov %rax, 0(%r15)\n"
+    "  mov %rcx, 8(%r15)\n"
+    "  mov %rdx, 16(%r15)\n"
+    "  mov %rbx, 24(%r15)\n"
+    "  mov %rsp, 32(%r15)\n"
+    "  mov %rbp, 40(%r15)\n"
+    "  mov %rsi, 48(%r15)\n"
+    "  mov %rdi, 56(%r15)\n"
+    "  mov %r8, 64(%r15)\n"
+    "  mov %r9, 72(%r15)\n"
+    "  mov %r10, 80(%r15)\n"
+    "  mov %r11, 88(%r15)\n"
+    "  mov %r12, 96(%r15)\n"
+    "  mov %r13, 104(%r15)\n"
+    "  mov %r14, 112(%r15)\n"
+    "  mov silicon_scratch(%rip), %rax\n"
+    "  mov %rax, 120(%r15)\n"
+    "  mov silicon_host_stack(%rip), %rsp\n"
+    "  pushf\n"
+    "  pop %rax\n"
+    "  mov %rax, 136(%r15)\n"
+    "  rdfsbase %rax\n"
+    "  mov %rax, 144(%r15)\n"
+    "  rdgsbase %rax\n"
+    "  mov %rax, 152(%r15)\n"
+    "  mov $7, %eax\n"
+    "  xor %edx, %edx\n"
+    "  xsave64 192(%r15)\n"
+    ".globl silicon_leave_fault\n"
+    ".hidden silicon_leave_fault\n"
+    // After a fault the signal handler has stored everything and comes here.
+    "silicon_leave_fault:\n"
+    "  mov silicon_host_stack(%rip), %rsp\n"
+    "  mov silicon_host_fs(%rip), %rax\n"
+    "  wrfsbase %rax\n"
+    "  fninit\n"
+    "  movl $0x1f80, silicon_scratch(%rip)\n"
+    "  ldmxcsr silicon_scratch(%rip)\n"
+    "  vzeroupper\n"
+    "  pushq $2\n"
+    "  popf\n"
+    "  pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
+    "  ret\n");
+
+void silicon_write_exit(uint8_t *code) {
+    // jmp [rip + 0], and the address behind it.
+    const uint8_t jump[6] = {0xFF, 0x25, 0, 0, 0, 0};
+    uint64_t target = (uint64_t)(uintptr_t)silicon_leave;
+    memcpy(code, jump, sizeof jump);
+    memcpy(code + sizeof jump, &target, sizeof target);
+}
+
+// MARK: The process that runs cases
+
+static struct silicon_shared *served;
+static volatile int is_inside;
+
+// Places of the general registers in the signal frame, in encoding order.
+static const int frame_places[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                     REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+
+static void take_fault(int number, siginfo_t *info, void *raw) {
+    (void)number;
+    (void)info;
+    // The fs base may be the case's: nothing thread-local before it is back. The rest of the way out is shared.
+    ucontext_t *context = raw;
+    if (!is_inside) _exit(99);
+    uint64_t base;
+    struct silicon_state *out = silicon_out;
+    __asm__ volatile("rdfsbase %0" : "=r"(base));
+    out->fs_base = base;
+    __asm__ volatile("rdgsbase %0" : "=r"(base));
+    out->gs_base = base;
+    __asm__ volatile("wrfsbase %0" : : "r"(silicon_host_fs));
+    greg_t *registers = context->uc_mcontext.gregs;
+    for (int i = 0; i < 16; i++) out->gpr[i] = (uint64_t)registers[frame_places[i]];
+    out->rip = (uint64_t)registers[REG_RIP];
+    out->rflags = (uint64_t)registers[REG_EFL];
+    out->vector = (uint64_t)registers[REG_TRAPNO];
+    out->error = (uint64_t)registers[REG_ERR];
+    out->fault_address = (uint64_t)registers[REG_CR2];
+    // The kernel saves in the standard format; a component that is in its initial state may be left out.
+    const uint8_t *image = (const uint8_t *)context->uc_mcontext.fpregs;
+    memcpy(out->xsave, image, SILICON_XSAVE_BYTES);
+    uint64_t present;
+    memcpy(&present, image + 512, sizeof present);
+    if (!(present & 2)) memset(out->xsave + 160, 0, 256);
+    if (!(present & 4)) memset(out->xsave + 576, 0, 256);
+    registers[REG_RIP] = (greg_t)(uintptr_t)silicon_leave_fault;
+    registers[REG_EFL] = 2;
+}
+
+static void run_case(struct silicon_case *one) {
+    memcpy((void *)(uintptr_t)SILICON_ARENA, served->patterns[one->pattern % SILICON_PATTERNS],
+           SILICON_ARENA_READ_ONLY_PAGE * 4096);
+    size_t behind = (SILICON_ARENA_READ_ONLY_PAGE + 1) * 4096;
+    memcpy((void *)(uintptr_t)(SILICON_ARENA + behind), served->patterns[one->pattern % SILICON_PATTERNS] + behind,
+           SILICON_ARENA_BYTES - behind);
+    silicon_in = &one->in;
+    silicon_out = &one->out;
+    one->out.vector = SILICON_DONE;
+    one->out.error = 0;
+    one->out.fault_address = 0;
+    one->out.rip = 0;
+    silicon_code_target = one->in.rip;
+    is_inside = 1;
+    silicon_enter();
+    is_inside = 0;
+    memcpy(one->arena, (void *)(uintptr_t)SILICON_ARENA, SILICON_ARENA_BYTES);
+}
+
+static int wait_for(uint32_t *word, uint32_t old, int seconds) {
+    struct timespec limit = {.tv_sec = seconds};
+    return (int)syscall(SYS_futex, word, FUTEX_WAIT, old, &limit, NULL, 0);
+}
+static void wake(uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
+
+static void serve(pid_t parent, int descriptor) {
+    static uint8_t signal_stack[1 << 16];
+    stack_t stack = {.ss_sp = signal_stack, .ss_size = sizeof signal_stack};
+    sigaltstack(&stack, NULL);
+    struct sigaction action = {.sa_sigaction = take_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+    const int numbers[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) sigaction(numbers[i], &action, NULL);
+
+    void *code = mmap((void *)(uintptr_t)SILICON_CODE, SILICON_CODE_PAGES * 4096, PROT_READ | PROT_EXEC,
+                      MAP_SHARED | MAP_FIXED_NOREPLACE, descriptor,
+                      (off_t)__builtin_offsetof(struct silicon_shared, code));
+    // Each case has its pattern copied in, but for the read-only page: it holds the first pattern's.
+    void *arena = mmap((void *)(uintptr_t)SILICON_ARENA, SILICON_ARENA_BYTES, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (code != (void *)(uintptr_t)SILICON_CODE || arena != (void *)(uintptr_t)SILICON_ARENA) _exit(98);
+
+    uint32_t done = 0;
+    int is_prepared = 0;
+    for (;;) {
+        uint32_t requested = __atomic_load_n(&served->requested, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&served->is_closed, __ATOMIC_SEQ_CST)) _exit(0);
+        if (requested == done) {
+            wait_for(&served->requested, done, 1);
+            if (getppid() != parent) _exit(0);
+            continue;
+        }
+        if (!is_prepared) {
+            is_prepared = 1;
+            uint8_t *page = (uint8_t *)(uintptr_t)SILICON_ARENA + SILICON_ARENA_READ_ONLY_PAGE * 4096;
+            memcpy(page, served->patterns[0] + SILICON_ARENA_READ_ONLY_PAGE * 4096, 4096);
+            mprotect(page, 4096, PROT_READ);
+        }
+        // The code was written by another process: serialise before running it (SDM Vol. 3, 8.1.3).
+        uint32_t a = 0, b, c = 0, d;
+        __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d) : : "memory");
+        for (uint32_t i = 0; i < served->count && i < SILICON_CASES; i++) {
+            __atomic_store_n(&served->running, i, __ATOMIC_SEQ_CST);
+            run_case(&served->cases[i]);
+        }
+        done = requested;
+        __atomic_store_n(&served->completed, done, __ATOMIC_SEQ_CST);
+        wake(&served->completed);
+    }
+}
+
+// MARK: The side that asks
+
+struct silicon silicon_start(void) {
+    struct silicon result = {NULL, -1};
+    int descriptor = memfd_create("silicon", MFD_CLOEXEC);
+    if (descriptor < 0) return result;
+    if (ftruncate(descriptor, sizeof(struct silicon_shared)) != 0) {
+        close(descriptor);
+        return result;
+    }
+    void *shared = mmap(NULL, sizeof(struct silicon_shared), PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    if (shared == MAP_FAILED) {
+        close(descriptor);
+        return result;
+    }
+    pid_t parent = getpid();
+    pid_t pid = fork();
+    if (pid == 0) {
+        served = shared;
+        serve(parent, descriptor);
+        _exit(0);
+    }
+    close(descriptor);
+    if (pid < 0) {
+        munmap(shared, sizeof(struct silicon_shared));
+        return result;
+    }
+    result.shared = shared;
+    result.pid = pid;
+    return result;
+}
+
+int silicon_run(struct silicon *silicon, uint32_t count) {
+    struct silicon_shared *shared = silicon->shared;
+    shared->count = count;
+    uint32_t number = __atomic_add_fetch(&shared->requested, 1, __ATOMIC_SEQ_CST);
+    wake(&shared->requested);
+    for (int seconds = 0; seconds < 30; seconds++) {
+        for (;;) {
+            uint32_t completed = __atomic_load_n(&shared->completed, __ATOMIC_SEQ_CST);
+            if (completed == number) return 1;
+            if (wait_for(&shared->completed, completed, 1) != 0 && errno == ETIMEDOUT) break;
+        }
+        int status;
+        if (waitpid(silicon->pid, &status, WNOHANG) == silicon->pid) {
+            silicon->pid = -1;
+            return 0;
+        }
+    }
+    return 0;
+}
+
+void silicon_stop(struct silicon *silicon) {
+    if (!silicon->shared) return;
+    __atomic_store_n(&silicon->shared->is_closed, 1, __ATOMIC_SEQ_CST);
+    wake(&silicon->shared->requested);
+    if (silicon->pid > 0) {
+        // The bump that makes it look.
+        kill(silicon->pid, SIGKILL);
+        waitpid(silicon->pid, NULL, 0);
+    }
+    munmap(silicon->shared, sizeof(struct silicon_shared));
+    silicon->shared = NULL;
+}

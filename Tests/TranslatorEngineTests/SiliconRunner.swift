@@ -1,0 +1,204 @@
+import CSilicon
+import Foundation
+import TranslatorEngine
+import VMM
+
+/// Runs cases on the silicon and on the translator and says where they differ.
+final class SiliconRunner {
+    struct Failure {
+        var one: SiliconCase
+        var slot: Int
+        var differences: [String]
+    }
+    struct NoSilicon: Error {}
+
+    private var silicon: silicon
+    let machine: TestMachine
+    private let device = ArenaDevice()
+    let decoder = SiliconDecoder()
+    private let image = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
+    private var mappedDevices: UInt8 = 0
+
+    private static let codePhysical: UInt64 = 0x10_0000
+    private static let arenaPhysical: UInt64 = 0x20_0000
+    static let devicePhysical: UInt64 = 0xE000_0000
+    static let arena = UInt64(SILICON_ARENA)
+
+    init() throws {
+        silicon = silicon_start()
+        guard silicon.shared != nil else { throw NoSilicon() }
+        machine = try TestMachine(
+            mmio: [.init(Self.devicePhysical..<Self.devicePhysical + UInt64(SILICON_ARENA_BYTES), device)])
+        machine.map(UInt64(SILICON_CODE), to: Self.codePhysical, count: UInt64(SILICON_CODE_PAGES), [.user])
+        for page in 0..<Int(SILICON_ARENA_PAGES) { mapArena(page, isDevice: false) }
+        image.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
+        fillPatterns()
+    }
+    deinit {
+        silicon_stop(&silicon)
+        image.deallocate()
+        // Unmasked x87 exceptions may not stay behind for whoever uses this thread next.
+        var clean = CPUState()
+        clean.xsave[512] = 7
+        machine.cpu.writeState(clean)
+    }
+
+    private func mapArena(_ page: Int, isDevice: Bool) {
+        let base = isDevice ? Self.devicePhysical : Self.arenaPhysical
+        machine.map(
+            Self.arena + UInt64(page) * 4096, to: base + UInt64(page) * 4096,
+            page == Int(SILICON_ARENA_READ_ONLY_PAGE) ? [.user, .noExecute] : [.user, .writable, .noExecute])
+    }
+
+    /// Bytes that are small integers, floating-point numbers and noise.
+    private func fillPatterns() {
+        for number in 0..<UInt32(SILICON_PATTERNS) {
+            var random = SiliconRandom(seed: 0x5EED + UInt64(number))
+            let base = silicon_pattern(silicon.shared, number)!
+            for offset in stride(from: 0, to: Int(SILICON_ARENA_BYTES), by: 8) {
+                (base + offset).storeBytes(of: random.percent(50) ? random.integer() : random.vectorWord(), as: UInt64.self)
+            }
+        }
+    }
+
+    // MARK: Running
+
+    /// At most `SILICON_CASES` cases.
+    func run(_ cases: [SiliconCase]) throws -> [Failure] {
+        precondition(cases.count <= Int(SILICON_CASES))
+        for (slot, one) in cases.enumerated() { prepare(one, slot) }
+        if silicon_run(&silicon, UInt32(cases.count)) == 0 {
+            let slot = Int(silicon_running(silicon.shared))
+            silicon_stop(&silicon)
+            silicon = silicon_start()
+            guard silicon.shared != nil else { throw NoSilicon() }
+            fillPatterns()
+            return [Failure(one: cases[slot], slot: slot, differences: ["the silicon's process died or does not come back"])]
+        }
+        // New code was written behind the translator's back.
+        machine.cpu.writeState(machine.cpu.readState())
+        var failures: [Failure] = []
+        for (slot, one) in cases.enumerated() {
+            let differences = try compare(one, slot)
+            if !differences.isEmpty { failures.append(Failure(one: one, slot: slot, differences: differences)) }
+        }
+        return failures
+    }
+
+    private func prepare(_ one: SiliconCase, _ slot: Int) {
+        let address = SiliconCase.codeBase(slot) + UInt64(one.codeOffset)
+        let code = one.code(at: address)
+        let offset = slot * SiliconCase.codeBytes + one.codeOffset
+        let native = silicon_code(silicon.shared)! + offset
+        code.withUnsafeBytes { native.copyMemory(from: $0.baseAddress!, byteCount: code.count) }
+        silicon_write_exit((native + code.count).assumingMemoryBound(to: UInt8.self))
+        machine.memory.write(code + [0xCD, 0x80], at: Self.codePhysical + UInt64(offset))
+        var state = one.state
+        state.rip = address
+        let input = silicon_input(silicon.shared, UInt32(slot))!
+        withUnsafeBytes(of: state.words) { input.copyMemory(from: $0.baseAddress!, byteCount: SiliconState.byteCount) }
+        silicon_set_pattern(silicon.shared, UInt32(slot), one.pattern)
+    }
+
+    private func compare(_ one: SiliconCase, _ slot: Int) throws -> [String] {
+        let memory = machine.memory
+        let arena = memory.hostBase + Int(Self.arenaPhysical)
+        let readOnly = Int(SILICON_ARENA_READ_ONLY_PAGE) * 4096
+        let source = silicon_pattern(silicon.shared, one.pattern)!
+        let count = Int(SILICON_ARENA_BYTES)
+        memcpy(arena, source, count)
+        memcpy(arena + readOnly, silicon_pattern(silicon.shared, 0)! + readOnly, 4096)
+        memcpy(device.bytes, arena, count)
+        if one.devicePages != mappedDevices || one.flushesTLB {
+            for page in 0..<Int(SILICON_ARENA_PAGES) { mapArena(page, isDevice: one.devicePages >> UInt8(page) & 1 != 0) }
+            mappedDevices = one.devicePages
+            machine.cpu.flushTLB(global: true)
+        }
+        let guest: SiliconState
+        do {
+            guest = try runGuest(one, slot)
+        } catch let error as TestMachine.UnexpectedExit {
+            return ["the translator left with \(error.exit)"]
+        }
+        var native = SiliconState()
+        let output = silicon_output(silicon.shared, UInt32(slot))!
+        withUnsafeMutableBytes(of: &native.words) { $0.baseAddress!.copyMemory(from: output, byteCount: SiliconState.byteCount) }
+        // Arithmetic flags that the faulting instruction or a later one overwrites are not kept up to date.
+        let flags = native.vector == Int(SILICON_DONE) ? one.flags | SiliconState.direction : SiliconState.direction
+        var differences = native.differences(guest, flags: flags)
+        for page in 0..<Int(SILICON_ARENA_PAGES) where one.devicePages >> UInt8(page) & 1 != 0 {
+            memcpy(arena + page * 4096, device.bytes + page * 4096, 4096)
+        }
+        let expected = silicon_arena(silicon.shared, UInt32(slot))!
+        if memcmp(expected, arena, count) != 0 {
+            for offset in stride(from: 0, to: count, by: 8) {
+                let a = (expected + offset).load(as: UInt64.self), b = (arena + offset).load(as: UInt64.self)
+                if a != b && differences.count < 20 {
+                    differences.append("memory \(hex(Self.arena + UInt64(offset))): silicon \(hex(a)), translator \(hex(b))")
+                }
+            }
+        }
+        return differences
+    }
+
+    private func runGuest(_ one: SiliconCase, _ slot: Int) throws -> SiliconState {
+        let context = machine.context
+        machine.enter(level: 3)
+        for number in 0..<16 { context.pointee.gpr[number] = one.state[gpr: number] }
+        context.pointee.rflags = one.state.rflags
+        context.pointee.fsBase = one.state.fsBase
+        context.pointee.gsBase = one.state.gsBase
+        withUnsafeBytes(of: one.state.words) { words in
+            image.copyMemory(from: words.baseAddress! + SiliconState.xsave, byteCount: Int(SILICON_XSAVE_BYTES))
+        }
+        machine.cpu.restoreExtendedState(from: image, mask: 7)
+        let outcome = try machine.run(from: SiliconCase.codeBase(slot) + UInt64(one.codeOffset))
+        var state = SiliconState()
+        for number in 0..<16 { state[gpr: number] = context.pointee.gpr[number] }
+        state.rflags = outcome.rflags
+        state.rip = outcome.rip
+        state.fsBase = context.pointee.fsBase
+        state.gsBase = context.pointee.gsBase
+        state.vector = outcome.vector == Outcome.done ? Int(SILICON_DONE) : outcome.vector
+        state.error = UInt64(outcome.errorCode)
+        state.faultAddress = outcome.address
+        machine.cpu.saveExtendedState(to: image, mask: 7)
+        withUnsafeMutableBytes(of: &state.words) { words in
+            (words.baseAddress! + SiliconState.xsave).copyMemory(from: image, byteCount: Int(SILICON_XSAVE_BYTES))
+        }
+        return state
+    }
+
+    // MARK: Reporting
+
+    /// The same failure with as few instructions as possible, as text.
+    func report(_ failure: Failure) throws -> String {
+        var smallest = failure
+        var index = 0
+        while smallest.one.pieces.count > 1 && index < smallest.one.pieces.count {
+            if let smaller = try run([smallest.one.removing(index)]).first {
+                smallest = smaller
+            } else {
+                index += 1
+            }
+        }
+        let address = SiliconCase.codeBase(smallest.slot) + UInt64(smallest.one.codeOffset)
+        let differences = smallest.differences.map { "    " + $0 }.joined(separator: "\n")
+        return smallest.one.description(at: address, decoder) + "\n" + differences
+    }
+}
+
+/// Device memory that behaves as RAM does.
+final class ArenaDevice: MMIODevice, @unchecked Sendable {
+    let bytes = UnsafeMutableRawPointer.allocate(byteCount: Int(SILICON_ARENA_BYTES), alignment: 4096)
+    deinit { bytes.deallocate() }
+    func read(_ offset: UInt64, _ width: AccessWidth) -> UInt64 {
+        var value: UInt64 = 0
+        memcpy(&value, bytes + Int(offset), width.rawValue)
+        return value
+    }
+    func write(_ offset: UInt64, _ width: AccessWidth, _ value: UInt64) {
+        var value = value
+        memcpy(bytes + Int(offset), &value, width.rawValue)
+    }
+}

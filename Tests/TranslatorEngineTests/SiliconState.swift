@@ -1,0 +1,139 @@
+import CSilicon
+
+/// All user-visible registers, word for word a `struct silicon_state` of the C side.
+struct SiliconState {
+    var words: [128 of UInt64] = .init(repeating: 0)
+
+    static let byteCount = 1024
+    /// Byte offsets of the XSAVE image's parts.
+    static let xsave = 192
+
+    subscript(gpr number: Int) -> UInt64 {
+        get { words[number] }
+        set { words[number] = newValue }
+    }
+    var rip: UInt64 {
+        get { words[16] }
+        set { words[16] = newValue }
+    }
+    var rflags: UInt64 {
+        get { words[17] }
+        set { words[17] = newValue }
+    }
+    var fsBase: UInt64 {
+        get { words[18] }
+        set { words[18] = newValue }
+    }
+    var gsBase: UInt64 {
+        get { words[19] }
+        set { words[19] = newValue }
+    }
+    var vector: Int {
+        get { Int(words[20]) }
+        set { words[20] = UInt64(newValue) }
+    }
+    var error: UInt64 {
+        get { words[21] }
+        set { words[21] = newValue }
+    }
+    var faultAddress: UInt64 {
+        get { words[22] }
+        set { words[22] = newValue }
+    }
+    /// A 64-bit word of the XSAVE image.
+    subscript(xsave offset: Int) -> UInt64 {
+        get { words[24 + offset / 8] }
+        set { words[24 + offset / 8] = newValue }
+    }
+    /// One of the four words of a YMM register.
+    subscript(vector number: Int, word: Int) -> UInt64 {
+        get { self[xsave: Self.vectorOffset(number, word)] }
+        set { self[xsave: Self.vectorOffset(number, word)] = newValue }
+    }
+    private static func vectorOffset(_ number: Int, _ word: Int) -> Int {
+        word < 2 ? 160 + number * 16 + word * 8 : 576 + number * 16 + (word - 2) * 8
+    }
+    var mxcsr: UInt32 { UInt32(truncatingIfNeeded: self[xsave: 24]) }
+
+    static let arithmeticFlags: UInt64 = 0x8D5
+    static let direction: UInt64 = 0x400
+
+    /// Registers to start a case with.
+    static func random(_ random: inout SiliconRandom) -> SiliconState {
+        var state = SiliconState()
+        for number in 0..<16 { state[gpr: number] = random.integer() }
+        state.rflags = random.next() & arithmeticFlags | 0x202 | (random.percent(15) ? direction : 0)
+        state.fsBase = UInt64(SILICON_ARENA) &+ UInt64(random.below(64)) * 8
+        state.gsBase = UInt64(SILICON_ARENA) &+ UInt64(random.below(64)) * 8
+        // FCW: all masked but in one case of ten; any rounding and precision.
+        var control: UInt64 = 0x7F | UInt64(random.below(16)) << 8
+        if control >> 8 & 3 == 1 { control |= 0x300 }
+        if random.percent(10) { control &= ~UInt64(random.below(64)) }
+        // FSW: TOP and condition codes; pending exceptions only where they are masked.
+        var status = UInt64(random.below(8)) << 11 | random.next() & 0x4700
+        if random.percent(30) { status |= random.next() & 0x7F & control & 0x3F }
+        let tags = random.percent(50) ? 0 : random.percent(50) ? 0xFF : UInt64(random.byte())
+        state[xsave: 0] = control | status << 16 | tags << 32
+        var mxcsr: UInt64 = 0x1F80
+        if random.percent(30) { mxcsr |= random.next() & 0x603F }
+        if random.percent(20) { mxcsr |= random.next() & 0x8040 }
+        if random.percent(8) { mxcsr &= ~(random.next() & 0x1F80) }
+        state[xsave: 24] = mxcsr | 0xFFFF << 32
+        for number in 0..<8 {
+            let (significand, exponent) = random.extended()
+            state[xsave: 32 + number * 16] = significand
+            state[xsave: 40 + number * 16] = UInt64(exponent)
+        }
+        for number in 0..<16 {
+            for word in 0..<4 { state[vector: number, word] = random.vectorWord() }
+        }
+        state[xsave: 512] = 7
+        return state
+    }
+
+    // MARK: Comparison
+
+    static let registerNames = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    ]
+
+    /// What differs, in words; empty when nothing does. `self` is the silicon's.
+    /// - Parameter flags: the flags that have to agree.
+    func differences(_ other: SiliconState, flags: UInt64) -> [String] {
+        var result: [String] = []
+        func check(_ name: String, _ a: UInt64, _ b: UInt64) {
+            if a != b { result.append("\(name): silicon \(hex(a)), translator \(hex(b))") }
+        }
+        check("vector", words[20], other.words[20])
+        if vector != other.vector { return result + ["rip: silicon \(hex(rip)), translator \(hex(other.rip))"] }
+        if vector != Int(SILICON_DONE) {
+            check("rip", rip, other.rip)
+            if vector == 14 {
+                check("fault address", faultAddress, other.faultAddress)
+                // Linux hides from user code which of the kernel's addresses are mapped.
+                let hidden: UInt64 = faultAddress >> 63 != 0 ? 1 : 0
+                check("error code", error | hidden, other.error | hidden)
+            }
+        }
+        for number in 0..<16 { check(Self.registerNames[number], words[number], other.words[number]) }
+        check("rflags", rflags & flags, other.rflags & flags)
+        check("fs base", fsBase, other.fsBase)
+        check("gs base", gsBase, other.gsBase)
+        // FOP and the pointers behind it are addresses of the host's code.
+        let control: UInt64 = 0xFF_FFFF_FFFF
+        check("x87 control, status, tags", self[xsave: 0] & control, other[xsave: 0] & control)
+        check("mxcsr", UInt64(mxcsr), UInt64(other.mxcsr))
+        for number in 0..<8 {
+            check("st\(number) significand", self[xsave: 32 + number * 16], other[xsave: 32 + number * 16])
+            check("st\(number) exponent", self[xsave: 40 + number * 16] & 0xFFFF, other[xsave: 40 + number * 16] & 0xFFFF)
+        }
+        for number in 0..<16 {
+            for word in 0..<4 {
+                check("ymm\(number)[\(word)]", self[vector: number, word], other[vector: number, word])
+            }
+        }
+        return result
+    }
+}
+
+func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }

@@ -1,0 +1,49 @@
+import CSilicon
+import Foundation
+import Testing
+
+/// The translator against the CPU it runs on: the same instructions with the same registers and memory must do the same.
+///
+/// `VMD_FUZZ_SECONDS=n` goes on with new seeds for so long; a failure's first line says how to repeat it alone
+/// (`VMD_FUZZ_SEED`).
+@Suite struct SiliconTests {
+    static let environment = ProcessInfo.processInfo.environment
+    static let seconds = environment["VMD_FUZZ_SECONDS"].flatMap { Double($0) } ?? 0
+    static let onlySeed = environment["VMD_FUZZ_SEED"].flatMap { UInt64($0) }
+
+    /// Runs batches of cases with the seeds from 1, and with others as long as the environment says.
+    private func run(
+        _ name: String, batches: Int, sourceLocation: SourceLocation = #_sourceLocation, _ make: (inout SiliconGenerator) -> SiliconCase
+    ) throws {
+        let runner = try SiliconRunner()
+        var failed = 0, count = 0
+        func batch(_ seed: UInt64) throws {
+            var generator = SiliconGenerator(seed: seed, decoder: runner.decoder)
+            var cases: [SiliconCase] = []
+            for _ in 0..<SILICON_CASES { cases.append(make(&generator)) }
+            count += cases.count
+            for failure in try runner.run(cases) {
+                failed += 1
+                guard failed <= 40 else { continue }
+                let report = try runner.report(failure)
+                Issue.record("\(name): VMD_FUZZ_SEED=\(seed), case \(failure.slot)\n\(report)", sourceLocation: sourceLocation)
+            }
+        }
+        if let seed = Self.onlySeed {
+            try batch(seed)
+            return
+        }
+        for seed in 1...UInt64(batches) { try batch(seed) }
+        let end = ContinuousClock.now + .seconds(Self.seconds)
+        var seed = UInt64(Date().timeIntervalSince1970 * 1000) << 16
+        while ContinuousClock.now < end {
+            try batch(seed)
+            seed += 1
+        }
+        if Self.seconds > 0 { print("\(name): \(count) cases, \(failed) failed") }
+    }
+
+    @Test func `single instructions do what they do on the CPU`() throws {
+        try run("single", batches: 60) { $0.single() }
+    }
+}
