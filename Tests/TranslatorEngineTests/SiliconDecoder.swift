@@ -32,6 +32,11 @@ final class SiliconDecoder {
         }
     }
 
+    func name(_ bytes: [UInt8]) -> String {
+        guard decode(bytes), let name = ZydisMnemonicGetString(mnemonic) else { return "?" }
+        return String(cString: name) + (operands.pointee.type == ZYDIS_OPERAND_TYPE_MEMORY ? " m" : "")
+    }
+
     var length: Int { Int(instruction.pointee.length) }
     var mnemonic: ZydisMnemonic { instruction.pointee.mnemonic }
     var undefinedFlags: UInt64 { UInt64(instruction.pointee.cpu_flags?.pointee.undefined ?? 0) & SiliconState.arithmeticFlags }
