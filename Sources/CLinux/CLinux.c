@@ -48,12 +48,12 @@ void clinux_terminal_release(void) {
     guarded_terminal = -1;
 }
 
-static struct sigaction previous_actions[65];
+static struct sigaction final_actions[65];
 
 static void restore_and_die(int number, siginfo_t *info, void *context) {
     (void)context;
     clinux_terminal_restore();
-    sigaction(number, &previous_actions[number], NULL);
+    sigaction(number, &final_actions[number], NULL);
     // A fault happens again on return, with all its details for whoever handles it next; a sent signal does not.
     if (info->si_code <= 0) raise(number);
 }
@@ -62,7 +62,12 @@ void clinux_terminal_guard_exits(void) {
     static const int fatal[] = {SIGSEGV, SIGBUS,  SIGILL,  SIGFPE,  SIGABRT,   SIGTRAP, SIGSYS,
                                 SIGXCPU, SIGXFSZ, SIGALRM, SIGPROF, SIGVTALRM, SIGUSR1, SIGUSR2};
     atexit(clinux_terminal_restore);
-    struct sigaction action;
+    // On a terminal, the Swift runtime answers a crash with a debugger's prompt that waits for keys. That is for those
+    // who asked for it; everyone else gets the shell back.
+    int wants_backtrace = getenv("SWIFT_BACKTRACE") != NULL;
+    struct sigaction action, standard;
+    memset(&standard, 0, sizeof standard);
+    standard.sa_handler = SIG_DFL;
     memset(&action, 0, sizeof action);
     action.sa_sigaction = restore_and_die;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
@@ -72,7 +77,7 @@ void clinux_terminal_guard_exits(void) {
         if (sigaction(fatal[i], NULL, &before) != 0) continue;
         // A signal that the caller had ignored stays ignored.
         if (!(before.sa_flags & SA_SIGINFO) && before.sa_handler == SIG_IGN) continue;
-        previous_actions[fatal[i]] = before;
+        final_actions[fatal[i]] = wants_backtrace ? before : standard;
         sigaction(fatal[i], &action, NULL);
     }
 }

@@ -25,7 +25,7 @@ public final class PosixThread: Sendable {
             { argument in
                 guard let argument else { return nil }
                 let start = Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
-                pthread_setname_np(pthread_self(), start.name)
+                clinux_set_thread_name(start.name)
                 start.body()
                 return nil
             }, start.toOpaque())

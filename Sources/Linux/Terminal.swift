@@ -3,8 +3,8 @@ import Glibc
 
 /// The terminal that the process was started on: raw while a guest has it, and given back as it was found.
 ///
-/// There is one per process, since the handlers of fatal signals must find it. They are installed here too: a
-/// crash must not leave a shell without echo.
+/// There is one per process, since the handlers of fatal signals must find it: a crash must not leave a shell without
+/// echo.
 public enum Terminal {
     /// Whether the descriptor is a terminal.
     public static func isTerminal(_ descriptor: CInt) -> Bool { isatty(descriptor) == 1 }
@@ -16,10 +16,13 @@ public enum Terminal {
         return group < 0 || group == getpgrp()
     }
 
-    /// Remembers the terminal's modes and makes every way out of the process restore them.
+    /// Makes every way out of the process restore what `guardModes` remembered. Call it before any engine is made:
+    /// handlers of guest faults come on top of these, and pass on what is not a guest's.
+    public static func guardExits() { clinux_terminal_guard_exits() }
+
+    /// Remembers the terminal's modes as those to restore.
     public static func guardModes(of descriptor: CInt) throws(SystemError) {
         _ = try retrying("tcgetattr") { clinux_terminal_guard(descriptor) }
-        clinux_terminal_guard_exits()
     }
 
     /// Bytes go through as they are: no echo, no line editing, no signals from keys.

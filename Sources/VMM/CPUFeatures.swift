@@ -148,7 +148,7 @@ public struct EngineFeatures: Hashable, Sendable {
     private static let translatorFeatures: CPUFeatures = [
         .sse3, .pclmulqdq, .ssse3, .fma, .cx16, .sse41, .sse42, .movbe, .popcnt, .aes, .xsave, .avx, .f16c, .rdrand,
         .fpu, .de, .pse, .tsc, .msr, .pae, .cx8, .sep, .pge, .cmov, .pat, .pse36, .clfsh, .mmx, .fxsr, .sse, .sse2,
-        .fsgsbase, .bmi1, .avx2, .fdpExceptionOnly, .smep, .bmi2, .zeroFCSFDS, .rdseed, .adx, .smap, .sha,
+        .fsgsbase, .bmi1, .avx2, .erms, .fdpExceptionOnly, .smep, .bmi2, .zeroFCSFDS, .rdseed, .adx, .smap, .sha,
         .rdpid, .lahf, .lzcnt, .syscall, .nx, .mmxext, .pdpe1gb, .rdtscp, .lm,
         .invariantTSC, .restoreFPErrorPointers, .lfenceSerializing,
     ]

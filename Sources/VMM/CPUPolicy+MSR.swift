@@ -34,6 +34,7 @@ public enum MSRIndex {
     public static let tscAux: UInt32 = 0xC000_0103
     public static let amdSysCfg: UInt32 = 0xC001_0010
     public static let amdHWCR: UInt32 = 0xC001_0015
+    public static let amdNBCfg: UInt32 = 0xC001_001F
     public static let amdInterruptPendingMessage: UInt32 = 0xC001_0055
     public static let amdPStateDefinitions: ClosedRange<UInt32> = 0xC001_0064...0xC001_006B
     public static let amdSEVStatus: UInt32 = 0xC001_0131
@@ -112,7 +113,8 @@ extension CPUPolicy {
 
     private func readAMD(_ index: UInt32) -> UInt64? {
         switch index {
-        case MSRIndex.amdSysCfg, MSRIndex.amdInterruptPendingMessage, MSRIndex.amdSEVStatus: 0
+        // OpenBSD's vmm has no NB_CFG; Linux reads it, to reach extended PCI registers, unprepared for #GP.
+        case MSRIndex.amdSysCfg, MSRIndex.amdNBCfg, MSRIndex.amdInterruptPendingMessage, MSRIndex.amdSEVStatus: 0
         // TscFreqSel: the TSC counts at the P0 frequency. Linux calls the firmware broken without it.
         case MSRIndex.amdHWCR: 1 << 24
         // Not enabled: no P-states, and no frequency to derive from them.

@@ -1,13 +1,33 @@
+import Glibc
 import Linux
 
 extension GuestMemory {
-    /// Reads a part of a file straight into RAM, without a copy on the way: kernels and initial ramdisks are large.
+    /// Reads a part of a file into RAM.
+    ///
+    /// The bytes go through a small buffer and are written to the memory's file, not to its mapping: each page is then
+    /// allocated without being cleared first and without a page fault, which takes half the time for a kernel
+    /// of 14 MB (9.8 instead of 16.5 ms).
     /// - Returns: how many bytes were read, fewer than asked for only at the end of the file; `nil`, and nothing
     ///   read, when the range is not all RAM.
     public func fill(
         _ gpa: UInt64, count: UInt64, from file: borrowing RegularFile, at offset: UInt64
     ) throws(SystemError) -> UInt64? {
-        guard let size = Int(exactly: count), let address = hostAddress(of: gpa, count: count) else { return nil }
-        return UInt64(try file.read(into: UnsafeMutableRawBufferPointer(start: address, count: size), at: offset))
+        guard let start = self.offset(of: gpa, count: count), let total = Int(exactly: count) else { return nil }
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 256 << 10, alignment: 4096)
+        defer { buffer.deallocate() }
+        var done = 0
+        while done < total {
+            let part = UnsafeMutableRawBufferPointer(rebasing: buffer.prefix(total - done))
+            let got = try file.read(into: part, at: offset + UInt64(done))
+            var written = 0
+            while written < got {
+                written += try retrying("write") {
+                    pwrite(fileDescriptor, buffer.baseAddress! + written, got - written, start + done + written)
+                }
+            }
+            done += got
+            if got < part.count { break }
+        }
+        return UInt64(done)
     }
 }

@@ -4,10 +4,10 @@ import Testing
 extension GuestTests {
     /// What a user may get wrong: one line that names the file or value, and a status that scripts can tell apart.
     @Suite struct BadInput {
-        struct Case: CustomTestStringConvertible {
+        struct Case: CustomTestStringConvertible, Sendable {
             let name: String
             /// The arguments after `run`, given a folder for files.
-            let arguments: (Scratch) throws -> [String]
+            let arguments: @Sendable (Scratch) throws -> [String]
             /// What the line must name.
             let naming: String
             var status: CInt = 1
@@ -27,7 +27,8 @@ extension GuestTests {
                 arguments: { ["-b", try $0.file("cut", try File.bytes(Paths.kernel, limit: 0x220))] }, naming: "cut"),
             Case(
                 name: "an oversized kernel",
-                arguments: { ["-b", try $0.file("huge", try File.bytes(Paths.kernel), byteCount: 1 << 36)] }, naming: "huge"),
+                arguments: { ["-b", try $0.file("huge", TinyKernel.image(code: [], paragraphs: 1 << 28), byteCount: 1 << 33)] },
+                naming: "huge"),
             Case(name: "a foreign kernel", arguments: { _ in ["-b", "/bin/busybox"] }, naming: "/bin/busybox"),
             Case(
                 name: "a text file as kernel", arguments: { ["-b", try $0.file("text", Array("hello\n".utf8))] },
@@ -50,7 +51,7 @@ extension GuestTests {
             Case(name: "no such option", arguments: { _ in ["-b", Paths.kernel, "--frob"] }, naming: "--frob", status: 2),
             Case(name: "no such engine", arguments: { _ in ["-b", Paths.kernel, "--engine", "steam"] }, naming: "steam", status: 2),
             Case(name: "no size", arguments: { _ in ["-b", Paths.kernel, "-m", "much"] }, naming: "much", status: 2),
-            Case(name: "a negative size", arguments: { _ in ["-b", Paths.kernel, "-m", "-5"] }, naming: "-5", status: 2),
+            Case(name: "a negative size", arguments: { _ in ["-b", Paths.kernel, "-m", "-5"] }, naming: "-m", status: 2),
         ]
 
         @Test(arguments: cases)

@@ -19,7 +19,8 @@ final class GuestProcess {
     }
 
     let pid: pid_t
-    /// Standard output; on a terminal, standard error too.
+    /// Standard output; on a terminal, standard error too. Carriage returns are left out, here and in `errors`: how
+    /// many there are depends on how many terminals a line has passed.
     private(set) var output: [UInt8] = []
     private(set) var errors: [UInt8] = []
 
@@ -44,25 +45,33 @@ final class GuestProcess {
             posix_spawn_file_actions_destroy(&actions)
             posix_spawnattr_destroy(&attributes)
         }
+        // The test's own threads may have signals blocked, which a child would inherit.
+        var flags = Int(POSIX_SPAWN_SETSIGMASK)
+        var signals = sigset_t()
+        sigemptyset(&signals)
+        posix_spawnattr_setsigmask(&attributes, &signals)
         var childEnds: [CInt] = []
         defer { for end in childEnds { close(end) } }
 
         func makePipe() throws -> (read: CInt, write: CInt) {
             var ends: [CInt] = [-1, -1]
-            guard pipe2(&ends, O_CLOEXEC) == 0 else { throw GuestFailure(description: "pipe: \(errno)") }
+            guard pipe(&ends) == 0 else { throw GuestFailure(description: "pipe: \(errno)") }
+            for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
             return (ends[0], ends[1])
         }
         switch kind {
         case .terminal:
-            let master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC)
-            guard master >= 0, grantpt(master) == 0, unlockpt(master) == 0 else {
+            // posix_openpt(3) and its kin are hidden from Swift; these are what they do.
+            let master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC)
+            var lock: CInt = 0
+            var number: CInt = 0
+            guard master >= 0, ioctl(master, PTY.setLock, &lock) == 0, ioctl(master, PTY.getNumber, &number) == 0 else {
                 throw GuestFailure(description: "no pseudo-terminal: \(errno)")
             }
-            var name = [CChar](repeating: 0, count: 128)
-            ptsname_r(master, &name, name.count)
+            let name = "/dev/pts/\(number)"
             slave = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC)
             // In a new session the first terminal opened becomes the controlling one.
-            posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSID_FLAG))
+            flags |= POSIX_SPAWN_SETSID_FLAG
             posix_spawn_file_actions_addopen(&actions, 0, name, O_RDWR, 0)
             posix_spawn_file_actions_adddup2(&actions, 0, 1)
             posix_spawn_file_actions_adddup2(&actions, 0, 2)
@@ -91,6 +100,7 @@ final class GuestProcess {
             _ = fcntl(end, F_SETFL, fcntl(end, F_GETFL) | O_NONBLOCK)
         }
 
+        posix_spawnattr_setflags(&attributes, Int16(flags))
         var vector: [UnsafeMutablePointer<CChar>?] = ([program] + arguments).map { strdup($0) } + [nil]
         defer { for argument in vector { free(argument) } }
         var child = pid_t()
@@ -110,13 +120,8 @@ final class GuestProcess {
         for end in Set([input, outputSource, errorSource, slave]) where end >= 0 { close(end) }
     }
 
-    /// Output as text, carriage returns dropped.
-    var text: String { Self.text(output[...]) }
-    var errorText: String { Self.text(errors[...]) }
-
-    private static func text(_ bytes: ArraySlice<UInt8>) -> String {
-        String(decoding: bytes.filter { $0 != 0x0D }, as: UTF8.self)
-    }
+    var text: String { String(decoding: output, as: UTF8.self) }
+    var errorText: String { String(decoding: errors, as: UTF8.self) }
 
     // MARK: - To the guest
 
@@ -133,8 +138,8 @@ final class GuestProcess {
     func shell(_ line: String, within seconds: Double = Paths.patience) throws -> String {
         commands += 1
         send("echo b$((\(commands))); \(line); echo e$((\(commands)))\n")
-        _ = try wait(for: "b\(commands)\r\n", within: seconds)
-        let printed = try wait(for: "e\(commands)\r\n", within: seconds)
+        _ = try wait(for: "b\(commands)\n", within: seconds)
+        let printed = try wait(for: "e\(commands)\n", within: seconds)
         return String(printed.dropLast("e\(commands)\n".count))
     }
 
@@ -155,7 +160,7 @@ final class GuestProcess {
             }
             return waitStatus != nil && outputSource < 0 ? nil : false
         }
-        return Self.text(output[start..<matched])
+        return String(decoding: output[start..<matched], as: UTF8.self)
     }
 
     /// Waits for the end: the exit status, or 128+n as a shell gives it when signal n killed the process.
@@ -238,7 +243,7 @@ final class GuestProcess {
         while source >= 0 {
             let count = read(source, &buffer, buffer.count)
             if count > 0 {
-                bytes += buffer[..<count]
+                bytes += buffer[..<count].lazy.filter { $0 != 0x0D }
             } else if count == 0, !keepsOpen {
                 close(source)
                 source = -1
@@ -249,10 +254,16 @@ final class GuestProcess {
     }
 
     private func failure(_ what: String) -> GuestFailure {
-        let tail = Self.text(output.suffix(1500)[...])
+        let tail = String(decoding: output.suffix(1500), as: UTF8.self)
         let complaints = errors.isEmpty ? "" : "\nstandard error: \(errorText)"
         return GuestFailure(description: "vmctl \(what)\nits last output: \(tail)\(complaints)")
     }
+}
+
+/// asm-generic/ioctls.h, which Swift does not import: TIOCSPTLCK and TIOCGPTN.
+private enum PTY {
+    static let setLock: UInt = 0x4004_5431
+    static let getNumber: UInt = 0x8004_5430
 }
 
 /// glibc's POSIX_SPAWN_SETSID, which its header hides from strict POSIX and Swift does not import.

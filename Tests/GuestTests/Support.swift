@@ -15,12 +15,16 @@ enum Paths {
     /// Seconds to wait for anything that should take far less: the machine may be busy with other tests.
     static let patience = variable("GUEST_PATIENCE").flatMap(Double.init) ?? 60
 
+    /// The engine that guests run on, when it shall not be the default.
+    static let engine = variable("GUEST_ENGINE").map { ["--engine", $0] } ?? []
+
     private static func variable(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
 }
 
 /// The arguments that boot the Debian kernel with the test initramfs.
 func boot(_ words: String = "", memory: String = "512M") -> [String] {
     ["run", "-m", memory, "-b", Paths.kernel, "--initrd", Paths.initrd, "--cmdline", "console=ttyS0 \(words)"]
+        + Paths.engine
 }
 
 extension GuestProcess {
@@ -31,6 +35,15 @@ extension GuestProcess {
         let guest = try GuestProcess(boot(words), input: input)
         _ = try guest.wait(for: prompt)
         return guest
+    }
+}
+
+extension GuestProcess {
+    /// Runs a program in the guest's foreground that has said "ready" and from now on has the console to itself: what
+    /// is typed before that, the shell may take for its own.
+    func start(_ command: String) throws {
+        send("sh -c 'echo re\"\"ady; exec \(command)'\n")
+        _ = try wait(for: "ready\n")
     }
 }
 
@@ -91,18 +104,10 @@ final class Scratch {
     }
 }
 
-/// The checksum that POSIX's cksum(1) prints: a guest has that program, and it takes ten lines to have it here.
-func checksum(_ bytes: [UInt8]) -> UInt32 {
-    var crc: UInt32 = 0
-    func add(_ byte: UInt8) {
-        crc ^= UInt32(byte) << 24
-        for _ in 0..<8 { crc = crc << 1 ^ (crc >> 31 == 1 ? 0x04C1_1DB7 : 0) }
-    }
-    for byte in bytes { add(byte) }
-    var length = bytes.count
-    while length > 0 {
-        add(UInt8(truncatingIfNeeded: length))
-        length >>= 8
-    }
-    return ~crc
+/// The MD5 checksum as md5sum(1) prints it. Guest and host both have that program.
+func checksum(_ bytes: [UInt8]) throws -> String {
+    let scratch = try Scratch()
+    let process = try GuestProcess([], input: .file(try scratch.file("bytes", bytes)), program: "/usr/bin/md5sum")
+    guard try process.status() == 0 else { throw GuestFailure(description: "md5sum: \(process.errorText)") }
+    return String(process.text.prefix { $0 != " " })
 }

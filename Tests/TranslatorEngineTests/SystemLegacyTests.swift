@@ -209,3 +209,65 @@ import VMM
         #expect(m.context.pointee.rip == 0x30_0000)
     }
 }
+
+@Suite("Hardware task switches") struct SystemTaskTests {
+    typealias M = SystemMachine
+    static let second: UInt64 = 0xB000
+    static let selector: UInt16 = 0x90
+
+    /// A second task at level 0.
+    private func machine() throws -> SystemMachine {
+        let m = try M(.protected32)
+        m.setSystemDescriptor(Self.selector, type: 9, base: Self.second, limit: 0x67, isLong: false)
+        m.setSystemDescriptor(M.tssSelector, type: 11, base: M.tss, limit: 0x1FF, isLong: false)
+        m.memory.store(Self.second + 0x20, UInt32(0x30_0000))
+        m.memory.store(Self.second + 0x24, 0x2 as UInt32)
+        m.memory.store(Self.second + 0x38, UInt32(M.interruptStack))
+        for (index, selector) in [M.kernelData, M.kernelCode32, M.kernelData, M.kernelData, 0, 0].enumerated() {
+            m.memory.store(Self.second + 0x48 + UInt64(index) * 4, selector)
+        }
+        return m
+    }
+
+    @Test func `far call saves the old task and links it, IRET goes back`() throws {
+        let m = try machine()
+        m.context.pointee.gpr[3] = 0x3333
+        m.context.pointee.rflags = 0x206
+        try m.run(0x9A, 0, 0, 0, 0, 0x90, 0)
+        #expect(m.context.pointee.rip == 0x30_0000)
+        #expect(m.context.pointee.gpr[4] == M.interruptStack)
+        #expect(m.context.pointee.tr.selector == Self.selector)
+        #expect(m.context.pointee.rflags == 0x4002)
+        #expect(m.context.pointee.cr0 & CR0.ts != 0)
+        #expect(m.memory.load(Self.second, as: UInt16.self) == M.tssSelector)
+        #expect(m.memory.load(M.tss + 0x20, as: UInt32.self) == UInt32(M.code) + 7)
+        #expect(m.memory.load(M.tss + 0x24, as: UInt32.self) == 0x206)
+        try m.run(0xCF)
+        #expect(m.context.pointee.rip == M.code + 7)
+        #expect(m.context.pointee.gpr[3] == 0x3333)
+        #expect(m.context.pointee.gpr[4] == M.kernelStack)
+        #expect(m.context.pointee.rflags == 0x206)
+        #expect(m.context.pointee.tr.selector == M.tssSelector)
+        #expect(m.memory.load(M.gdt + UInt64(Self.selector) + 5, as: UInt8.self) == 0x89)
+    }
+
+    @Test func `task gate takes a double fault on a stack of its own`() throws {
+        let m = try machine()
+        m.memory.store(M.idt + 8 * 8, 0x8500_0090_0000 as UInt64)
+        m.context.pointee.gpr[4] = 2
+        m.context.pointee.ss.limit = 0
+        try m.cpu.deliver(.generalProtection())
+        #expect(m.context.pointee.rip == 0x30_0000)
+        #expect(m.context.pointee.gpr[4] == M.interruptStack - 4)
+        #expect(m.stack32(1) == [0])
+        #expect(m.memory.load(M.tss + 0x38, as: UInt32.self) == 2)
+    }
+
+    @Test func `jump leaves the old task available, a busy task is refused`() throws {
+        let m = try machine()
+        try m.run(0xEA, 0, 0, 0, 0, 0x90, 0)
+        #expect(m.memory.load(M.gdt + UInt64(M.tssSelector) + 5, as: UInt8.self) == 0x89)
+        #expect(m.context.pointee.rflags & RFLAGS.nt == 0)
+        #expect(try m.fault(0xEA, 0, 0, 0, 0, 0x90, 0) == .generalProtection(0x90))
+    }
+}

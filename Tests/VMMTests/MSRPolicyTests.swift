@@ -72,7 +72,8 @@ import VMM
         let intel = try policy(intelName)
         // SYS_CFG, HWCR with TscFreqSel, INT_PENDING, P-state 0, DE_CFG with LFENCE serialising
         let values: [(UInt32, UInt64)] = [
-            (0xC001_0010, 0), (0xC001_0015, 1 << 24), (0xC001_0055, 0), (0xC001_0064, 0), (0xC001_1029, 2),
+            (0xC001_0010, 0), (0xC001_0015, 1 << 24), (0xC001_001F, 0), (0xC001_0055, 0), (0xC001_0064, 0),
+            (0xC001_1029, 2),
         ]
         for (index, value) in values {
             #expect(amd.readMSR(index, msrs) == value)

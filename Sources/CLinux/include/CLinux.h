@@ -2,9 +2,8 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
+// Without _GNU_SOURCE: Swift's own Glibc module is built without it, and the two would disagree about fd_set,
+// which is an error as soon as one compilation sees both.
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -14,19 +13,21 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
-// Before headers that define fd_set: cpuid.h brings a clang module that has its own idea of it.
 #include "CLinuxKVM.h"
 #include "CLinuxHost.h"
 
 static inline int clinux_open(const char *path, int flags, unsigned mode) { return open(path, flags, mode); }
 static inline int clinux_ioctl(int fd, unsigned long request, uintptr_t argument) { return ioctl(fd, request, argument); }
 static inline int clinux_memfd_create(const char *name, unsigned flags) { return (int)syscall(SYS_memfd_create, name, flags); }
+// Names the calling thread; the kernel keeps 15 bytes.
+static inline int clinux_set_thread_name(const char *name) { return prctl(PR_SET_NAME, name); }
 static inline int clinux_tgkill(int pid, int tid, int signal) { return (int)syscall(SYS_tgkill, pid, tid, signal); }
 static inline uint64_t clinux_rdtsc(void) { return __builtin_ia32_rdtsc(); }
 static inline int clinux_gettid(void) { return (int)syscall(SYS_gettid); }

@@ -2,7 +2,6 @@
 #ifndef CLINUX_KVM_H
 #define CLINUX_KVM_H
 
-#include <cpuid.h>
 #include <linux/kvm.h>
 #include <signal.h>
 #include <stdint.h>
@@ -11,7 +10,8 @@ struct clinux_cpuid { uint32_t eax, ebx, ecx, edx; };
 
 static inline struct clinux_cpuid clinux_cpuid(uint32_t leaf, uint32_t subleaf) {
     struct clinux_cpuid r;
-    __cpuid_count(leaf, subleaf, r.eax, r.ebx, r.ecx, r.edx);
+    // Not by cpuid.h: it belongs to a clang module that is built without _GNU_SOURCE and has its own fd_set.
+    __asm__("cpuid" : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx) : "0"(leaf), "2"(subleaf));
     return r;
 }
 

@@ -147,6 +147,9 @@ public enum ACPITables {
         static let noVGA: UInt16 = 1 << 2
         static let noMSI: UInt16 = 1 << 3
         static let noASPM: UInt16 = 1 << 4
+        /// The clock chip is there, for those who look at its ports. Linux, told of it, sets its time of day from it,
+        /// to the nearest half second, over the exact time that the paravirtual clock had given.
+        static let noCMOSClock: UInt16 = 1 << 5
     }
 
     /// Fixed ACPI description table, revision 5 (5.2.9).
@@ -177,6 +180,7 @@ public enum ACPITables {
             table.append(0x32 as UInt8)
             table.append(
                 BootArchitecture.legacyDevices | BootArchitecture.noVGA | BootArchitecture.noASPM
+                    | BootArchitecture.noCMOSClock
                     | (configuration.allowsMessageSignalledInterrupts ? 0 : BootArchitecture.noMSI))
             table.append(0 as UInt8)
             table.append(
@@ -245,9 +249,8 @@ public enum ACPITables {
             .init().ports(0x20, count: 2).ports(0xA0, count: 2).ports(0x4D0, count: 2).interrupt(2))
         device("TIMR", "PNP0100", .init().ports(0x40, count: 4).interrupt(0))
         device("SPKR", "PNP0800", .init().ports(0x61, count: 1))
-        device("RTC", "PNP0B00", .init().ports(0x70, count: 2).interrupt(8))
         device("COM1", "PNP0501", .init().ports(0x3F8, count: 8).interrupt(4), unit: 1)
-        // Ports that nobody else may be given: fast A20 and reset, ACPI's own.
-        device("MBRD", "PNP0C02", .init().ports(0x92, count: 1).ports(0xB000, count: 16), unit: 1)
+        // Ports that nobody else may be given: the clock chip, fast A20 and reset, ACPI's own.
+        device("MBRD", "PNP0C02", .init().ports(0x70, count: 2).ports(0x92, count: 1).ports(0xB000, count: 16), unit: 1)
     }
 }

@@ -57,6 +57,7 @@ public final class Foreground {
         do {
             // Before any thread starts: threads inherit what is blocked.
             let signals = try SignalDescriptor(streams.takesSignals ? handledSignals : [])
+            Terminal.guardExits()
             let (engine, features) = try engine.make()
             let session = try Foreground(configuration, engine, features, streams) { text in
                 if isVerbose { say(text) }
