@@ -123,8 +123,8 @@ final class SiliconRunner {
         var native = SiliconState()
         let output = silicon_output(silicon.shared, UInt32(slot))!
         withUnsafeMutableBytes(of: &native.words) { $0.baseAddress!.copyMemory(from: output, byteCount: SiliconState.byteCount) }
-        // Arithmetic flags that the faulting instruction or a later one overwrites are not kept up to date.
-        let flags = native.vector == Int(SILICON_DONE) ? one.flags | SiliconState.direction : SiliconState.direction
+        if one.isFaultLoose && 12...14 ~= native.vector { return [] }
+        let flags = SiliconState.direction | (native.vector == Int(SILICON_DONE) ? one.flags : one.faultFlags)
         var differences = native.differences(guest, flags: flags)
         for page in 0..<Int(SILICON_ARENA_PAGES) where one.devicePages >> UInt8(page) & 1 != 0 {
             memcpy(arena + page * 4096, device.bytes + page * 4096, 4096)

@@ -14,6 +14,7 @@ struct SiliconSequence {
     private var undefined: UInt64 = 0
     private var undefinedAt: [Int: UInt64] = [:]
     private let count: Int
+    private var isFaultLoose = false
 
     static func make(_ generator: inout SiliconGenerator) -> SiliconCase {
         var sequence = SiliconSequence(generator)
@@ -53,9 +54,9 @@ struct SiliconSequence {
         state[gpr: index] = UInt64(generator.random.below(40))
         let length = pieces.reduce(0) { $0 + $1.bytes.count }
         return SiliconCase(
-            pieces: pieces, state: state, flags: SiliconState.arithmeticFlags & ~undefined,
+            pieces: pieces, state: state, flags: SiliconState.arithmeticFlags & ~undefined, isFaultLoose: isFaultLoose,
             pattern: UInt32(generator.random.below(Int(SILICON_PATTERNS))), codeOffset: generator.codeOffset(length: length),
-            devicePages: generator.random.percent(12) ? generator.random.byte() & 0x1B : 0, flushesTLB: generator.random.percent(60))
+            devicePages: generator.random.percent(12) && !state.hasUnmaskedX87 ? generator.random.byte() & 0x1B : 0, flushesTLB: generator.random.percent(60))
     }
 
     // MARK: Branches
@@ -209,6 +210,7 @@ struct SiliconSequence {
             category == ZYDIS_CATEGORY_SHIFT || category == ZYDIS_CATEGORY_ROTATE || attributes & repeated != 0
         if !mayKeep { undefined &= ~decoder.definedFlags }
         undefined |= decoder.undefinedFlags
+        if decoder.isFaultLoose { isFaultLoose = true }
         return piece
     }
 }
