@@ -19,6 +19,10 @@ struct SiliconCase {
     var state: SiliconState
     /// The arithmetic flags that are defined at the end.
     var flags: UInt64 = SiliconState.arithmeticFlags
+    /// Those that are known when an instruction faults: flags that will be overwritten are not kept up to date.
+    var faultFlags: UInt64 = 0
+    /// Which fault comes first, and at which byte, is the CPU model's own choice.
+    var isFaultLoose = false
     var pattern: UInt32 = 0
     /// Where in its two pages the code starts.
     var codeOffset = 0

@@ -32,10 +32,26 @@ final class SiliconDecoder {
         }
     }
 
+    func name(_ bytes: [UInt8]) -> String {
+        guard decode(bytes), let name = ZydisMnemonicGetString(mnemonic) else { return "?" }
+        return String(cString: name) + (operands.pointee.type == ZYDIS_OPERAND_TYPE_MEMORY ? " m" : "")
+    }
+
     var length: Int { Int(instruction.pointee.length) }
     var mnemonic: ZydisMnemonic { instruction.pointee.mnemonic }
     var undefinedFlags: UInt64 { UInt64(instruction.pointee.cpu_flags?.pointee.undefined ?? 0) & SiliconState.arithmeticFlags }
     var testedFlags: UInt64 { UInt64(instruction.pointee.cpu_flags?.pointee.tested ?? 0) & SiliconState.arithmeticFlags }
+    /// Flags that may be others behind it.
+    var writtenFlags: UInt64 { definedFlags | undefinedFlags }
+    /// Two memory operands, or many bytes chosen one by one: CPU models differ in which fault they find first, and
+    /// whether what a mask leaves out may fault.
+    var isFaultLoose: Bool { Self.loose.contains(mnemonic.rawValue) }
+    private static let loose: Set<UInt32> = Set(
+        [
+            ZYDIS_MNEMONIC_CMPSB, ZYDIS_MNEMONIC_CMPSW, ZYDIS_MNEMONIC_CMPSD, ZYDIS_MNEMONIC_CMPSQ, ZYDIS_MNEMONIC_FLDENV,
+            ZYDIS_MNEMONIC_FRSTOR, ZYDIS_MNEMONIC_MASKMOVQ, ZYDIS_MNEMONIC_MASKMOVDQU, ZYDIS_MNEMONIC_VMASKMOVDQU,
+        ].map(\.rawValue))
+
     /// Flags that have a defined value behind the instruction whatever they were before.
     var definedFlags: UInt64 {
         guard let flags = instruction.pointee.cpu_flags else { return 0 }
@@ -51,6 +67,8 @@ final class SiliconDecoder {
             !Self.mnemonics.contains(i.mnemonic.rawValue)
         else { return false }
         if i.attributes & UInt64(ZYDIS_ATTRIB_IS_PRIVILEGED) != 0 { return false }
+        // A prefetch of a register: no instruction on AMD's CPUs, nothing on Intel's.
+        if i.opcode_map == ZYDIS_OPCODE_MAP_0F && i.opcode == 0x0D && i.raw.modrm.mod == 3 { return false }
         // Loads of segment registers.
         for number in 0..<Int(i.operand_count) where operands[number].type == ZYDIS_OPERAND_TYPE_REGISTER {
             let register = operands[number].reg.value.rawValue

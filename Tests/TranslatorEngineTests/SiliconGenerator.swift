@@ -124,8 +124,8 @@ struct SiliconGenerator {
             placeOperands(&piece, &state)
             return SiliconCase(
                 pieces: [piece], state: state, flags: SiliconState.arithmeticFlags & ~decoder.undefinedFlags,
-                pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
-                devicePages: random.percent(15) ? random.byte() & 0x1F : 0, flushesTLB: random.percent(60))
+                faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose, pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
+                devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0, flushesTLB: random.percent(60))
         }
     }
 

@@ -123,8 +123,8 @@ final class SiliconRunner {
         var native = SiliconState()
         let output = silicon_output(silicon.shared, UInt32(slot))!
         withUnsafeMutableBytes(of: &native.words) { $0.baseAddress!.copyMemory(from: output, byteCount: SiliconState.byteCount) }
-        // Arithmetic flags that the faulting instruction or a later one overwrites are not kept up to date.
-        let flags = native.vector == Int(SILICON_DONE) ? one.flags | SiliconState.direction : SiliconState.direction
+        if one.isFaultLoose && 12...14 ~= native.vector { return [] }
+        let flags = SiliconState.direction | (native.vector == Int(SILICON_DONE) ? one.flags : one.faultFlags)
         var differences = native.differences(guest, flags: flags)
         for page in 0..<Int(SILICON_ARENA_PAGES) where one.devicePages >> UInt8(page) & 1 != 0 {
             memcpy(arena + page * 4096, device.bytes + page * 4096, 4096)
@@ -171,8 +171,8 @@ final class SiliconRunner {
 
     // MARK: Reporting
 
-    /// The same failure with as few instructions as possible, as text.
-    func report(_ failure: Failure) throws -> String {
+    /// The same failure with as few instructions as possible.
+    func reduce(_ failure: Failure) throws -> Failure {
         var smallest = failure
         var index = 0
         while smallest.one.pieces.count > 1 && index < smallest.one.pieces.count {
@@ -182,9 +182,21 @@ final class SiliconRunner {
                 index += 1
             }
         }
-        let address = SiliconCase.codeBase(smallest.slot) + UInt64(smallest.one.codeOffset)
-        let differences = smallest.differences.map { "    " + $0 }.joined(separator: "\n")
-        return smallest.one.description(at: address, decoder) + "\n" + differences
+        return smallest
+    }
+
+    /// Which instructions, and what differs: failures that are alike in these are likely to have one cause.
+    func kind(_ failure: Failure) -> String {
+        let names = failure.one.pieces.map { decoder.name($0.bytes + [0, 0, 0, 0]) }
+        let fields = failure.differences.prefix(2).map { $0.prefix(while: { $0 != ":" && !$0.isNumber }) }
+        let vectors = failure.differences[0].hasPrefix("vector") ? failure.differences[0] : fields.joined(separator: ", ")
+        return names.joined(separator: ", ") + " | " + vectors
+    }
+
+    func report(_ failure: Failure) -> String {
+        let address = SiliconCase.codeBase(failure.slot) + UInt64(failure.one.codeOffset)
+        let differences = failure.differences.map { "    " + $0 }.joined(separator: "\n")
+        return failure.one.description(at: address, decoder) + "\n" + differences
     }
 }
 

@@ -53,6 +53,8 @@ struct SiliconState {
     private static func vectorOffset(_ number: Int, _ word: Int) -> Int {
         word < 2 ? 160 + number * 16 + word * 8 : 576 + number * 16 + (word - 2) * 8
     }
+    /// An unmasked x87 exception keeps a store from happening, which a write to device memory does not see.
+    var hasUnmaskedX87: Bool { self[xsave: 0] & 0x3F != 0x3F }
     var mxcsr: UInt32 { UInt32(truncatingIfNeeded: self[xsave: 24]) }
 
     static let arithmeticFlags: UInt64 = 0x8D5
@@ -69,9 +71,10 @@ struct SiliconState {
         var control: UInt64 = 0x7F | UInt64(random.below(16)) << 8
         if control >> 8 & 3 == 1 { control |= 0x300 }
         if random.percent(10) { control &= ~UInt64(random.below(64)) }
-        // FSW: TOP and condition codes; pending exceptions only where they are masked.
+        // FSW: TOP and condition codes; pending exceptions mostly where they are masked.
         var status = UInt64(random.below(8)) << 11 | random.next() & 0x4700
         if random.percent(30) { status |= random.next() & 0x7F & control & 0x3F }
+        if ~control & 0x3F != 0 && random.percent(30) { status |= ~control & 0x3F | 0x8080 }
         let tags = random.percent(50) ? 0 : random.percent(50) ? 0xFF : UInt64(random.byte())
         state[xsave: 0] = control | status << 16 | tags << 32
         var mxcsr: UInt64 = 0x1F80
@@ -111,7 +114,7 @@ struct SiliconState {
             if vector == 14 {
                 check("fault address", faultAddress, other.faultAddress)
                 // Linux hides from user code which of the kernel's addresses are mapped.
-                let hidden: UInt64 = faultAddress >> 63 != 0 ? 1 : 0
+                let hidden: UInt64 = faultAddress >= 0x7FFF_FFFF_F000 ? 1 : 0
                 check("error code", error | hidden, other.error | hidden)
             }
         }

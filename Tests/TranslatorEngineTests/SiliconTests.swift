@@ -9,6 +9,8 @@ import Testing
 @Suite struct SiliconTests {
     static let environment = ProcessInfo.processInfo.environment
     static let seconds = environment["VMD_FUZZ_SECONDS"].flatMap { Double($0) } ?? 0
+    /// So many failures are looked at closely.
+    static let failureLimit = 1000
     static let onlySeed = environment["VMD_FUZZ_SEED"].flatMap { UInt64($0) }
 
     /// Runs batches of cases with the seeds from 1, and with others as long as the environment says.
@@ -17,6 +19,7 @@ import Testing
     ) throws {
         let runner = try SiliconRunner()
         var failed = 0, count = 0
+        var kinds: [String: Int] = [:]
         func batch(_ seed: UInt64) throws {
             var generator = SiliconGenerator(seed: seed, decoder: runner.decoder)
             var cases: [SiliconCase] = []
@@ -24,10 +27,19 @@ import Testing
             count += cases.count
             for failure in try runner.run(cases) {
                 failed += 1
-                guard failed <= 40 else { continue }
-                let report = try runner.report(failure)
-                Issue.record("\(name): VMD_FUZZ_SEED=\(seed), case \(failure.slot)\n\(report)", sourceLocation: sourceLocation)
+                guard failed <= Self.failureLimit else { continue }
+                let reduced = try runner.reduce(failure)
+                let kind = runner.kind(reduced)
+                kinds[kind, default: 0] += 1
+                guard kinds[kind] == 1 else { continue }
+                Issue.record(
+                    "\(name): VMD_FUZZ_SEED=\(seed), case \(failure.slot)\n\(runner.report(reduced))",
+                    sourceLocation: sourceLocation)
             }
+        }
+        defer {
+            if failed > 0 || Self.seconds > 0 { print("\(name): \(count) cases, \(failed) failed") }
+            for (kind, count) in kinds.sorted(by: { $0.key < $1.key }) { print("  \(count) x \(kind)") }
         }
         if let seed = Self.onlySeed {
             try batch(seed)
@@ -40,10 +52,13 @@ import Testing
             try batch(seed)
             seed += 1
         }
-        if Self.seconds > 0 { print("\(name): \(count) cases, \(failed) failed") }
     }
 
     @Test func `single instructions do what they do on the CPU`() throws {
         try run("single", batches: 60) { $0.single() }
+    }
+
+    @Test func `sequences of instructions do what they do on the CPU`() throws {
+        try run("sequence", batches: 60) { SiliconSequence.make(&$0) }
     }
 }
