@@ -111,7 +111,8 @@ extension TranslatorCPU {
         }
     }
 
-    private func probeWrite(_ address: UInt64, _ size: Int) throws(GuestException) {
+    /// The fault that a write would meet, if any.
+    func probeWrite(_ address: UInt64, _ size: Int) throws(GuestException) {
         let inFirst = min(size, 4096 - Int(address & 0xFFF))
         _ = try hostRun(address, inFirst, writes: true, user: isUser)
         if inFirst < size { _ = try hostRun(address &+ UInt64(inFirst), size - inFirst, writes: true, user: isUser) }
