@@ -27,7 +27,7 @@ final class Board: Sendable {
 
         let timer = I8253Port(clock: clock, line: line(0), isWaiting: { interrupts.isWaiting(0) })
         let keyboard = KeyboardController(power: power, keyboardLine: line(1), auxiliaryLine: line(12))
-        let serialPort = SerialPort(line: line(4), terminal: terminal)
+        let serialPort = SerialPort(line: line(4), terminal: terminal, clock: clock)
         let realTimeClock = MC146818Port(clock: clock, line: line(8), memory: cmos)
         let powerManagement = ACPIPowerManagement(clock: clock, line: line(9), power: power)
         let resetControl = ResetControl(power: power)

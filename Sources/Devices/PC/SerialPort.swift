@@ -21,21 +21,47 @@ public final class SerialPort: BytePortDevice, PortClaimant, Resettable {
         var level = false
         /// The terminal has more than we took.
         var isOwedRoom = false
+        /// Input flows from here on.
+        var quietUntil: UInt64 = 0
+        var timer: (any DeviceTimer)?
     }
 
     private let state = Mutex(State())
     private let line: InterruptLine
     private let terminal: any SerialTerminal
     private let base: UInt16
+    private let clock: (any Clock)?
+
+    /// How long the line is quiet after a driver has set the chip up. On a wire the next character takes its time;
+    /// here it would come between two instructions of a driver that reads the receiver once more "for luck" and then
+    /// switches the FIFOs on, which empties them. Characters would be lost that somebody had waiting.
+    private static let quietNanoseconds: UInt64 = 1_000_000
 
     /// - Parameters:
     ///   - base: the first port: 0x3F8 for COM1.
     ///   - line: IRQ 4 for COM1.
-    public init(base: UInt16 = 0x3F8, line: InterruptLine, terminal: any SerialTerminal) {
+    ///   - clock: times the quiet after a set-up; without it there is none.
+    public init(
+        base: UInt16 = 0x3F8, line: InterruptLine, terminal: any SerialTerminal, clock: (any Clock)? = nil
+    ) {
         precondition(base <= 0xFFF8)
         self.base = base
         self.line = line
         self.terminal = terminal
+        self.clock = clock
+        let timer = clock?.makeTimer { [weak self] in self?.quietEnded() }
+        state.withLock { $0.timer = timer }
+    }
+
+    private func quietEnded() {
+        if state.withLock({ takeRoom(&$0) }) { terminal.roomAvailable() }
+    }
+
+    /// Whether the driver has just set the chip up. If so, the timer is set to look again.
+    private func isQuiet(_ state: inout State) -> Bool {
+        guard let clock, clock.now() < state.quietUntil else { return false }
+        state.timer?.arm(at: state.quietUntil)
+        return true
     }
 
     /// Sets the line where it changed: two CPUs must not reorder levels, so this is done inside the lock.
@@ -49,7 +75,9 @@ public final class SerialPort: BytePortDevice, PortClaimant, Resettable {
     /// Whether the terminal has to be told that it may go on. A full FIFO is emptied first: a call for each byte
     /// would cost more than it brings.
     private func takeRoom(_ state: inout State) -> Bool {
-        guard state.isOwedRoom, state.chip.receiver.isEmpty, state.chip.room > 0 else { return false }
+        guard state.isOwedRoom, state.chip.receiver.isEmpty, state.chip.room > 0, !isQuiet(&state) else {
+            return false
+        }
         state.isOwedRoom = false
         return true
     }
@@ -68,7 +96,11 @@ public final class SerialPort: BytePortDevice, PortClaimant, Resettable {
     public func writeByte(_ offset: UInt16, _ value: UInt8) {
         guard let register = UART16550.Register(rawValue: offset) else { return }
         let (sent, hasRoom) = state.withLock { state in
+            let before = state.chip.setUp
             let sent = state.chip.write(register, value)
+            if let clock, register == .iir || state.chip.setUp != before {
+                state.quietUntil = clock.now() &+ Self.quietNanoseconds
+            }
             settle(&state)
             if sent != nil {
                 state.chip.finishSending()
@@ -85,7 +117,7 @@ public final class SerialPort: BytePortDevice, PortClaimant, Resettable {
     public func receive(_ bytes: some Collection<UInt8>) -> Int {
         state.withLock { state in
             var taken = 0
-            var room = state.chip.room
+            var room = isQuiet(&state) ? 0 : state.chip.room
             for byte in bytes {
                 guard room > 0 else {
                     state.isOwedRoom = true
@@ -103,7 +135,7 @@ public final class SerialPort: BytePortDevice, PortClaimant, Resettable {
     /// A break from the terminal. Any thread. `false` when there is no room for it now, and `roomAvailable` follows.
     public func receiveBreak() -> Bool {
         state.withLock { state in
-            let isTaken = state.chip.receiveBreak()
+            let isTaken = !isQuiet(&state) && state.chip.receiveBreak()
             if !isTaken { state.isOwedRoom = true }
             settle(&state)
             return isTaken

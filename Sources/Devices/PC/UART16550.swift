@@ -87,6 +87,12 @@ public struct UART16550: Codable, Hashable, Sendable {
         return mcr.contains(.rts) || ier.contains(.erbfi) || idlePolls >= Self.idlePollLimit
     }
 
+    /// What a driver sets once, when it opens the line; the transmitter's interrupt comes and goes with each text.
+    var setUp: UInt32 {
+        UInt32(lcr.rawValue) << 24 | UInt32(mcr.rawValue) << 16 | UInt32(fcr.rawValue) << 8
+            | UInt32(ier.intersection(.erbfi).rawValue)
+    }
+
     private mutating func noteFlowControl() {
         guard ier.contains(.erbfi) else {
             controlsFlow = false

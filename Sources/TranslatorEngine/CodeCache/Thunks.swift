@@ -27,13 +27,23 @@ package struct ExitDescriptor {
     package static let size = 8
 }
 
+/// What a memory access is, in a byte.
+package enum Access {
+    package static let read: UInt8 = 1
+    package static let write: UInt8 = 2
+    /// Through SS: a non-canonical address is #SS, not #GP.
+    package static let stack: UInt8 = 4
+    /// A vector access that must be aligned to its size: #GP otherwise, before any page fault.
+    package static let aligned: UInt8 = 8
+}
+
 /// What a memory access tells its slow path: stored in the code behind the call.
 package struct MemoryDescriptor {
     /// From this descriptor to the instruction that makes the access.
     package var operation: Int32
     /// Length of that instruction's host code, to copy when it has to run on the bounce buffer.
     package var operationLength: UInt8
-    /// Bit 0: reads; bit 1: writes.
+    /// An `Access`.
     package var access: UInt8
     /// Bytes.
     package var size: UInt16

@@ -105,6 +105,9 @@ enum Classifier {
         _ operands: UnsafePointer<ZydisDecodedOperand>
     ) -> InstructionKind {
         switch opcode {
+        case 0x0D where decoded.pointee.raw.modrm.mod == 3:
+            // A NOP on Intel's CPUs, #UD on AMD's: as the host has it.
+            return .generic
         case 0x0D, 0x18...0x1F:
             // Hints and wide NOPs, which the hidden extensions in this range (CET, MPX) become.
             return .nothing
@@ -168,6 +171,7 @@ enum Classifier {
             return
         default: isVector = isVector || obeysMXCSR(decoded.pointee.mnemonic)
         }
+        if !isVector && usesControl(decoded.pointee.mnemonic) { isVector = true }
         if isVector {
             result.usesVectors = true
             if decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX {
@@ -191,6 +195,16 @@ enum Classifier {
     private static func obeysMXCSR(_ mnemonic: ZydisMnemonic) -> Bool {
         switch mnemonic {
         case ZYDIS_MNEMONIC_CVTSD2SI, ZYDIS_MNEMONIC_CVTSS2SI, ZYDIS_MNEMONIC_CVTTSD2SI, ZYDIS_MNEMONIC_CVTTSS2SI: return true
+        default: return false
+        }
+    }
+
+    /// Conversions from memory to a general register: no vector register, but MXCSR.
+    private static func usesControl(_ mnemonic: ZydisMnemonic) -> Bool {
+        switch mnemonic {
+        case ZYDIS_MNEMONIC_CVTSS2SI, ZYDIS_MNEMONIC_CVTSD2SI, ZYDIS_MNEMONIC_CVTTSS2SI, ZYDIS_MNEMONIC_CVTTSD2SI,
+            ZYDIS_MNEMONIC_VCVTSS2SI, ZYDIS_MNEMONIC_VCVTSD2SI, ZYDIS_MNEMONIC_VCVTTSS2SI, ZYDIS_MNEMONIC_VCVTTSD2SI:
+            return true
         default: return false
         }
     }

@@ -46,8 +46,9 @@ extension TranslatorCPU {
         context.pointee.rip = context.pointee.ripPage &+ UInt64(descriptor.guest)
         context.pointee.spill[3] = operation
         let size = Int(descriptor.size)
-        let writes = descriptor.access & 2 != 0
+        let writes = descriptor.access & Access.write != 0
         do throws(GuestException) {
+            if descriptor.access & (Access.aligned | Access.stack) != 0 { try checkSpecial(linear, descriptor) }
             if Int(linear & 0xFFF) + size <= 4096 {
                 let part = try resolve(linear, count: size, writes: writes, table: mode.table)
                 if let host = part.host {
@@ -68,6 +69,12 @@ extension TranslatorCPU {
             pendingException = error
             return leaveForFault()
         }
+    }
+
+    /// Faults that come before paging: a non-canonical stack address, a misaligned vector.
+    private func checkSpecial(_ linear: UInt64, _ descriptor: MemoryDescriptor) throws(GuestException) {
+        if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !isCanonical(linear) { throw .stackFault() }
+        if descriptor.access & Access.aligned != 0 && linear & UInt64(descriptor.size &- 1) != 0 { throw .generalProtection() }
     }
 
     private func leaveForFault() -> UInt64 {
@@ -123,8 +130,8 @@ extension TranslatorCPU {
         _ pointer: UnsafeRawPointer
     ) throws(GuestException) -> UInt64 {
         let buffer = UnsafeMutableRawPointer(context) + ContextOffset.bounce + Int(linear & 63)
-        let reads = descriptor.access & 1 != 0
-        let writes = descriptor.access & 2 != 0
+        let reads = descriptor.access & Access.read != 0
+        let writes = descriptor.access & Access.write != 0
         if writes {
             if let host = first.host, invalidateCode(host, first.count, running: pointer) {
                 pendingException = nil

@@ -122,16 +122,37 @@ extension TranslatorCPU {
         let i = instruction.pointee
         let base = context.pointee.gpr[7] & Self.mask(i.addressSize)
         if i.immediate & 0xFF == 8 {
-            // MMX registers are the x87 registers' lower parts, which are in the host CPU.
-            saveExtendedState(to: xsaveArea + 1024, mask: 1)
-            let area = xsaveArea + 1024 + 32
-            for number in 0..<8 where (area + Int(i.rm & 7) * 16 + number).load(as: UInt8.self) & 0x80 != 0 {
-                let value = UInt64((area + Int(i.register & 7) * 16 + number).load(as: UInt8.self))
-                try store(linear(i, base, number), value, byteCount: 1, user: isUser)
-            }
+            try maskedMMX(i, base)
             return
         }
         try maskedStore(i, base, count: 16, size: 1)
+    }
+
+    /// MMX registers are the lower parts of the x87 registers, which are in the host CPU. The image numbers them
+    /// from the top of stack; an MMX instruction sets that to 0 and all tags to valid (SDM Vol. 1, 9.5.1).
+    private func maskedMMX(_ i: SystemInstruction, _ base: UInt64) throws(GuestException) {
+        let image = xsaveArea + 1024
+        saveExtendedState(to: image, mask: 1)
+        let status = image.load(fromByteOffset: 2, as: UInt16.self)
+        let top = Int(status >> 11 & 7)
+        func mmx(_ number: UInt8) -> UnsafeMutableRawPointer { image + 32 + ((Int(number & 7) - top) & 7) * 16 }
+        for pass in 0..<2 {
+            for number in 0..<8 where (mmx(i.rm) + number).load(as: UInt8.self) & 0x80 != 0 {
+                if pass == 0 {
+                    try probeWrite(linear(i, base, number), 1)
+                } else {
+                    let value = UInt64((mmx(i.register) + number).load(as: UInt8.self))
+                    try store(linear(i, base, number), value, byteCount: 1, user: isUser)
+                }
+            }
+        }
+        // Turned so that physical register n comes n-th from the new top.
+        let turned = xsaveArea + 2048
+        turned.copyMemory(from: image, byteCount: 576)
+        for number in 0..<8 { (turned + 32 + number * 16).copyMemory(from: mmx(UInt8(number)), byteCount: 16) }
+        turned.storeBytes(of: status & ~0x3800, toByteOffset: 2, as: UInt16.self)
+        turned.storeBytes(of: 0xFF, toByteOffset: 4, as: UInt8.self)
+        restoreExtendedState(from: turned, mask: 1)
     }
 
     /// VGATHER and VPGATHER. Elements that are done leave the mask, so that after a fault the instruction goes on.

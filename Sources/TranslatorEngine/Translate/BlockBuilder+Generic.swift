@@ -91,7 +91,9 @@ extension BlockBuilder {
             clobberFlags()
             emitAddress(operand.pointee.mem, withSegment: true)
             // A CMPXCHG that fails writes the old value back: it is a write to the paging unit as well.
-            beginAccess(size: Int(operand.pointee.size) / 8, access: (reads ? 1 : 0) | (writes ? 2 : 0))
+            let access = (reads ? Access.read : 0) | (writes ? Access.write : 0) | Self.stackBit(operand.pointee.mem)
+            let isAligned = info.usesVectors && Self.needsAlignment(instruction, operand.pointee.size)
+            beginAccess(size: Int(operand.pointee.size) / 8, access: access | (isAligned ? Access.aligned : 0))
             place = .address
         }
         needFlags(for: info)
@@ -212,6 +214,29 @@ extension BlockBuilder {
             }
         }
         return false
+    }
+
+    @inline(__always) static func stackBit(_ memory: ZydisDecodedOperandMem) -> UInt8 {
+        memory.segment == ZYDIS_REGISTER_SS ? Access.stack : 0
+    }
+
+    /// Whether a vector instruction's memory operand must be aligned (SDM Vol. 1, 11.4.4 and 14.9).
+    private static func needsAlignment(_ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bits: UInt16) -> Bool {
+        if instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX {
+            switch instruction.pointee.mnemonic {
+            case ZYDIS_MNEMONIC_VMOVAPS, ZYDIS_MNEMONIC_VMOVAPD, ZYDIS_MNEMONIC_VMOVDQA, ZYDIS_MNEMONIC_VMOVNTPS,
+                ZYDIS_MNEMONIC_VMOVNTPD, ZYDIS_MNEMONIC_VMOVNTDQ, ZYDIS_MNEMONIC_VMOVNTDQA:
+                return true
+            default: return false
+            }
+        }
+        guard bits == 128 else { return false }
+        switch instruction.pointee.mnemonic {
+        case ZYDIS_MNEMONIC_MOVUPS, ZYDIS_MNEMONIC_MOVUPD, ZYDIS_MNEMONIC_MOVDQU, ZYDIS_MNEMONIC_LDDQU,
+            ZYDIS_MNEMONIC_PCMPESTRI, ZYDIS_MNEMONIC_PCMPESTRM, ZYDIS_MNEMONIC_PCMPISTRI, ZYDIS_MNEMONIC_PCMPISTRM:
+            return false
+        default: return true
+        }
     }
 
     /// Whether the only general register written is the one in the register-or-memory place.

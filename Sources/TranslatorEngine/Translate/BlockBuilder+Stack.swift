@@ -16,7 +16,7 @@ extension BlockBuilder {
     private mutating func beginPush(_ size: Int) {
         clobberFlags()
         moveStack(address, -size)
-        beginAccess(size: size, access: 2)
+        beginAccess(size: size, access: Access.write | Access.stack)
     }
     private mutating func endPush(_ size: Int) {
         endAccess()
@@ -62,7 +62,7 @@ extension BlockBuilder {
         default:
             clobberFlags()
             emitAddress(operands.pointee.mem, withSegment: true)
-            beginAccess(size: size, access: 1)
+            beginAccess(size: size, access: Access.read | Self.stackBit(operands.pointee.mem))
             loadFromAddress(scratch, size: size)
             endAccess()
             code.storeContext(ContextOffset.temporary, scratch)
@@ -79,7 +79,7 @@ extension BlockBuilder {
         let size = stackSize(instruction.pointee.operand_width)
         clobberFlags()
         code.move(address, stack)
-        beginAccess(size: size, access: 1)
+        beginAccess(size: size, access: Access.read | Access.stack)
         if operands.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER {
             let guest = Operand.general(operands.pointee.reg.value)
             if size >= 4 && !RegisterMap.isDisplaced(guest) && guest != 4 {
@@ -124,7 +124,7 @@ extension BlockBuilder {
         } else {
             emitAddress(operands.pointee.mem, withSegment: true)
         }
-        beginAccess(size: size, access: 2)
+        beginAccess(size: size, access: Access.write | Self.stackBit(operands.pointee.mem))
         code.loadContext(scratch, ContextOffset.temporary)
         storeToAddress(scratch, size: size)
         endAccess()
@@ -135,7 +135,7 @@ extension BlockBuilder {
         let size = stackSize(instruction.pointee.operand_width)
         clobberFlags()
         if is64Bit { code.move(address, HostRegister.rbp) } else { code.move32(address, HostRegister.rbp) }
-        beginAccess(size: size, access: 1)
+        beginAccess(size: size, access: Access.read | Access.stack)
         // The new stack pointer comes from the old rbp, which the load replaces.
         loadFromAddress(scratch, size: size)
         endAccess()
@@ -171,7 +171,7 @@ extension BlockBuilder {
         } else {
             clobberFlags()
             emitAddress(operand.pointee.mem, withSegment: true)
-            beginAccess(size: pointerSize, access: 1)
+            beginAccess(size: pointerSize, access: Access.read | Self.stackBit(operand.pointee.mem))
             loadFromAddress(address, size: pointerSize)
             endAccess()
         }
@@ -192,7 +192,7 @@ extension BlockBuilder {
     mutating func ret(extra: Int) {
         clobberFlags()
         code.move(address, stack)
-        beginAccess(size: pointerSize, access: 1)
+        beginAccess(size: pointerSize, access: Access.read | Access.stack)
         loadFromAddress(address, size: pointerSize)
         endAccess()
         moveStack(stack, pointerSize + extra)
@@ -288,7 +288,9 @@ extension BlockBuilder {
         let log2 = size == 8 ? 3 : size == 4 ? 2 : 1
         code.shiftRightArithmetic(scratch, UInt8(log2 + 3), wide: true)
         code.lea(address, base: address, index: scratch, scale: log2, 0)
-        beginAccess(size: size, access: operands.pointee.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0 ? 3 : 1)
+        let writes = operands.pointee.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
+        beginAccess(
+            size: size, access: Access.read | (writes ? Access.write : 0) | Self.stackBit(operands.pointee.mem))
         read(scratch, guest: guest)
         code.arithmetic(.and, scratch, immediate: Int32(size * 8 - 1), wide: false)
         code.storeContext(ContextOffset.temporary, scratch)

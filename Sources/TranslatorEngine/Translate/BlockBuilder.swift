@@ -123,7 +123,7 @@ struct BlockBuilder {
             code.shiftRight(scratch, TLB.shift)
         }
         code.arithmetic(.and, scratch, immediate: TLB.mask, wide: false)
-        code.arithmeticContext(.sub, address, base: scratch, tlb + (access & 2 != 0 ? TLB.writeTag : TLB.readTag))
+        code.arithmeticContext(.sub, address, base: scratch, tlb + (access & Access.write != 0 ? TLB.writeTag : TLB.readTag))
         code.arithmetic(.cmp, address, immediate: Int32(4096 - size))
         let displacement = code.jump(if: Condition.above)
         code.arithmeticContext(.add, address, base: scratch, tlb + TLB.host)
@@ -142,7 +142,7 @@ struct BlockBuilder {
             let path = work.slowPaths[index]
             code.bind(path.displacement)
             let thunk = thunks.pointee.slow[
-                Thunks.slowIndex(table: mode.table, writes: path.access & 2 != 0, vectors: path.vectors)]
+                Thunks.slowIndex(table: mode.table, writes: path.access & Access.write != 0, vectors: path.vectors)]
             code.call(to: origin + thunk)
             code.dword(Int32(truncatingIfNeeded: path.operation - code.cursor))
             code.byte(UInt8(truncatingIfNeeded: path.operationLength))
