@@ -240,7 +240,12 @@ extension TranslatorCPU: VirtualCPU {
 
     /// The guest exception that a host signal in translated code stands for.
     private func signalException() -> GuestException {
-        let host = Int(context.pointee.faultAddress - cache.memory.executableBase)
+        var host = Int(context.pointee.faultAddress - cache.memory.executableBase)
+        if host >= thunks.pointee.bounceSlot && host < thunks.pointee.bounceSlot + Thunks.bounceSlotSize && bounce.buffer != nil {
+            // The copy of an instruction: the fault is the original's, and what it would have written is dropped.
+            host = Int(bounce.continuation - cache.memory.executableBase) - 1
+            bounce.buffer = nil
+        }
         let index = cache.find(codeOffset: host)
         guard index != 0 else { return .invalidOpcode }
         let (offset, flagsInHost) = cache.guestOffset(of: host, in: index)

@@ -142,7 +142,8 @@ extension TranslatorCPU {
             if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
             cache.map[mapStart + index] = MapEntry(
                 host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
-                guest: UInt16(truncatingIfNeeded: instruction.offset) | (builder.flagsInHost ? 0x8000 : 0))
+                guest: UInt16(truncatingIfNeeded: instruction.offset) | (builder.flagsInHost && !builder.flagsSaved ? 0x8000 : 0))
+            let slowPathsBefore = builder.slowPathCount
             let bytes = instruction.offset + Int(instruction.length) > 4096
                 ? UnsafePointer(straddleBuffer.assumingMemoryBound(to: UInt8.self)) : UnsafePointer(page.host + instruction.offset)
             switch instruction.kind {
@@ -177,6 +178,8 @@ extension TranslatorCPU {
             case .system: builder.exit(.system, value: (instruction.system << 13) | instruction.offset)
             case .exception: builder.exit(.exception, vector: instruction.vector, value: instruction.offset)
             }
+            // The check of a memory operand has put the flags into the context before the instruction itself can fault.
+            if builder.slowPathCount > slowPathsBefore { cache.map[mapStart + index].guest &= 0x7FFF }
         }
         switch last.kind {
         case .call, .callIndirect, .jump, .jumpIndirect, .ret, .conditional, .counted, .system, .exception: break
