@@ -73,8 +73,8 @@ extension TranslatorCPU {
 
     /// Faults that come before paging: a non-canonical stack address, a misaligned vector.
     private func checkSpecial(_ linear: UInt64, _ descriptor: MemoryDescriptor) throws(GuestException) {
-        if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !isCanonical(linear) { throw .stackFault() }
         if descriptor.access & Access.aligned != 0 && linear & UInt64(descriptor.size &- 1) != 0 { throw .generalProtection() }
+        if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !isCanonical(linear) { throw .stackFault() }
     }
 
     private func leaveForFault() -> UInt64 {

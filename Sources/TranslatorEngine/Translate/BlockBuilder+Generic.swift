@@ -165,6 +165,14 @@ extension BlockBuilder {
             code.move(base, address)
             reencode(instruction, bytes, info, reg: host(reg), place: .legacyBase(base), vvvv: host(vvvv), low: host(low))
             code.loadContext(base, ContextOffset.temporary)
+        } else if hasHighByte && touchesStackPointer {
+            // MOVZX, MOVSX and CRC32 between AH...BH and rsp, whose host register needs a REX.
+            let stand = HostRegister.rdi
+            code.storeContext(ContextOffset.temporary, stand)
+            code.move(stand, RegisterMap.guestStack)
+            reencode(instruction, bytes, info, reg: stand, place: .register(host(rm)), vvvv: -1, low: -1)
+            code.move(RegisterMap.guestStack, stand)
+            code.loadContext(stand, ContextOffset.temporary)
         } else {
             if case .register = place { place = .register(host(rm)) }
             reencode(instruction, bytes, info, reg: host(reg), place: place, vvvv: host(vvvv), low: host(low))
@@ -230,7 +238,8 @@ extension BlockBuilder {
             default: return false
             }
         }
-        guard bits == 128 else { return false }
+        // AMD's CPUs take operands of the SHA instructions anywhere; on others the copy faults.
+        guard bits == 128 && instruction.pointee.meta.isa_ext != ZYDIS_ISA_EXT_SHA else { return false }
         switch instruction.pointee.mnemonic {
         case ZYDIS_MNEMONIC_MOVUPS, ZYDIS_MNEMONIC_MOVUPD, ZYDIS_MNEMONIC_MOVDQU, ZYDIS_MNEMONIC_LDDQU,
             ZYDIS_MNEMONIC_PCMPESTRI, ZYDIS_MNEMONIC_PCMPESTRM, ZYDIS_MNEMONIC_PCMPISTRI, ZYDIS_MNEMONIC_PCMPISTRM:
