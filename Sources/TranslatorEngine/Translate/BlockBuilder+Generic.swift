@@ -92,7 +92,9 @@ extension BlockBuilder {
             emitAddress(operand.pointee.mem, withSegment: true)
             // A CMPXCHG that fails writes the old value back: it is a write to the paging unit as well.
             let access = (reads ? Access.read : 0) | (writes ? Access.write : 0) | Self.stackBit(operand.pointee.mem)
-            let isAligned = info.usesVectors && Self.needsAlignment(instruction, operand.pointee.size)
+            let isAligned =
+                (info.usesVectors || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B)
+                && Self.needsAlignment(instruction, operand.pointee.size)
             beginAccess(size: Int(operand.pointee.size) / 8, access: access | (isAligned ? Access.aligned : 0))
             place = .address
         }
