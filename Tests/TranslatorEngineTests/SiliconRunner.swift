@@ -11,6 +11,7 @@ final class SiliconRunner {
         var differences: [String]
     }
     struct NoSilicon: Error {}
+    static let needed: CPUFeatures = [.avx2, .bmi2, .fsgsbase]
 
     private var silicon: silicon
     let machine: TestMachine
@@ -79,8 +80,13 @@ final class SiliconRunner {
         machine.cpu.writeState(machine.cpu.readState())
         var failures: [Failure] = []
         for (slot, one) in cases.enumerated() {
-            let differences = try compare(one, slot)
-            if !differences.isEmpty { failures.append(Failure(one: one, slot: slot, differences: differences)) }
+            // Blocks are linked to each other only once they have run.
+            for round in 1...(one.pieces.count > 1 ? 3 : 1) {
+                let differences = try compare(one, slot, flushesTLB: one.flushesTLB && round == 1)
+                if differences.isEmpty { continue }
+                failures.append(Failure(one: one, slot: slot, differences: differences + (round > 1 ? ["in round \(round)"] : [])))
+                break
+            }
         }
         return failures
     }
@@ -100,7 +106,7 @@ final class SiliconRunner {
         silicon_set_pattern(silicon.shared, UInt32(slot), one.pattern)
     }
 
-    private func compare(_ one: SiliconCase, _ slot: Int) throws -> [String] {
+    private func compare(_ one: SiliconCase, _ slot: Int, flushesTLB: Bool) throws -> [String] {
         let memory = machine.memory
         let arena = memory.hostBase + Int(Self.arenaPhysical)
         let readOnly = Int(SILICON_ARENA_READ_ONLY_PAGE) * 4096
@@ -109,7 +115,7 @@ final class SiliconRunner {
         memcpy(arena, source, count)
         memcpy(arena + readOnly, silicon_pattern(silicon.shared, 0)! + readOnly, 4096)
         memcpy(device.bytes, arena, count)
-        if one.devicePages != mappedDevices || one.flushesTLB {
+        if one.devicePages != mappedDevices || flushesTLB {
             for page in 0..<Int(SILICON_ARENA_PAGES) { mapArena(page, isDevice: one.devicePages >> UInt8(page) & 1 != 0) }
             mappedDevices = one.devicePages
             machine.cpu.flushTLB(global: true)
@@ -124,6 +130,8 @@ final class SiliconRunner {
         let output = silicon_output(silicon.shared, UInt32(slot))!
         withUnsafeMutableBytes(of: &native.words) { $0.baseAddress!.copyMemory(from: output, byteCount: SiliconState.byteCount) }
         if one.isFaultLoose && 12...14 ~= native.vector { return [] }
+        // An x87 exception that is pending is found after the memory operand's page.
+        if native.vector == 16 && 12...14 ~= guest.vector { return [] }
         let flags = SiliconState.direction | (native.vector == Int(SILICON_DONE) ? one.flags : one.faultFlags)
         var differences = native.differences(guest, flags: flags)
         for page in 0..<Int(SILICON_ARENA_PAGES) where one.devicePages >> UInt8(page) & 1 != 0 {

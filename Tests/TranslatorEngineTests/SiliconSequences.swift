@@ -10,6 +10,8 @@ struct SiliconSequence {
     /// pushes, pops and string operations.
     private let pointers: [Int]
     private let index: Int
+    /// Counts the rounds, if the sequence is a loop.
+    private let counter: Int?
     /// Flags that are not defined here, and at the targets of branches.
     private var undefined: UInt64 = 0
     private var undefinedAt: [Int: UInt64] = [:]
@@ -35,6 +37,8 @@ struct SiliconSequence {
         while pointers.contains(index) { index = self.generator.random.below(16) }
         self.pointers = pointers
         self.index = index
+        let counter = self.generator.random.below(16)
+        self.counter = self.generator.random.percent(30) && counter != index && !pointers.contains(counter) ? counter : nil
         count = 3 + self.generator.random.below(10)
     }
 
@@ -44,6 +48,7 @@ struct SiliconSequence {
             if generator.random.percent(18) { branch() } else { instruction() }
         }
         undefined |= undefinedAt[pieces.count] ?? 0
+        loop()
         var state = SiliconState.random(&generator.random)
         for register in pointers {
             // Away from the arena's ends and the read-only page, at times across the two pages' border.
@@ -52,6 +57,7 @@ struct SiliconSequence {
             state[gpr: register] = UInt64(SILICON_ARENA) + page + inside
         }
         state[gpr: index] = UInt64(generator.random.below(40))
+        if let counter { state[gpr: counter] = 1 + UInt64(generator.random.below(4)) }
         let length = pieces.reduce(0) { $0 + $1.bytes.count }
         return SiliconCase(
             pieces: pieces, state: state, flags: SiliconState.arithmeticFlags & ~undefined, isFaultLoose: isFaultLoose,
@@ -60,6 +66,17 @@ struct SiliconSequence {
     }
 
     // MARK: Branches
+
+    private var reserved: [Int] { pointers + [index] + (counter.map { [$0] } ?? []) }
+
+    /// Back to one of the instructions, with all flags defined as they may have been there.
+    private mutating func loop() {
+        guard let counter else { return }
+        let bytes: [UInt8] = [0x48 | UInt8(counter >> 3), 0x83, 0xE8 | UInt8(counter & 7), 1, 0x0F, 0x85, 0, 0, 0, 0]
+        let to = generator.random.below(pieces.count)
+        undefined = 0
+        pieces.append(SiliconPiece(bytes: bytes, fix: .branch(at: 6, size: 4, from: 10, to: to)))
+    }
 
     /// A branch over a few of the next instructions.
     private mutating func branch() {
@@ -71,7 +88,7 @@ struct SiliconSequence {
         case 1: piece = SiliconPiece(bytes: [0xE9, 0, 0, 0, 0], fix: .branch(at: 1, size: 4, from: 5, to: to))
         case 2:
             let opcode = 0xE0 + UInt8(generator.random.below(4))
-            if opcode != 0xE3 && (pointers + [index]).contains(1) { return instruction() }
+            if opcode != 0xE3 && reserved.contains(1) { return instruction() }
             piece = SiliconPiece(bytes: [opcode, 0], fix: .branch(at: 1, size: 1, from: 2, to: to))
             if generator.random.percent(20) {
                 piece = SiliconPiece(bytes: [0x67, opcode, 0], fix: .branch(at: 2, size: 1, from: 3, to: to))
@@ -93,7 +110,7 @@ struct SiliconSequence {
     /// LEA of the target, and a jump, call or return there: one piece, since the two belong together.
     private mutating func indirectBranch(_ to: Int) {
         let register = generator.random.below(16)
-        if (pointers + [index]).contains(register) { return instruction() }
+        if reserved.contains(register) { return instruction() }
         let low = UInt8(register & 7), high = UInt8(register >> 3)
         var bytes: [UInt8] = [0x48 | high << 2, 0x8D, 5 | low << 3, 0, 0, 0, 0]
         switch generator.random.below(3) {
@@ -178,7 +195,7 @@ struct SiliconSequence {
             if operand.type == ZYDIS_OPERAND_TYPE_REGISTER && isWritten {
                 let register = generator.number(operand.reg.value)
                 let isImplicit = operand.visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN
-                if register == index && !(isString && isImplicit) { return nil }
+                if register == index && !(isString && isImplicit) || register >= 0 && register == counter { return nil }
                 if pointers.contains(register) && !(isImplicit && (isStack || isString)) { return nil }
             }
             guard operand.type == ZYDIS_OPERAND_TYPE_MEMORY else { continue }

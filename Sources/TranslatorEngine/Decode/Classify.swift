@@ -169,7 +169,7 @@ enum Classifier {
             ZYDIS_ISA_EXT_CLZERO, ZYDIS_ISA_EXT_WAITPKG, ZYDIS_ISA_EXT_SERIALIZE, ZYDIS_ISA_EXT_PADLOCK:
             raise(6, &result)
             return
-        default: isVector = isVector || obeysMXCSR(decoded.pointee.mnemonic)
+        default: break
         }
         if !isVector && usesControl(decoded.pointee.mnemonic) { isVector = true }
         if isVector {
@@ -188,14 +188,6 @@ enum Classifier {
         if result.kind == .generic && isVector && touchesElements(decoded.pointee.mnemonic) {
             result.kind = .system
             result.usesVectors = false
-        }
-    }
-
-    /// Conversions to integers round by MXCSR and report in it; from memory they name no vector register.
-    private static func obeysMXCSR(_ mnemonic: ZydisMnemonic) -> Bool {
-        switch mnemonic {
-        case ZYDIS_MNEMONIC_CVTSD2SI, ZYDIS_MNEMONIC_CVTSS2SI, ZYDIS_MNEMONIC_CVTTSD2SI, ZYDIS_MNEMONIC_CVTTSS2SI: return true
-        default: return false
         }
     }
 

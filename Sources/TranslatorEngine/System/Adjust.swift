@@ -134,7 +134,7 @@ extension TranslatorCPU {
             try push(&stack, frame, size: size)
         }
         stack = (stack &- allocated) & stackMask
-        // The new stack top is written to, so that a guest grows its stack in order (SDM Vol. 2, ENTER).
+        // The new stack top has to be one that can be written to (SDM Vol. 2, ENTER).
         let top = try linear(SegmentNumber.ss, stack, UInt64(size), write: true)
         try probeWrite(top, Int(size))
         setRegister(5, frame, size: size)

@@ -135,6 +135,7 @@ extension TranslatorCPU {
         let image = xsaveArea + 1024
         saveExtendedState(to: image, mask: 1)
         let status = image.load(fromByteOffset: 2, as: UInt16.self)
+        if status & 0x80 != 0 { throw GuestException(vector: 16) }
         let top = Int(status >> 11 & 7)
         func mmx(_ number: UInt8) -> UnsafeMutableRawPointer { image + 32 + ((Int(number & 7) - top) & 7) * 16 }
         for pass in 0..<2 {
@@ -168,6 +169,7 @@ extension TranslatorCPU {
         scalar.index = SystemInstruction.none
         let base = withUnsafePointer(to: scalar) { effectiveAddress($0) }
         // Masks are taken whole at the start: every element becomes all ones or all zeros.
+        for number in 0..<count { setElement(i.rm, number, size, isChosen(i.rm, number, size) ? ~0 : 0) }
         for number in 0..<count {
             let raw = element(i.index, number, indexSize)
             let index = indexSize == 4 ? UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: raw))) : raw

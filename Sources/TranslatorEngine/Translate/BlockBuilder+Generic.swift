@@ -92,9 +92,14 @@ extension BlockBuilder {
             emitAddress(operand.pointee.mem, withSegment: true)
             // A CMPXCHG that fails writes the old value back: it is a write to the paging unit as well.
             let access = (reads ? Access.read : 0) | (writes ? Access.write : 0) | Self.stackBit(operand.pointee.mem)
-            let isX87 = instruction.pointee.meta.isa_ext == ZYDIS_ISA_EXT_X87 || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_FISTTP
-            let isAligned = info.usesVectors && Self.needsAlignment(instruction, operand.pointee.size)
-            beginAccess(size: Int(operand.pointee.size) / 8, access: access | (isAligned ? Access.aligned : 0) | (isX87 ? Access.x87 : 0))
+            let isX87 =
+                instruction.pointee.meta.isa_ext == ZYDIS_ISA_EXT_X87 || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_FISTTP
+            let isAligned =
+                (info.usesVectors || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B)
+                && Self.needsAlignment(instruction, operand.pointee.size)
+            beginAccess(
+                size: Int(operand.pointee.size) / 8,
+                access: access | (isAligned ? Access.aligned : 0) | (isX87 ? Access.x87 : 0))
             place = .address
         }
         needFlags(for: info)
@@ -166,6 +171,14 @@ extension BlockBuilder {
             code.move(base, address)
             reencode(instruction, bytes, info, reg: host(reg), place: .legacyBase(base), vvvv: host(vvvv), low: host(low))
             code.loadContext(base, ContextOffset.temporary)
+        } else if hasHighByte && touchesStackPointer {
+            // MOVZX, MOVSX and CRC32 between AH...BH and rsp, whose host register needs a REX.
+            let stand = HostRegister.rdi
+            code.storeContext(ContextOffset.temporary, stand)
+            code.move(stand, RegisterMap.guestStack)
+            reencode(instruction, bytes, info, reg: stand, place: .register(host(rm)), vvvv: -1, low: -1)
+            code.move(RegisterMap.guestStack, stand)
+            code.loadContext(stand, ContextOffset.temporary)
         } else {
             if case .register = place { place = .register(host(rm)) }
             reencode(instruction, bytes, info, reg: host(reg), place: place, vvvv: host(vvvv), low: host(low))

@@ -271,7 +271,7 @@ extension BlockBuilder {
         let guest = Operand.general(operands[1].reg.value)
         let isLocked = instruction.pointee.attributes & UInt64(ZYDIS_ATTRIB_HAS_LOCK) != 0
         clobberFlags()
-        emitAddress(operands.pointee.mem, withSegment: true)
+        emitAddress(operands.pointee.mem, withSegment: false)
         read(scratch, guest: guest)
         if size == 2 {
             // movsx scratch, scratch16
@@ -287,7 +287,9 @@ extension BlockBuilder {
         }
         let log2 = size == 8 ? 3 : size == 4 ? 2 : 1
         code.shiftRightArithmetic(scratch, UInt8(log2 + 3), wide: true)
-        code.lea(address, base: address, index: scratch, scale: log2, 0)
+        // The offset wraps as any part of an address does.
+        code.lea(address, base: address, index: scratch, scale: log2, 0, wide: instruction.pointee.address_width == 64)
+        addSegment(operands.pointee.mem, into: address)
         let writes = operands.pointee.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
         beginAccess(
             size: size, access: Access.read | (writes ? Access.write : 0) | Self.stackBit(operands.pointee.mem))

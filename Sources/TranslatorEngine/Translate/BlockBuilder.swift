@@ -223,14 +223,17 @@ struct BlockBuilder {
         if !is64Bit && (Operand.is16Bit(memory.base) || Operand.is16Bit(memory.index)) {
             code.zeroExtend16(target)
         }
-        if withSegment {
-            if memory.segment == ZYDIS_REGISTER_GS {
-                code.arithmeticContext(.add, target, ContextOffset.gsBase)
-                if !is64Bit { code.move32(target, target) }
-            } else if memory.segment == ZYDIS_REGISTER_FS {
-                code.arithmeticContext(.add, target, ContextOffset.fsBase)
-                if !is64Bit { code.move32(target, target) }
-            }
+        if withSegment { addSegment(memory, into: target) }
+    }
+
+    /// Adds fs's or gs's base to an effective address.
+    mutating func addSegment(_ memory: ZydisDecodedOperandMem, into target: Int) {
+        if memory.segment == ZYDIS_REGISTER_GS {
+            code.arithmeticContext(.add, target, ContextOffset.gsBase)
+            if !is64Bit { code.move32(target, target) }
+        } else if memory.segment == ZYDIS_REGISTER_FS {
+            code.arithmeticContext(.add, target, ContextOffset.fsBase)
+            if !is64Bit { code.move32(target, target) }
         }
     }
 

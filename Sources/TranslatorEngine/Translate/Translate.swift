@@ -52,6 +52,7 @@ extension TranslatorCPU {
                     flagsRead: arithmeticFlags, flagsWritten: 0, flagsLive: 0, modifiesFlags: false, system: 0)
                 isOver = true
             } else {
+                if decoded.pointee.address_width == 32 && mode.codeSize == 0 { Self.correctNarrowAddress(decoded, operands) }
                 instruction = Classifier.classify(decoded, operands, mode: mode)
                 instruction.offset = offset
                 switch instruction.kind {
@@ -89,6 +90,25 @@ extension TranslatorCPU {
         return emit(
             count: count, start: start, end: offset, page: page, mode: mode, secondPage: secondPage,
             fallThroughStraddles: fallThroughStraddles, isIsolated: isIsolated)
+    }
+
+    /// In 64-bit code with 32-bit addresses Zydis 4.0 takes a SIB byte's "no base" under REX.B for r13d, and forgets the
+    /// displacement (SDM Vol. 2, table 2-5: the base field decides without REX.B). It sign-extends absolute addresses.
+    private static func correctNarrowAddress(
+        _ decoded: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafeMutablePointer<ZydisDecodedOperand>
+    ) {
+        let raw = decoded.pointee.raw
+        let isMisread = raw.sib.offset != 0 && raw.sib.base == 5 && raw.modrm.mod == 0
+        for index in 0..<Int(decoded.pointee.operand_count) where operands[index].type == ZYDIS_OPERAND_TYPE_MEMORY {
+            if isMisread && operands[index].mem.base == ZYDIS_REGISTER_R13D {
+                operands[index].mem.base = ZYDIS_REGISTER_NONE
+                operands[index].mem.disp.has_displacement = 1
+                operands[index].mem.disp.value = raw.disp.value
+            }
+            if operands[index].mem.base == ZYDIS_REGISTER_NONE && operands[index].mem.index == ZYDIS_REGISTER_NONE {
+                operands[index].mem.disp.value &= 0xFFFF_FFFF
+            }
+        }
     }
 
     private func emit(
