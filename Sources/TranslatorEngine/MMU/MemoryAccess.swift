@@ -49,7 +49,7 @@ extension TranslatorCPU {
         let writes = descriptor.access & Access.write != 0
         do throws(GuestException) {
             if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !isCanonical(linear) {
-                throw .stackFault()
+                throw beforePaging(linear, descriptor) ?? .stackFault()
             }
             if Int(linear & 0xFFF) + size <= 4096 {
                 let part = try resolve(linear, count: size, writes: writes, table: mode.table)

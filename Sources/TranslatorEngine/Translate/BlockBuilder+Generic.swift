@@ -92,8 +92,7 @@ extension BlockBuilder {
             emitAddress(operand.pointee.mem, withSegment: true)
             // A CMPXCHG that fails writes the old value back: it is a write to the paging unit as well.
             let access = (reads ? Access.read : 0) | (writes ? Access.write : 0) | Self.stackBit(operand.pointee.mem)
-            let isX87 =
-                instruction.pointee.meta.isa_ext == ZYDIS_ISA_EXT_X87 || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_FISTTP
+            let isX87 = Self.waitsForX87(instruction)
             let isAligned =
                 (info.usesVectors || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B)
                 && Self.needsAlignment(instruction, operand.pointee.size)
@@ -244,6 +243,15 @@ extension BlockBuilder {
             code.byte(0xC7)
             code.memory(0, base: address, offset)
             code.dword(0)
+        }
+    }
+
+    /// Whether an x87 instruction raises an exception that is pending before it does anything.
+    private static func waitsForX87(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        switch instruction.pointee.mnemonic {
+        case ZYDIS_MNEMONIC_FISTTP: return true
+        case ZYDIS_MNEMONIC_FNSTCW, ZYDIS_MNEMONIC_FNSTSW, ZYDIS_MNEMONIC_FNSTENV, ZYDIS_MNEMONIC_FNSAVE: return false
+        default: return instruction.pointee.meta.isa_ext == ZYDIS_ISA_EXT_X87
         }
     }
 
