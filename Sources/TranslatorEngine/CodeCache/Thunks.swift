@@ -33,8 +33,11 @@ package enum Access {
     package static let write: UInt8 = 2
     /// Through SS: a non-canonical address is #SS, not #GP.
     package static let stack: UInt8 = 4
-    /// A vector access that must be aligned to its size: #GP otherwise, before any page fault.
+    /// A vector access that must be aligned to its size: #GP otherwise, which comes before a page fault. Where
+    /// there is no page fault the host's CPU finds that by itself.
     package static let aligned: UInt8 = 8
+    /// Of an x87 instruction: an exception that is pending there comes before a page fault.
+    package static let x87: UInt8 = 16
 }
 
 /// What a memory access tells its slow path: stored in the code behind the call.

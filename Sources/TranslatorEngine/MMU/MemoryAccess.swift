@@ -48,7 +48,9 @@ extension TranslatorCPU {
         let size = Int(descriptor.size)
         let writes = descriptor.access & Access.write != 0
         do throws(GuestException) {
-            if descriptor.access & (Access.aligned | Access.stack) != 0 { try checkSpecial(linear, descriptor) }
+            if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !isCanonical(linear) {
+                throw beforePaging(linear, descriptor) ?? .stackFault()
+            }
             if Int(linear & 0xFFF) + size <= 4096 {
                 let part = try resolve(linear, count: size, writes: writes, table: mode.table)
                 if let host = part.host {
@@ -66,15 +68,20 @@ extension TranslatorCPU {
                 linear &+ UInt64(inFirst), count: size - inFirst, writes: writes, table: mode.table)
             return try startBounce(first, second, linear, descriptor, operation, pointer)
         } catch {
-            pendingException = error
+            pendingException = error.vector == 14 ? beforePaging(linear, descriptor) ?? error : error
             return leaveForFault()
         }
     }
 
-    /// Faults that come before paging: a non-canonical stack address, a misaligned vector.
-    private func checkSpecial(_ linear: UInt64, _ descriptor: MemoryDescriptor) throws(GuestException) {
-        if descriptor.access & Access.aligned != 0 && linear & UInt64(descriptor.size &- 1) != 0 { throw .generalProtection() }
-        if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !isCanonical(linear) { throw .stackFault() }
+    /// The fault that comes before a page fault on the same instruction (SDM Vol. 3, table 6-2).
+    private func beforePaging(_ linear: UInt64, _ descriptor: MemoryDescriptor) -> GuestException? {
+        if descriptor.access & Access.aligned != 0 && linear & UInt64(descriptor.size &- 1) != 0 { return .generalProtection() }
+        if descriptor.access & Access.x87 != 0 {
+            saveExtendedState(to: xsaveArea + 1024, mask: 1)
+            // FSW.ES
+            if (xsaveArea + 1024).load(fromByteOffset: 2, as: UInt16.self) & 0x80 != 0 { return GuestException(vector: 16) }
+        }
+        return nil
     }
 
     private func leaveForFault() -> UInt64 {

@@ -111,6 +111,7 @@ extension TranslatorCPU {
         }
     }
 
+    /// The fault that a write would meet, if any.
     func probeWrite(_ address: UInt64, _ size: Int) throws(GuestException) {
         let inFirst = min(size, 4096 - Int(address & 0xFFF))
         _ = try hostRun(address, inFirst, writes: true, user: isUser)

@@ -92,10 +92,13 @@ extension BlockBuilder {
             emitAddress(operand.pointee.mem, withSegment: true)
             // A CMPXCHG that fails writes the old value back: it is a write to the paging unit as well.
             let access = (reads ? Access.read : 0) | (writes ? Access.write : 0) | Self.stackBit(operand.pointee.mem)
+            let isX87 = Self.waitsForX87(instruction)
             let isAligned =
                 (info.usesVectors || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B)
                 && Self.needsAlignment(instruction, operand.pointee.size)
-            beginAccess(size: Int(operand.pointee.size) / 8, access: access | (isAligned ? Access.aligned : 0))
+            beginAccess(
+                size: Int(operand.pointee.size) / 8,
+                access: access | (isAligned ? Access.aligned : 0) | (isX87 ? Access.x87 : 0))
             place = .address
         }
         needFlags(for: info)
@@ -179,7 +182,10 @@ extension BlockBuilder {
             if case .register = place { place = .register(host(rm)) }
             reencode(instruction, bytes, info, reg: host(reg), place: place, vvvv: host(vvvv), low: host(low))
         }
-        if memory >= 0 { endAccess() }
+        if memory >= 0 {
+            hideInstructionPointer(instruction)
+            endAccess()
+        }
         if contextSlot >= 0 && rmIsWritten && rmWidth == 32 {
             code.storeContext32(RegisterMap.slot(contextSlot) + 4, immediate: 0)
         }
@@ -226,6 +232,29 @@ extension BlockBuilder {
         return false
     }
 
+    /// FNSTENV and FNSAVE store where the host's last x87 instruction and operand were: no business of the guest's.
+    private mutating func hideInstructionPointer(_ instruction: UnsafePointer<ZydisDecodedInstruction>) {
+        guard instruction.pointee.mnemonic == ZYDIS_MNEMONIC_FNSTENV || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_FNSAVE
+        else { return }
+        // The 16-bit form has words from offset 6, the 32-bit form double words from offset 12 (SDM Vol. 1, 8.1.10).
+        let isNarrow = instruction.pointee.operand_width == 16
+        for offset in isNarrow ? stride(from: Int32(6), to: 14, by: 4) : stride(from: Int32(12), to: 28, by: 4) {
+            code.rex(w: false, reg: 0, base: address)
+            code.byte(0xC7)
+            code.memory(0, base: address, offset)
+            code.dword(0)
+        }
+    }
+
+    /// Whether an x87 instruction raises an exception that is pending before it does anything.
+    private static func waitsForX87(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        switch instruction.pointee.mnemonic {
+        case ZYDIS_MNEMONIC_FISTTP: return true
+        case ZYDIS_MNEMONIC_FNSTCW, ZYDIS_MNEMONIC_FNSTSW, ZYDIS_MNEMONIC_FNSTENV, ZYDIS_MNEMONIC_FNSAVE: return false
+        default: return instruction.pointee.meta.isa_ext == ZYDIS_ISA_EXT_X87
+        }
+    }
+
     @inline(__always) static func stackBit(_ memory: ZydisDecodedOperandMem) -> UInt8 {
         memory.segment == ZYDIS_REGISTER_SS ? Access.stack : 0
     }
@@ -240,7 +269,7 @@ extension BlockBuilder {
             default: return false
             }
         }
-        // AMD's CPUs take operands of the SHA instructions anywhere; on others the copy faults.
+        // AMD's CPUs take unaligned operands of SHA instructions; where the host does not it says so.
         guard bits == 128 && instruction.pointee.meta.isa_ext != ZYDIS_ISA_EXT_SHA else { return false }
         switch instruction.pointee.mnemonic {
         case ZYDIS_MNEMONIC_MOVUPS, ZYDIS_MNEMONIC_MOVUPD, ZYDIS_MNEMONIC_MOVDQU, ZYDIS_MNEMONIC_LDDQU,
