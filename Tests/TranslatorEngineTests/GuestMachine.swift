@@ -1,3 +1,4 @@
+import Foundation
 import Synchronization
 import TranslatorEngine
 import VMM
@@ -161,11 +162,36 @@ final class TestMachine {
 
     struct UnexpectedExit: Error { let exit: Exit }
 
+    /// Makes runs that take longer than some seconds end with `UnexpectedExit`: for guests that may loop.
+    func watch(seconds: Int) {
+        let cpu = cpu, runs = runs
+        let watcher = Thread {
+            while !runs.isOver.load(ordering: .relaxed) {
+                let before = runs.count.load(ordering: .relaxed)
+                for _ in 0..<seconds * 10 where !runs.isOver.load(ordering: .relaxed) && runs.count.load(ordering: .relaxed) == before {
+                    usleep(100_000)
+                }
+                if runs.count.load(ordering: .relaxed) == before && before & 1 == 1 { cpu.stop() }
+            }
+        }
+        watcher.start()
+    }
+    deinit { runs.isOver.store(true, ordering: .relaxed) }
+
+    /// Counts starts and ends of runs.
+    final class Runs: Sendable {
+        let count = Atomic<Int>(0)
+        let isOver = Atomic<Bool>(false)
+    }
+    private let runs = Runs()
+
     /// Runs from `rip` until a handler halts. The registers are then those of the guest, rsp, rip and flags those in the
     /// handler's frame.
     func run(from rip: UInt64) throws -> Outcome {
         context.pointee.rip = rip
         context.pointee.isHalted = false
+        runs.count.add(1, ordering: .relaxed)
+        defer { runs.count.add(1, ordering: .relaxed) }
         let exit = try cpu.run()
         guard exit == .halt(interruptsEnabled: false) else { throw UnexpectedExit(exit: exit) }
         let vector = Int(context.pointee.rip &- Self.kernelBase &- Self.handlers) - 1

@@ -9,6 +9,8 @@ final class SiliconRunner {
         var one: SiliconCase
         var slot: Int
         var differences: [String]
+        /// The translator was stopped: every further run of it would take as long.
+        var isHang: Bool { differences[0].hasPrefix("the translator left") }
     }
     struct NoSilicon: Error {}
     static let needed: CPUFeatures = [.avx2, .bmi2, .fsgsbase]
@@ -34,6 +36,7 @@ final class SiliconRunner {
         for page in 0..<Int(SILICON_ARENA_PAGES) { mapArena(page, isDevice: false) }
         image.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
         fillPatterns()
+        machine.watch(seconds: 5)
     }
     deinit {
         silicon_stop(&silicon)
@@ -183,7 +186,7 @@ final class SiliconRunner {
     func reduce(_ failure: Failure) throws -> Failure {
         var smallest = failure
         var index = 0
-        while smallest.one.pieces.count > 1 && index < smallest.one.pieces.count {
+        while !smallest.isHang && smallest.one.pieces.count > 1 && index < smallest.one.pieces.count {
             if let smaller = try run([smallest.one.removing(index)]).first {
                 smallest = smaller
             } else {

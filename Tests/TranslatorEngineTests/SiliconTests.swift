@@ -20,15 +20,17 @@ struct SiliconTests {
         _ name: String, batches: Int, sourceLocation: SourceLocation = #_sourceLocation, _ make: (inout SiliconGenerator) -> SiliconCase
     ) throws {
         let runner = try SiliconRunner()
-        var failed = 0, count = 0
+        var failed = 0, count = 0, hangs = 0
         var kinds: [String: Int] = [:]
         func batch(_ seed: UInt64) throws {
+            guard hangs < 3 else { return }
             var generator = SiliconGenerator(seed: seed, decoder: runner.decoder)
             var cases: [SiliconCase] = []
             for _ in 0..<SILICON_CASES { cases.append(make(&generator)) }
             count += cases.count
             for failure in try runner.run(cases) {
                 failed += 1
+                if failure.isHang { hangs += 1 }
                 guard failed <= Self.failureLimit else { continue }
                 let reduced = try runner.reduce(failure)
                 let kind = runner.kind(reduced)
