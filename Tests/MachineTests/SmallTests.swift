@@ -88,6 +88,11 @@ import Testing
         #expect(parse("a~.b~~") == [send("a~.b~~")])
     }
 
+    @Test func `terminal's answer to where the cursor is leaves the line at its start`() {
+        #expect(parse("ls\r", "\u{1B}[12;8R", "~.") == [send("ls\r"), send("\u{1B}[12;8R"), .leave])
+        #expect(parse("\u{1B}[A~.") == [send("\u{1B}[A~.")])
+    }
+
     @Test func `command is recognised over several reads`() {
         #expect(parse("x\r", "~", ".") == [send("x\r"), .leave])
     }

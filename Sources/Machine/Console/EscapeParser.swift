@@ -1,6 +1,8 @@
 /// Finds the commands in what a person types: a tilde at the start of a line and one character, as in cu(1).
 ///
 /// Everything else is for the guest, also a tilde with a character that is no command, so nothing typed is lost.
+/// Shells ask the terminal where the cursor is when they prompt, and its answer (CPR, ECMA-48 8.3.14: `ESC [ row ; column
+/// R`) comes as input: it does not count as something on the line.
 struct EscapeParser {
     enum Action: Hashable {
         case send([UInt8])
@@ -9,7 +11,7 @@ struct EscapeParser {
         case help
     }
 
-    private enum State { case middle, lineStart, tilde }
+    private enum State { case middle, lineStart, tilde, escape, report }
     private var state = State.lineStart
 
     /// What `~?` prints.
@@ -46,6 +48,15 @@ struct EscapeParser {
             case (.tilde, UInt8(ascii: "~")):
                 text.append(byte)
                 state = .middle
+            case (.lineStart, 0x1B):
+                text.append(byte)
+                state = .escape
+            case (.escape, UInt8(ascii: "[")), (.report, UInt8(ascii: "0")...UInt8(ascii: "9")), (.report, UInt8(ascii: ";")):
+                text.append(byte)
+                state = .report
+            case (.report, UInt8(ascii: "R")):
+                text.append(byte)
+                state = .lineStart
             default:
                 if state == .tilde { text.append(UInt8(ascii: "~")) }
                 text.append(byte)
