@@ -101,7 +101,7 @@ extension TranslatorCPU {
     private func maskedStore(_ i: SystemInstruction, _ base: UInt64, count: Int, size: Int) throws(GuestException) {
         for pass in 0..<2 {
             for number in 0..<count where isChosen(i.rm, number, size) {
-                let address = linear(i, base, number * size)
+                let address = try linear(i, base, number * size)
                 if pass == 0 {
                     try probeWrite(address, size)
                 } else {
@@ -192,10 +192,12 @@ extension TranslatorCPU {
     }
 
     /// The linear address of an element: fs and gs have bases.
-    private func linear(_ i: SystemInstruction, _ offset: UInt64, _ distance: Int) -> UInt64 {
+    private func linear(_ i: SystemInstruction, _ offset: UInt64, _ distance: Int) throws(GuestException) -> UInt64 {
         var address = offset &+ UInt64(distance)
         if i.segment == SegmentNumber.fs { address &+= context.pointee.fsBase }
         if i.segment == SegmentNumber.gs { address &+= context.pointee.gsBase }
-        return context.pointee.is64Bit ? address : address & 0xFFFF_FFFF
+        guard context.pointee.is64Bit else { return address & 0xFFFF_FFFF }
+        if i.segment == SegmentNumber.ss && !isCanonical(address) { throw .stackFault() }
+        return address
     }
 }
