@@ -25,6 +25,12 @@ extension TranslatorCPU: VirtualCPU {
                 }
                 context.pointee.interruptShadow = false
                 if mode.rawValue & (BlockMode.segmented | BlockMode.smallStack) != 0 || mode.codeSize == 2 {
+                    if context.pointee.privilegeLevel == 3 {
+                        // A program may not end the machine: it gets what a forbidden segment gets.
+                        try deliver(.generalProtection())
+                        modeChanged()
+                        continue
+                    }
                     return .failure(
                         "the translator runs 64-bit code and flat 32-bit code only; the guest is in \(modeName) "
                             + "with other segments at rip 0x\(String(context.pointee.rip, radix: 16))")
@@ -53,6 +59,10 @@ extension TranslatorCPU: VirtualCPU {
     private func takeRequests() -> Bool {
         interruptRequest.pointee.store(0, ordering: .sequentiallyConsistent)
         jumpMask.pointee.store(JumpCache.mask, ordering: .sequentiallyConsistent)
+        // The other side stores the flag, then the mask: a store that came between ours must not be undone.
+        if interruptRequest.pointee.load(ordering: .sequentiallyConsistent) != 0 {
+            jumpMask.pointee.store(0, ordering: .sequentiallyConsistent)
+        }
         interruptWaiting = true
         return stopFlag.exchange(false, ordering: .sequentiallyConsistent)
     }
@@ -128,13 +138,15 @@ extension TranslatorCPU: VirtualCPU {
             }
         }
         if index == 0 {
-            if systemPool.isFull { flushCode() }
             let before = cache.blockCount
             index = try translate(
                 linear, page: page, mode: mode, limit: BlockWorkspace.instructionLimit, isIsolated: false)
             if index < before { return executable(Int(cache.blocks[index].savedEntry)) }
         }
-        if let linkFrom, cache.blocks[index].secondPage < 0 {
+        if let linkFrom, cache.blocks[index].secondPage < 0,
+            // Both in one page, or the link would hold for other address spaces too.
+            cache.blocks[cache.find(codeOffset: linkFrom.site)].physical >> 12 == page.physical >> 12
+        {
             cache.link(site: linkFrom.site, thunk: linkFrom.thunk, to: index, saved: linkFrom.saved)
         }
         return executable(Int(cache.blocks[index].savedEntry))
@@ -171,10 +183,14 @@ extension TranslatorCPU: VirtualCPU {
                 next = try entry(
                     at: linear, linkFrom: (site, inHost ? thunks.pointee.exitHost : thunks.pointee.exitSaved, !inHost))
             case .goto:
-                context.pointee.rip = context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))
+                context.pointee.rip = (context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))) & instructionPointerMask
                 return
             case .indirect:
                 if isolated { return }
+                // A mask that came after its request was taken would turn the jump cache off for good.
+                if jumpMask.pointee.load(ordering: .relaxed) == 0 && interruptRequest.pointee.load(ordering: .relaxed) == 0 {
+                    requestAttention()
+                }
                 let linear = context.pointee.rip
                 next = try entry(at: linear, linkFrom: nil)
                 let isGlobal = tlb.codeSlot(linear).pointee.key & 4 != 0
@@ -259,7 +275,8 @@ extension TranslatorCPU: VirtualCPU {
         case 6: return .invalidOpcode
         case 16: return GuestException(vector: 16)
         case 17: return GuestException(vector: 17, errorCode: 0)
-        case 19: return GuestException(vector: 19)
+        // Without CR4.OSXMMEXCPT it is #UD (SDM Vol. 3, 2.5).
+        case 19: return context.pointee.cr4 & (1 << 10) != 0 ? GuestException(vector: 19) : .invalidOpcode
         default: return .generalProtection()
         }
     }

@@ -38,6 +38,8 @@ extension TranslatorCPU {
         defer { area.deallocate() }
         area.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
         saveExtendedState(to: area, mask: 7)
+        // FOP, FIP and FDP are the host's.
+        for offset in 6..<24 { area.storeBytes(of: 0, toByteOffset: offset, as: UInt8.self) }
         area.storeBytes(of: 7, toByteOffset: 512, as: UInt64.self)
         state.xsave = Array(UnsafeRawBufferPointer(start: area, count: 1088))
         return state

@@ -38,6 +38,8 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
     var pendingException: GuestException?
     var bounce = BounceState()
+    /// While a block is made: bytes of its page that were looked at for the flags they read.
+    var scanned = 0..<0
     /// Blocks were removed since the flag was last cleared.
     var codeChanged = false
     var interruptWaiting: Bool {
@@ -73,7 +75,8 @@ package final class TranslatorCPU: @unchecked Sendable {
         xsaveArea = .allocate(byteCount: 4096, alignment: 64)
         memset(xsaveArea, 0, 4096)
         systemPool = SystemPool()
-        tlb = TLBState(base: contextMapping.base)
+        tlb = TLBState(
+            base: contextMapping.base, neverHit: code.executableBase + UInt64(thunks.pointee.neverHit))
         context.pointee.owner = UInt64(UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()))
         context.pointee.jumpMask = JumpCache.mask
         let base = code.executableBase
@@ -141,8 +144,11 @@ package final class TranslatorCPU: @unchecked Sendable {
             // Expand-down data segments turn the limit around.
             segment.base == 0 && segment.limit == ~0 && segment.isPresent && !segment.isUnusable && segment.type & 0xC != 4
         }
+        // 64-bit programs enter compatibility mode with null data segments and load them there.
+        func isFlatOrNull(_ segment: SegmentRegister) -> Bool { isFlat(segment) || segment.selector & 0xFFFC == 0 }
         return c.pointee.cr0 & 1 != 0 && c.pointee.systemFlags & (1 << 17) == 0
-            && isFlat(c.pointee.cs) && isFlat(c.pointee.ss) && isFlat(c.pointee.ds) && isFlat(c.pointee.es)
+            && isFlat(c.pointee.cs) && isFlat(c.pointee.ss)
+            && isFlatOrNull(c.pointee.ds) && isFlatOrNull(c.pointee.es)
     }
 
     /// Drops all translated code.
@@ -159,9 +165,10 @@ final class SystemPool: @unchecked Sendable {
     let entries = UnsafeMutablePointer<SystemInstruction>.allocate(capacity: limit)
     private(set) var count = 0
     deinit { entries.deallocate() }
-    var isFull: Bool { count >= Self.limit - 1 }
+    /// Whether a block of nothing else would no longer fit.
+    var isFull: Bool { count > Self.limit - BlockWorkspace.instructionLimit - 1 }
     func add(_ instruction: SystemInstruction) -> Int {
-        guard count < Self.limit else { return 0 }
+        precondition(count < Self.limit, "translate flushes before the pool is full")
         entries[count] = instruction
         count += 1
         return count - 1

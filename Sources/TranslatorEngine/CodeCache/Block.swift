@@ -37,6 +37,10 @@ package struct Block {
     package var length: UInt16
     /// Place in guest RAM of the first byte.
     package var ramOffset: Int
+    /// Bytes of its first page of guest RAM that it was made from: its own, and those behind its ends that say which
+    /// flags are read there.
+    package var watchedStart: Int
+    package var watchedEnd: Int
     /// Page of guest RAM into which the last instruction goes on, -1 for none. Which page that is depends on the
     /// page tables, so such a block is checked when it is looked up and never a target of a direct jump.
     package var secondPage: Int

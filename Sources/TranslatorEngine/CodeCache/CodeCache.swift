@@ -205,16 +205,15 @@ package final class CodeCache: @unchecked Sendable {
             var drop = !blocks[index].isAlive
             if !drop {
                 let start = blocks[index].ramOffset
-                var end = start + Int(blocks[index].length)
+                let end = start + Int(blocks[index].length)
                 var isHit = false
                 if blocks[index].secondPage >= 0 {
                     let split = (start | 0xFFF) + 1
                     let rest = end - split
                     let second = blocks[index].secondPage << 12
                     isHit = range.lowerBound < second + rest && range.upperBound > second
-                    end = split
                 }
-                if start < range.upperBound && end > range.lowerBound { isHit = true }
+                if blocks[index].watchedStart < range.upperBound && blocks[index].watchedEnd > range.lowerBound { isHit = true }
                 if isHit {
                     remove(index)
                     removed = true

@@ -67,6 +67,7 @@ package struct Thunks {
     package var exitSignal = 0
     /// Jumped to with the target in the address register.
     package var indirectMiss = 0
+    package var neverHit = 0
     /// Called on a TLB miss, followed by a `MemoryDescriptor`; index by `slowIndex`.
     package var slow: [12 of Int] = .init(repeating: 0)
     /// Called at the first vector instruction of a block when the guest's vectors are in the context.
@@ -129,6 +130,9 @@ package struct Thunks {
         for register in calleeSaved.reversed() { code.pop(register) }
         code.ret()
 
+        // Where the first entry of each jump cache leads: its tag is an address that a guest can name.
+        neverHit = offset(code)
+        code.move(address, immediate: JumpCache.never)
         indirectMiss = offset(code)
         code.storeContext(ContextOffset.rip, address)
         code.call(to: memory.writableBase + exitSaved)

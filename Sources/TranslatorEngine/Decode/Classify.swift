@@ -24,6 +24,7 @@ enum Classifier {
                 result.kind = isUser ? .generic : .system
             }
         }
+        if mode.codeSize != 0 { restrictLegacy(decoded, &result) }
         switch result.kind {
         case .generic: restrict(decoded, operands, mode, &result)
         case .ret, .callIndirect, .jumpIndirect, .call, .jump, .system:
@@ -31,6 +32,19 @@ enum Classifier {
         default: break
         }
         return result
+    }
+
+    /// Forms that mean something else outside of 64-bit code, and that the translator does not have yet.
+    private static func restrictLegacy(_ decoded: UnsafePointer<ZydisDecodedInstruction>, _ result: inout Instruction) {
+        switch result.kind {
+        case .ret, .call, .callIndirect, .jump, .jumpIndirect, .conditional:
+            // The instruction pointer would be cut to 16 bits.
+            if decoded.pointee.operand_width == 16 { raise(6, &result) }
+        case .counted:
+            // CX would count.
+            if decoded.pointee.operand_width == 16 || decoded.pointee.address_width == 16 { raise(6, &result) }
+        default: break
+        }
     }
 
     /// What Zydis says of the arithmetic flags.
@@ -81,7 +95,7 @@ enum Classifier {
         case 0x91...0x99, 0x9B, 0x9E, 0x9F, 0xA8, 0xA9, 0xB0..<0xC0, 0xC0, 0xC1: return .generic
         case 0xA0...0xA3: return .absoluteMove
         case 0xC2, 0xC3: return .ret
-        case 0xC6, 0xC7: return digit == 0 ? .generic : .exception
+        case 0xC6, 0xC7: return digit == 0 ? .generic : .system
         case 0xC9: return .leave
         case 0xD0...0xD3, 0xD8...0xDF: return .generic
         case 0xE0...0xE3: return .counted
@@ -152,6 +166,13 @@ enum Classifier {
             if operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER && Operand.isVector(operand.pointee.reg.value) {
                 isVector = true
             }
+            // The inline check and the bounce buffer need a length, and not one longer than FNSAVE's.
+            if operand.pointee.type == ZYDIS_OPERAND_TYPE_MEMORY && operand.pointee.mem.type == ZYDIS_MEMOP_TYPE_MEM
+                && (operand.pointee.size == 0 || operand.pointee.size > 128 * 8)
+            {
+                raise(6, &result)
+                return
+            }
         }
         let extensionSet = decoded.pointee.meta.isa_ext
         switch extensionSet {
@@ -166,7 +187,7 @@ enum Classifier {
         case ZYDIS_ISA_EXT_RTM, ZYDIS_ISA_EXT_MPX, ZYDIS_ISA_EXT_XOP, ZYDIS_ISA_EXT_FMA4, ZYDIS_ISA_EXT_TBM,
             ZYDIS_ISA_EXT_SSE4A, ZYDIS_ISA_EXT_AMD3DNOW, ZYDIS_ISA_EXT_CET, ZYDIS_ISA_EXT_AVX512VEX,
             ZYDIS_ISA_EXT_AVX_VNNI, ZYDIS_ISA_EXT_GFNI, ZYDIS_ISA_EXT_MOVDIR, ZYDIS_ISA_EXT_ENQCMD,
-            ZYDIS_ISA_EXT_CLZERO, ZYDIS_ISA_EXT_WAITPKG, ZYDIS_ISA_EXT_SERIALIZE, ZYDIS_ISA_EXT_PADLOCK:
+            ZYDIS_ISA_EXT_AMX_TILE, ZYDIS_ISA_EXT_AMX_INT8, ZYDIS_ISA_EXT_AMX_BF16, ZYDIS_ISA_EXT_CLZERO, ZYDIS_ISA_EXT_WAITPKG, ZYDIS_ISA_EXT_SERIALIZE, ZYDIS_ISA_EXT_PADLOCK:
             raise(6, &result)
             return
         default: break

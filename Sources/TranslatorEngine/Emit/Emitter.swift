@@ -28,6 +28,8 @@ package struct Emitter {
         cursor.pointee = value
         cursor += 1
     }
+    /// Clears bits of the byte just written.
+    package func maskLastByte(_ mask: UInt8) { (cursor - 1).pointee &= mask }
     @inline(__always) package mutating func word(_ value: UInt16) {
         UnsafeMutableRawPointer(cursor).storeBytes(of: value, as: UInt16.self)
         cursor += 2

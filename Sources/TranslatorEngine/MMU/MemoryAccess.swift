@@ -65,7 +65,7 @@ extension TranslatorCPU {
             let inFirst = 4096 - Int(linear & 0xFFF)
             let first = try resolve(linear, count: inFirst, writes: writes, table: mode.table)
             let second = try resolve(
-                linear &+ UInt64(inFirst), count: size - inFirst, writes: writes, table: mode.table)
+                (linear &+ UInt64(inFirst)) & linearMask, count: size - inFirst, writes: writes, table: mode.table)
             return try startBounce(first, second, linear, descriptor, operation, pointer)
         } catch {
             pendingException = error.vector == 14 ? beforePaging(linear, descriptor) ?? error : error
@@ -129,6 +129,9 @@ extension TranslatorCPU {
         }
         return result.running
     }
+
+    /// Linear addresses have 32 bits outside of 64-bit code.
+    var linearMask: UInt64 { context.pointee.is64Bit ? ~0 : 0xFFFF_FFFF }
 
     // MARK: Bounced accesses
 

@@ -53,7 +53,8 @@ package enum JumpCache {
         package var linear: UInt64
         package var host: UInt64
     }
-    /// What the first entry of each table holds: it must miss, `jumpMask` 0 leads there. Not canonical.
+    /// The tag of empty entries, and of the first entry of each table, which `jumpMask` 0 leads to. Not canonical, but
+    /// a guest may jump there: such entries lead to `Thunks.neverHit`, which misses.
     package static let never: UInt64 = 0x8000_0000_0000_0001
 
     @inline(__always) package static func index(_ linear: UInt64) -> Int {

@@ -28,7 +28,8 @@ final class TLBState: @unchecked Sendable {
         var ramOffset: Int
     }
 
-    init(base: UnsafeMutableRawPointer) {
+    /// - Parameter neverHit: host address for the first entries of the jump caches.
+    init(base: UnsafeMutableRawPointer, neverHit: UInt64) {
         entries = (base + ContextOffset.tlb).bindMemory(to: TLB.Entry.self, capacity: TLB.tableCount * TLB.entryCount)
         jumps = (base + ContextOffset.jumpCache).bindMemory(
             to: JumpCache.Entry.self, capacity: TLB.tableCount * JumpCache.entryCount)
@@ -41,7 +42,7 @@ final class TLBState: @unchecked Sendable {
             entries[index] = TLB.Entry(readTag: missing, writeTag: missing, host: 0, info: 0)
         }
         for index in 0..<TLB.tableCount * JumpCache.entryCount {
-            jumps[index] = JumpCache.Entry(linear: JumpCache.never, host: 0)
+            jumps[index] = JumpCache.Entry(linear: JumpCache.never, host: neverHit)
         }
     }
     deinit {
@@ -102,7 +103,7 @@ final class TLBState: @unchecked Sendable {
             }
         }
         filledCount = kept
-        if kept == 0 {
+        if global {
             large = .init(repeating: 0)
             huge = 0
         }
@@ -178,7 +179,7 @@ final class TLBState: @unchecked Sendable {
     func clearJumpCache(_ table: Int) {
         let base = table * JumpCache.entryCount
         for position in 0..<filledJumpCount[table] {
-            jumps[base + Int(filledJumps[base + position])] = JumpCache.Entry(linear: JumpCache.never, host: 0)
+            jumps[base + Int(filledJumps[base + position])] = JumpCache.Entry(linear: JumpCache.never, host: jumps[base].host)
         }
         filledJumpCount[table] = 0
         hasLocalJumps[table] = false

@@ -63,7 +63,11 @@ extension TranslatorCPU {
         try requireSupervisor()
         let value = pair
         switch UInt32(truncatingIfNeeded: rcx) {
-        case MSRIndex.tsc: context.pointee.msr.tscOffset = value &- clinux_rdtsc()
+        case MSRIndex.tsc:
+            context.pointee.msr.tscOffset = value &- clinux_rdtsc()
+            // The clock's page counts from the old value.
+            let systemTime = context.pointee.msr.kvmSystemTime
+            if systemTime & 1 != 0 { _ = clock?.writeSystemTime(systemTime, tscOffset: context.pointee.msr.tscOffset) }
         case MSRIndex.fsBase:
             guard Self.isCanonical(value) else { throw .generalProtection() }
             context.pointee.fsBase = value

@@ -91,7 +91,7 @@ extension TranslatorCPU {
         }
         var loaded: [8 of UInt64] = .init(repeating: 0)
         for number in 0..<count where isChosen(i.rm, number, size) {
-            loaded[number] = try load(linear(i, base, number * size), byteCount: size, user: isUser)
+            loaded[number] = try load(try linear(i, base, number * size), byteCount: size, user: isUser)
         }
         for number in 0..<count { setElement(i.register, number, size, loaded[number]) }
         clearAbove(i.register, count * size)
@@ -141,10 +141,10 @@ extension TranslatorCPU {
         for pass in 0..<2 {
             for number in 0..<8 where (mmx(i.rm) + number).load(as: UInt8.self) & 0x80 != 0 {
                 if pass == 0 {
-                    try probeWrite(linear(i, base, number), 1)
+                    try probeWrite(try linear(i, base, number), 1)
                 } else {
                     let value = UInt64((mmx(i.register) + number).load(as: UInt8.self))
-                    try store(linear(i, base, number), value, byteCount: 1, user: isUser)
+                    try store(try linear(i, base, number), value, byteCount: 1, user: isUser)
                 }
             }
         }
@@ -175,7 +175,7 @@ extension TranslatorCPU {
             let index = indexSize == 4 ? UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: raw))) : raw
             guard isChosen(i.rm, number, size) else { continue }
             let address = (base &+ index &* UInt64(max(1, i.scale))) & Self.mask(i.addressSize)
-            let value = try load(linear(i, address, 0), byteCount: size, user: isUser)
+            let value = try load(try linear(i, address, 0), byteCount: size, user: isUser)
             setElement(i.register, number, size, value)
             setElement(i.rm, number, size, 0)
         }

@@ -75,7 +75,9 @@ extension BlockBuilder {
         }
 
         let touchesStackPointer = used & (1 << 4) != 0
-        if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction) {
+        if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction)
+            && !isByteAlias(instruction) && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+        {
             needFlags(for: info)
             for index in 0..<Int(info.length) { code.byte(bytes[index]) }
             noteFlags(info)
@@ -297,6 +299,11 @@ extension BlockBuilder {
         !is64Bit && instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY
             && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode & 0xF0 == 0x40
     }
+    /// Opcode 82 is another name for 80, which 64-bit code does not have.
+    private func isByteAlias(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        !is64Bit && instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY
+            && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode == 0x82
+    }
 
     /// Writes the instruction anew with other registers and operand places; -1 keeps what the original has.
     private mutating func reencode(
@@ -331,10 +338,17 @@ extension BlockBuilder {
             let vex = Int(raw.vex.offset)
             let short = bytes[vex] == 0xC5
             let first = bytes[vex + 1]
-            let second = short ? first & 0x7F : bytes[vex + 2]
+            var second = short ? first & 0x7F : bytes[vex + 2]
             let map: UInt8 = short ? 1 : first & 0x1F
             let originalR = first & 0x80 == 0 ? 8 : 0
-            let originalB = short || first & 0x20 != 0 ? 0 : 8
+            // Outside of 64-bit code B, the top of vvvv and, for general registers, W are ignored; in the copy they
+            // would name other registers and another width.
+            let originalB = short || first & 0x20 != 0 || !is64Bit ? 0 : 8
+            if !is64Bit {
+                second |= 0x40
+                let set = instruction.pointee.meta.isa_ext
+                if set == ZYDIS_ISA_EXT_BMI1 || set == ZYDIS_ISA_EXT_BMI2 { second &= 0x7F }
+            }
             let opcodeAt = vex + (short ? 2 : 3)
             regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | originalR
             switch place {
@@ -388,7 +402,7 @@ extension BlockBuilder {
             // Escape bytes and the opcode: everything up to ModRM or, without it, the immediate.
             let opcodeEnd = hasModRM ? Int(raw.modrm.offset) : immediate
             while position < opcodeEnd {
-                var value = bytes[position]
+                var value = isByteAlias(instruction) ? 0x80 : bytes[position]
                 if !hasModRM && low >= 0 && position == opcodeEnd - 1 {
                     value = value & 0xF8 | UInt8(truncatingIfNeeded: low & 7)
                 }
@@ -405,5 +419,11 @@ extension BlockBuilder {
             }
         }
         for index in immediate..<length { code.byte(bytes[index]) }
+        if !is64Bit && instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX
+            && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_0F3A && (0x4A...0x4C).contains(instruction.pointee.opcode)
+        {
+            // A register in the immediate: its top bit is ignored too.
+            code.maskLastByte(0x7F)
+        }
     }
 }

@@ -78,7 +78,7 @@ extension BlockBuilder {
     ) {
         let size = stackSize(instruction.pointee.operand_width)
         clobberFlags()
-        code.move(address, stack)
+        moveStack(address, 0)
         beginAccess(size: size, access: Access.read | Access.stack)
         if operands.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER {
             let guest = Operand.general(operands.pointee.reg.value)
@@ -191,7 +191,7 @@ extension BlockBuilder {
 
     mutating func ret(extra: Int) {
         clobberFlags()
-        code.move(address, stack)
+        moveStack(address, 0)
         beginAccess(size: pointerSize, access: Access.read | Access.stack)
         loadFromAddress(address, size: pointerSize)
         endAccess()

@@ -19,11 +19,15 @@ struct BlockWorkspace {
         capacity: (instructionLimit + 1) * Decoder.operandLimit)
     let instructions = UnsafeMutablePointer<Instruction>.allocate(capacity: instructionLimit + 1)
     let slowPaths = UnsafeMutablePointer<SlowPath>.allocate(capacity: instructionLimit * 4)
+    /// A copy of the code that the block is made from.
+    static let byteLimit = instructionLimit * 15 + 16
+    let bytes = UnsafeMutablePointer<UInt8>.allocate(capacity: byteLimit)
     func deallocate() {
         decoded.deallocate()
         operands.deallocate()
         instructions.deallocate()
         slowPaths.deallocate()
+        bytes.deallocate()
     }
 }
 
@@ -259,7 +263,7 @@ struct BlockBuilder {
 
     /// Goes on at `target`, an offset from the code page, known now. `live` says which flags matter there.
     mutating func directExit(to target: Int, isBackward: Bool, isStraddling: Bool) {
-        if isIsolated {
+        if isIsolated && Int32(exactly: target) != nil {
             exit(.goto, value: target)
         } else if target >= 0 && target < 4096 && !isStraddling {
             if isBackward {

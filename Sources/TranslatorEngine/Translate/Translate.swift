@@ -11,19 +11,23 @@ extension TranslatorCPU {
     func translate(
         _ linear: UInt64, page: CodePage, mode: BlockMode, limit: Int, isIsolated: Bool
     ) throws(GuestException) -> Int {
-        if !cache.hasRoom { flushCode() }
+        if !cache.hasRoom || systemPool.isFull { flushCode() }
         let start = Int(linear & 0xFFF)
         var count = 0
         var offset = start
         var secondPage = -1
         var isOver = false
         var fallThroughStraddles = false
+        // Read once: what is checked is what is emitted, whatever other writers do meanwhile.
+        let source = work.bytes - start
+        work.bytes.update(from: page.host + start, count: min(4096 - start, BlockWorkspace.byteLimit))
+        scanned = start..<start
         while count < limit && !isOver {
             if offset >= 4096 { break }
             let decoded = work.decoded + count
             let operands = work.operands + count * Decoder.operandLimit
             var available = 4096 - offset
-            var bytes = UnsafeRawPointer(page.host + offset)
+            var bytes = UnsafeRawPointer(source + offset)
             var status: ZyanStatus
             if available >= 15 {
                 status = decoder.decode(codeSize: mode.codeSize, bytes, 15, decoded, operands)
@@ -88,7 +92,7 @@ extension TranslatorCPU {
             offset += Int(instruction.length)
         }
         return emit(
-            count: count, start: start, end: offset, page: page, mode: mode, secondPage: secondPage,
+            count: count, source: source, start: start, end: offset, page: page, mode: mode, secondPage: secondPage,
             fallThroughStraddles: fallThroughStraddles, isIsolated: isIsolated)
     }
 
@@ -112,7 +116,7 @@ extension TranslatorCPU {
     }
 
     private func emit(
-        count: Int, start: Int, end: Int, page: CodePage, mode: BlockMode, secondPage: Int, fallThroughStraddles: Bool,
+        count: Int, source: UnsafeMutablePointer<UInt8>, start: Int, end: Int, page: CodePage, mode: BlockMode, secondPage: Int, fallThroughStraddles: Bool,
         isIsolated: Bool
     ) -> Int {
         let last = work.instructions[count - 1]
@@ -165,7 +169,7 @@ extension TranslatorCPU {
                 guest: UInt16(truncatingIfNeeded: instruction.offset) | (builder.flagsInHost && !builder.flagsSaved ? 0x8000 : 0))
             let slowPathsBefore = builder.slowPathCount
             let bytes = instruction.offset + Int(instruction.length) > 4096
-                ? UnsafePointer(straddleBuffer.assumingMemoryBound(to: UInt8.self)) : UnsafePointer(page.host + instruction.offset)
+                ? UnsafePointer(straddleBuffer.assumingMemoryBound(to: UInt8.self)) : UnsafePointer(source + instruction.offset)
             switch instruction.kind {
             case .generic: builder.generic(decoded, operands, bytes: bytes, info: instruction)
             case .nothing: break
@@ -212,7 +216,8 @@ extension TranslatorCPU {
         let block = Block(
             physical: page.physical + UInt64(start), mode: mode, entry: UInt32(entry), savedEntry: UInt32(savedEntry),
             end: UInt32(builder.code.cursor - origin), length: UInt16(truncatingIfNeeded: end - start),
-            ramOffset: page.ramOffset + start, secondPage: secondPage, flagsLive: UInt16(truncatingIfNeeded: live),
+            ramOffset: page.ramOffset + start, watchedStart: page.ramOffset + min(start, scanned.lowerBound),
+            watchedEnd: page.ramOffset + max(min(end, 4096), scanned.upperBound), secondPage: secondPage, flagsLive: UInt16(truncatingIfNeeded: live),
             isAlive: true, firstLink: 0, mapStart: UInt32(mapStart), mapCount: UInt16(count), nextInHash: 0)
         if !isIsolated {
             protectCode(page: page.ramOffset >> 12)
@@ -221,12 +226,21 @@ extension TranslatorCPU {
         return cache.add(block, isHidden: isIsolated)
     }
 
+    /// Bytes of the page that the block's code relies on beside its own.
+    private func note(scanned low: Int, _ high: Int) {
+        scanned = max(0, min(scanned.lowerBound, low))..<min(4096, max(scanned.upperBound, high))
+    }
+
     /// The arithmetic flags that code at `offset` of the page may read before it writes them; all when that
     /// cannot be seen cheaply.
     private func liveFlags(at offset: Int, page: CodePage, mode: BlockMode) -> UInt32 {
         guard offset >= 0 && offset < 4096 else { return arithmeticFlags }
         let known = cache.find(page.physical + UInt64(offset), mode)
-        if known != 0 { return UInt32(cache.blocks[known].flagsLive) }
+        if known != 0 {
+            let base = page.ramOffset
+            note(scanned: cache.blocks[known].watchedStart - base, cache.blocks[known].watchedEnd - base)
+            return UInt32(cache.blocks[known].flagsLive)
+        }
         var position = offset
         var read: UInt32 = 0
         var unknown = arithmeticFlags
@@ -239,10 +253,13 @@ extension TranslatorCPU {
                 kind: .generic, vector: 0, length: 0, usesVectors: false, offset: 0, flagsRead: 0, flagsWritten: 0,
                 flagsLive: 0, modifiesFlags: false, system: 0)
             Classifier.takeFlags(decoded, &instruction)
+            note(scanned: offset, position + Int(decoded.pointee.length))
             read |= instruction.flagsRead & unknown
             switch decoded.pointee.meta.category {
             case ZYDIS_CATEGORY_CALL, ZYDIS_CATEGORY_COND_BR, ZYDIS_CATEGORY_UNCOND_BR, ZYDIS_CATEGORY_RET,
-                ZYDIS_CATEGORY_SYSCALL, ZYDIS_CATEGORY_SYSRET, ZYDIS_CATEGORY_SYSTEM, ZYDIS_CATEGORY_INTERRUPT:
+                ZYDIS_CATEGORY_SYSCALL, ZYDIS_CATEGORY_SYSRET, ZYDIS_CATEGORY_SYSTEM, ZYDIS_CATEGORY_INTERRUPT,
+                // Repeated no times, these write no flags.
+                ZYDIS_CATEGORY_STRINGOP, ZYDIS_CATEGORY_IOSTRINGOP:
                 return read | unknown
             default: break
             }
