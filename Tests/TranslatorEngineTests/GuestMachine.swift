@@ -187,6 +187,7 @@ final class TestMachine {
 
     /// Runs from `rip` until a handler halts. The registers are then those of the guest, rsp, rip and flags those in the
     /// handler's frame.
+    @discardableResult
     func run(from rip: UInt64) throws -> Outcome {
         context.pointee.rip = rip
         context.pointee.isHalted = false
