@@ -11,6 +11,8 @@ extension TranslatorCPU: VirtualCPU {
         let enter = unsafeBitCast(
             Int(cache.memory.executableBase) + thunks.pointee.enter,
             to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)
+        takeHost()
+        defer { leaveHost() }
         do throws(TripleFault) {
             while true {
                 if interruptRequest.pointee.load(ordering: .relaxed) != 0 {

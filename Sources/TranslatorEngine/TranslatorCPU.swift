@@ -48,7 +48,11 @@ package final class TranslatorCPU: @unchecked Sendable {
     }
     let stopFlag = Atomic<Bool>(false)
     let nmiFlag = Atomic<Bool>(false)
+    /// Work space for XSAVE images.
     let xsaveArea: UnsafeMutableRawPointer
+    /// The guest's x87 state between runs, as an XSAVE image of that component alone.
+    let x87Image: UnsafeMutableRawPointer
+    var x87InHost = false
 
     package init(wiring: Wiring, codeByteCount: Int = 48 << 20) throws {
         memory = wiring.memory
@@ -74,6 +78,8 @@ package final class TranslatorCPU: @unchecked Sendable {
         straddleBuffer = .allocate(byteCount: 64, alignment: 16)
         xsaveArea = .allocate(byteCount: 4096, alignment: 64)
         memset(xsaveArea, 0, 4096)
+        x87Image = .allocate(byteCount: 1024, alignment: 64)
+        memset(x87Image, 0, 1024)
         systemPool = SystemPool()
         tlb = TLBState(
             base: contextMapping.base, neverHit: code.executableBase + UInt64(thunks.pointee.neverHit))
@@ -91,6 +97,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         work.deallocate()
         straddleBuffer.deallocate()
         xsaveArea.deallocate()
+        x87Image.deallocate()
         thunks.deallocate()
     }
 

@@ -324,17 +324,37 @@ extension TranslatorCPU {
 
     // MARK: Extended state
 
+    /// The x87 state from the host CPU to the image, and back.
+    private func saveX87() {
+        unsafeBitCast(
+            Int(cache.memory.executableBase) + thunks.pointee.xsave,
+            to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)(x87Image, 1)
+    }
+    private func loadX87() {
+        unsafeBitCast(
+            Int(cache.memory.executableBase) + thunks.pointee.xrstor,
+            to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)(x87Image, 1)
+    }
+
+    /// `run` begins and ends: between runs the thread may do other things, and the next run may be on another one.
+    func takeHost() {
+        loadX87()
+        x87InHost = true
+    }
+    func leaveHost() {
+        saveX87()
+        x87InHost = false
+    }
+
     /// Moves the guest's x87, SSE and AVX state into an XSAVE image of standard format (64-byte aligned, at least
-    /// 832 bytes): `mask` says which components. The x87 state is in the host CPU, the vectors are in the context.
+    /// 832 bytes): `mask` says which components. The x87 state is in the host CPU while `run` is under way, else in
+    /// `x87Image`; the vectors are in the context.
     package func saveExtendedState(to area: UnsafeMutableRawPointer, mask: UInt64) {
         if mask & 1 != 0 {
-            let save = unsafeBitCast(
-                Int(cache.memory.executableBase) + thunks.pointee.xsave,
-                to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)
-            save(xsaveArea, 1)
+            if x87InHost { saveX87() }
             // FCW to FDP, and the registers behind MXCSR.
-            area.copyMemory(from: xsaveArea, byteCount: 24)
-            (area + 32).copyMemory(from: xsaveArea + 32, byteCount: 128)
+            area.copyMemory(from: x87Image, byteCount: 24)
+            (area + 32).copyMemory(from: x87Image + 32, byteCount: 128)
         }
         let vectors = UnsafeRawPointer(context) + ContextOffset.ymm
         if mask & 6 != 0 {
@@ -352,14 +372,11 @@ extension TranslatorCPU {
     /// The reverse of `saveExtendedState`. MXCSR comes with component 1 or 2 and must be valid.
     package func restoreExtendedState(from area: UnsafeRawPointer, mask: UInt64) {
         if mask & 1 != 0 {
-            memset(xsaveArea, 0, 576)
-            xsaveArea.copyMemory(from: area, byteCount: 24)
-            (xsaveArea + 32).copyMemory(from: area + 32, byteCount: 128)
-            xsaveArea.storeBytes(of: 1, toByteOffset: 512, as: UInt64.self)
-            let restore = unsafeBitCast(
-                Int(cache.memory.executableBase) + thunks.pointee.xrstor,
-                to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)
-            restore(xsaveArea, 1)
+            memset(x87Image, 0, 576)
+            x87Image.copyMemory(from: area, byteCount: 24)
+            (x87Image + 32).copyMemory(from: area + 32, byteCount: 128)
+            x87Image.storeBytes(of: 1, toByteOffset: 512, as: UInt64.self)
+            if x87InHost { loadX87() }
         }
         let vectors = UnsafeMutableRawPointer(context) + ContextOffset.ymm
         if mask & 6 != 0 { context.pointee.mxcsr = area.load(fromByteOffset: 24, as: UInt32.self) & 0xFFFF }
