@@ -67,8 +67,22 @@ import VMM
                 $0.jump("loop")
             }
         ),
-        ("loop of memory", { $0.emit(0x48, 0xFF, 0x44, 0x24, 0xF8); $0.jump("loop") }),
-        ("string", { $0.emit(0xB9, 0xFF, 0, 0, 0, 0x48, 0x89, 0xE7, 0x48, 0x83, 0xEF, 0x70, 0x48, 0x83, 0xEF, 0x70, 0x48, 0x83, 0xEF, 0x70, 0xF3, 0xAA); $0.jump("loop") }),
+        (
+            "memory",
+            {
+                $0.emit(0x48, 0xFF, 0x44, 0x24, 0xF8)  // inc qword [rsp - 8]
+                $0.jump("loop")
+            }
+        ),
+        (
+            "string",
+            {
+                $0.emit(0xB9, 0xFF, 0, 0, 0)  // mov ecx, 255
+                $0.emit(0x48, 0x8D, 0xBC, 0x24, 0, 0xFF, 0xFF, 0xFF)  // lea rdi, [rsp - 256]
+                $0.emit(0xF3, 0xAA)
+                $0.jump("loop")
+            }
+        ),
     ]
 
     private func loop(_ index: Int, enabled: Bool) -> GuestCode {

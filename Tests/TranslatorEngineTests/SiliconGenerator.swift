@@ -124,8 +124,10 @@ struct SiliconGenerator {
             placeOperands(&piece, &state)
             return SiliconCase(
                 pieces: [piece], state: state, flags: SiliconState.arithmeticFlags & ~decoder.undefinedFlags,
-                faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose, pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
-                devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0, flushesTLB: random.percent(60))
+                faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose,
+                pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
+                devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0,
+                flushesTLB: random.percent(60))
         }
     }
 
@@ -179,8 +181,10 @@ struct SiliconGenerator {
                 let register = number(index.reg.value)
                 let memory = decoder.operands[0].mem
                 if register >= 0 && register != number(memory.base) && register != number(memory.index) {
-                    state[gpr: register] = UInt64(bitPattern: Int64(random.below(12000) - 6000)) ^ (random.percent(30) ? random.next() << 32 : 0)
-                    if index.size == 64 { state[gpr: register] = UInt64(bitPattern: Int64(random.below(12000) - 6000)) }
+                    let bit = UInt64(bitPattern: Int64(random.below(12000) - 6000))
+                    // What is above a narrow index does not count.
+                    let noise = index.size < 64 && random.percent(30) ? random.next() << 32 : 0
+                    state[gpr: register] = bit ^ noise
                 }
             }
         default:

@@ -53,7 +53,9 @@ struct SiliconSequence {
         for register in pointers {
             // Away from the arena's ends and the read-only page, at times across the two pages' border.
             let page: UInt64 = generator.random.percent(50) ? 0 : 3 * 4096
-            let inside = generator.random.percent(25) ? 4096 - 40 + UInt64(generator.random.below(80)) : 512 + UInt64(generator.random.below(110)) * 64
+            let inside =
+                generator.random.percent(25)
+                ? 4096 - 40 + UInt64(generator.random.below(80)) : 512 + UInt64(generator.random.below(110)) * 64
             state[gpr: register] = UInt64(SILICON_ARENA) + page + inside
         }
         state[gpr: index] = UInt64(generator.random.below(40))
@@ -62,7 +64,8 @@ struct SiliconSequence {
         return SiliconCase(
             pieces: pieces, state: state, flags: SiliconState.arithmeticFlags & ~undefined, isFaultLoose: isFaultLoose,
             pattern: UInt32(generator.random.below(Int(SILICON_PATTERNS))), codeOffset: generator.codeOffset(length: length),
-            devicePages: generator.random.percent(12) && !state.hasUnmaskedX87 ? generator.random.byte() & 0x1B : 0, flushesTLB: generator.random.percent(60))
+            devicePages: generator.random.percent(12) && !state.hasUnmaskedX87 ? generator.random.byte() & 0x1B : 0,
+            flushesTLB: generator.random.percent(60))
     }
 
     // MARK: Branches

@@ -22,12 +22,16 @@ struct SiliconTests {
         let runner = try SiliconRunner()
         var failed = 0, count = 0, hangs = 0
         var kinds: [String: Int] = [:]
+        var mnemonics: Set<String> = []
         func batch(_ seed: UInt64) throws {
             guard hangs < 3 else { return }
             var generator = SiliconGenerator(seed: seed, decoder: runner.decoder)
             var cases: [SiliconCase] = []
             for _ in 0..<SILICON_CASES { cases.append(make(&generator)) }
             count += cases.count
+            if Self.seconds > 0 {
+                for piece in cases.flatMap(\.pieces) { mnemonics.insert(runner.decoder.name(piece.bytes + [0, 0, 0, 0])) }
+            }
             for failure in try runner.run(cases) {
                 failed += 1
                 if failure.isHang { hangs += 1 }
@@ -42,7 +46,7 @@ struct SiliconTests {
             }
         }
         defer {
-            if failed > 0 || Self.seconds > 0 { print("\(name): \(count) cases, \(failed) failed") }
+            if failed > 0 || Self.seconds > 0 { print("\(name): \(count) cases, \(mnemonics.count) instructions, \(failed) failed") }
             for (kind, count) in kinds.sorted(by: { $0.key < $1.key }) { print("  \(count) x \(kind)") }
         }
         if let seed = Self.onlySeed {
