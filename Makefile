@@ -19,11 +19,12 @@ GUEST_PACKAGES := busybox-static cpio gcc libc6-dev
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
-.PHONY: run test bench build setup guests install uninstall clean help
+.PHONY: run test fuzz bench build setup guests install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
 	@echo 'make test     all tests, those that boot whole guests included'
+	@echo 'make fuzz     random instructions against the CPU, SECONDS_TO_RUN=60'
 	@echo 'make bench    measure against qemu-system-x86_64 -accel tcg, side by side'
 	@echo 'make build    build $(VMCTL)'
 	@echo 'make setup    install the packages that are missing (apt-get; needs root)'
@@ -73,6 +74,11 @@ run: build guests
 # Guest tests drive the release build, as users have it; unit tests run in a debug build, with all its checks.
 test: build guests
 	$(SWIFT) test
+
+# Random instructions on the CPU and on the translator, with new seeds, for so many seconds.
+SECONDS_TO_RUN ?= 60
+fuzz: setup
+	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter SiliconTests
 
 bench: build guests
 	$(call need,$(BENCH_PACKAGES))
