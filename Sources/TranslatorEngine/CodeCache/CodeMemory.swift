@@ -22,8 +22,4 @@ package final class CodeMemory: @unchecked Sendable {
     package var writableBase: UnsafeMutablePointer<UInt8> { writable.base.assumingMemoryBound(to: UInt8.self) }
     /// The address at which the CPU runs the byte at offset 0.
     package var executableBase: UInt64 { UInt64(UInt(bitPattern: executable.base)) }
-    /// Gives the pages of `range` back.
-    package func discard(from offset: Int) {
-        madvise(writable.base + offset, byteCount - offset, MADV_REMOVE)
-    }
 }

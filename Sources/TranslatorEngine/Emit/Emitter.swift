@@ -6,8 +6,7 @@ package enum HostRegister {
 
 /// Condition codes as Jcc, SETcc and CMOVcc encode them (SDM Vol. 2, B.1.4.7).
 package enum Condition {
-    package static let overflow: UInt8 = 0, below: UInt8 = 2, aboveOrEqual: UInt8 = 3, equal: UInt8 = 4
-    package static let notEqual: UInt8 = 5, belowOrEqual: UInt8 = 6, above: UInt8 = 7
+    package static let equal: UInt8 = 4, notEqual: UInt8 = 5, above: UInt8 = 7
 }
 
 /// An arithmetic operation of the first opcode group: the /digit of opcode 81 and bits 3-5 of its opcodes.
@@ -122,16 +121,6 @@ package struct Emitter {
             byte(0xB8 | UInt8(truncatingIfNeeded: destination & 7))
             qword(immediate)
         }
-    }
-    @inline(__always) package mutating func load(_ destination: Int, base: Int, _ displacement: Int32 = 0) {
-        rex(w: true, reg: destination, base: base)
-        byte(0x8B)
-        memory(destination, base: base, displacement)
-    }
-    @inline(__always) package mutating func store(base: Int, _ displacement: Int32 = 0, _ source: Int) {
-        rex(w: true, reg: source, base: base)
-        byte(0x89)
-        memory(source, base: base, displacement)
     }
     @inline(__always) package mutating func lea(_ destination: Int, base: Int, _ displacement: Int32, wide: Bool = true) {
         rex(w: wide, reg: destination, base: base)

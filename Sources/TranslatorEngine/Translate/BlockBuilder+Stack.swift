@@ -201,23 +201,23 @@ extension BlockBuilder {
 
     /// Jcc: both ways out have the flags where the compare left them.
     mutating func conditional(
-        _ condition: UInt8, taken: Int, fallThrough: Int, takenStraddles: Bool, fallThroughStraddles: Bool,
+        _ condition: UInt8, taken: Int, fallThrough: Int,
         liveTaken: UInt32, liveFallThrough: UInt32
     ) {
         needFlags()
         let toTaken = code.jump(if: condition)
         let state = (flagsInHost, flagsSaved)
         live = liveFallThrough
-        directExit(to: fallThrough, isBackward: false, isStraddling: fallThroughStraddles)
+        directExit(to: fallThrough, isBackward: false, isStraddling: false)
         code.bind(toTaken)
         (flagsInHost, flagsSaved) = state
         live = liveTaken
-        directExit(to: taken, isBackward: taken <= here, isStraddling: takenStraddles)
+        directExit(to: taken, isBackward: taken <= here, isStraddling: false)
     }
 
     /// LOOP, LOOPE, LOOPNE, JRCXZ and JECXZ: they count or test rcx by themselves and change no flag.
     mutating func counted(
-        opcode: UInt8, is32Bit: Bool, taken: Int, fallThrough: Int, takenStraddles: Bool, fallThroughStraddles: Bool,
+        opcode: UInt8, is32Bit: Bool, taken: Int, fallThrough: Int,
         liveTaken: UInt32, liveFallThrough: UInt32
     ) {
         if opcode <= 0xE1 { needFlags() }
@@ -227,11 +227,11 @@ extension BlockBuilder {
         let toFallThrough = code.jump()
         let state = (flagsInHost, flagsSaved)
         live = liveTaken
-        directExit(to: taken, isBackward: taken <= here, isStraddling: takenStraddles)
+        directExit(to: taken, isBackward: taken <= here, isStraddling: false)
         code.bind(toFallThrough)
         (flagsInHost, flagsSaved) = state
         live = liveFallThrough
-        directExit(to: fallThrough, isBackward: false, isStraddling: fallThroughStraddles)
+        directExit(to: fallThrough, isBackward: false, isStraddling: false)
     }
 
     /// LEA computes and checks nothing.

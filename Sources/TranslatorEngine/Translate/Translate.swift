@@ -190,12 +190,11 @@ extension TranslatorCPU {
                 builder.ret(extra: extra)
             case .conditional:
                 builder.conditional(
-                    decoded.pointee.opcode & 15, taken: taken, fallThrough: end, takenStraddles: false,
-                    fallThroughStraddles: end >= 4096, liveTaken: liveTaken, liveFallThrough: liveFallThrough)
+                    decoded.pointee.opcode & 15, taken: taken, fallThrough: end, liveTaken: liveTaken, liveFallThrough: liveFallThrough)
             case .counted:
                 builder.counted(
                     opcode: decoded.pointee.opcode, is32Bit: decoded.pointee.address_width == 32, taken: taken,
-                    fallThrough: end, takenStraddles: false, fallThroughStraddles: end >= 4096, liveTaken: liveTaken,
+                    fallThrough: end, liveTaken: liveTaken,
                     liveFallThrough: liveFallThrough)
             case .systemInline: builder.systemInline(systemPool.entries[instruction.system], index: instruction.system)
             case .systemCall: builder.systemCall(index: instruction.system)
