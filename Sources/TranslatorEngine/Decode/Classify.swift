@@ -24,7 +24,6 @@ enum Classifier {
                 result.kind = isUser ? .generic : .system
             }
         }
-        if mode.codeSize != 0 { restrictLegacy(decoded, &result) }
         switch result.kind {
         case .generic: restrict(decoded, operands, mode, &result)
         case .ret, .callIndirect, .jumpIndirect, .call, .jump, .system:
@@ -32,19 +31,6 @@ enum Classifier {
         default: break
         }
         return result
-    }
-
-    /// Forms that mean something else outside of 64-bit code, and that the translator does not have yet.
-    private static func restrictLegacy(_ decoded: UnsafePointer<ZydisDecodedInstruction>, _ result: inout Instruction) {
-        switch result.kind {
-        case .ret, .call, .callIndirect, .jump, .jumpIndirect, .conditional:
-            // The instruction pointer would be cut to 16 bits.
-            if decoded.pointee.operand_width == 16 { raise(6, &result) }
-        case .counted:
-            // CX would count.
-            if decoded.pointee.operand_width == 16 || decoded.pointee.address_width == 16 { raise(6, &result) }
-        default: break
-        }
     }
 
     /// What Zydis says of the arithmetic flags.
@@ -155,7 +141,8 @@ enum Classifier {
         _ result: inout Instruction
     ) {
         switch decoded.pointee.encoding {
-        case ZYDIS_INSTRUCTION_ENCODING_LEGACY, ZYDIS_INSTRUCTION_ENCODING_VEX: break
+        case ZYDIS_INSTRUCTION_ENCODING_LEGACY: break
+        case ZYDIS_INSTRUCTION_ENCODING_VEX where !mode.has(BlockMode.eightySix): break
         default:
             raise(6, &result)
             return
