@@ -15,7 +15,7 @@ VMCTL   := .build/release/vmctl
 
 # What has to be there to build the product, and to make and test a guest.
 BUILD_PACKAGES := libzydis-dev
-GUEST_PACKAGES := busybox-static cpio gcc libc6-dev
+GUEST_PACKAGES := busybox-static cpio gcc libc6-dev libc6-dev-i386
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
@@ -50,8 +50,8 @@ guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio
 $(GUESTS)/vmlinuz:
 	@Guests/fetch-kernel $@
 
-$(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-bench | setup
-	@Guests/make-initramfs $@ Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-bench
+$(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench | setup
+	@Guests/make-initramfs $@ Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench
 
 # Static, since the guest has no C library. The test program's assembly pushes below the stack pointer's place
 # and takes 32-bit addresses of its data; its tests run in the order in which they are written.
@@ -61,6 +61,11 @@ TEST_CFLAGS  := -O1 -no-pie -mno-red-zone -fno-toplevel-reorder -pthread
 $(GUESTS)/guest-test: $(wildcard Guests/test/*.c Guests/test/*.h) | setup
 	@mkdir -p $(GUESTS)
 	gcc $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
+
+# The same for 32-bit programs, which a 64-bit kernel runs in compatibility mode.
+$(GUESTS)/guest-test32: Guests/test/main.c Guests/test/timing.c Guests/test/check.h $(wildcard Guests/test32/*.c) | setup
+	@mkdir -p $(GUESTS)
+	gcc -m32 $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
 
 $(GUESTS)/guest-bench: Guests/bench.c | setup
 	@mkdir -p $(GUESTS)
