@@ -73,6 +73,30 @@ import VMM
         return machine
     }
 
+    /// Makes every exception and interrupt go on somewhere in the code, so that a guest lasts.
+    private static func survive(_ machine: TestMachine, _ random: inout SiliconRandom) {
+        var code = GuestCode(at: TestMachine.kernelBase + TestMachine.handlers + 0x400)
+        code.emit(0x48, 0xFF, 0x05)  // inc qword [counter]
+        code.reference("counter")
+        code.emit(0x48, 0x8B, 0x05)  // mov rax, [counter]
+        code.reference("counter")
+        code.emit(0x48, 0x69, 0xC0, 0xB1, 0x79, 0x37, 0x1E)  // imul rax, rax, 0x1E3779B1
+        code.emit(0x48, 0xC1, 0xE8, 9)  // shr rax, 9
+        code.emit(0x25, 0xFF, 0x3F, 0, 0)  // and eax, 0x3FFF
+        code.emit(0x48, 0x05, 0, 0, 0x40, 0)  // add rax, 0x400000
+        code.load(.rsp, TestMachine.stack - 0x800)
+        code.emit(0xFF, 0xE0)  // jmp rax
+        code.pad(to: 0x80)
+        code.label("counter")
+        for _ in 0..<8 { code.emit(random.byte()) }
+        machine.memory.write(code.linked, at: TestMachine.handlers + 0x400)
+        for vector in 0..<256 as Range<UInt64> {
+            let at = TestMachine.idt + vector * 16
+            let low = machine.memory.load(at, as: UInt64.self) ?? 0
+            machine.memory.store(at, low & 0x0000_FFFF_FFFF_0000 | code.base & 0xFFFF | (code.base >> 16 & 0xFFFF) << 48)
+        }
+    }
+
     /// One guest: code and registers by the seed, run for so long as a stop from outside allows.
     static func attack(_ fortress: Fortress, size: CodeSize, seed: UInt64, stops: StopTimer) throws {
         let machine = fortress.machine
@@ -81,6 +105,7 @@ import VMM
         machine.memory.write(fill(4096, &random), at: TestMachine.dataPhysical)
         for runs in 0..<3 {
             fortress.reset()
+            if random.percent(60) { survive(machine, &random) }
             let level = random.percent(70) ? 0 : 3
             machine.enter(level: level)
             let c = machine.context

@@ -27,8 +27,10 @@ final class EmittedCodeVerifier {
         case offset(size: Int, write: Bool)
         /// The host address of so many bytes of guest memory (or of the bounce buffer).
         case host(size: Int, write: Bool)
+        /// Perhaps a host address that is no longer good for anything.
+        case stale
 
-        var isHost: Bool { if case .host = self { true } else { false } }
+        var isHost: Bool { if case .host = self { true } else { self == .stale } }
     }
 
     /// A TLB check of the block at hand.
@@ -36,6 +38,16 @@ final class EmittedCodeVerifier {
         var size: Int
         var write: Bool
         var operation = 0
+        /// End of the last instruction that uses the address.
+        var lastUse = 0
+    }
+
+    /// Behind a branch or a helper the scratch registers may hold host addresses.
+    private static let atLabel: [Value] = (0..<16).map { $0 == 13 || $0 == 14 ? .stale : .unknown }
+
+    /// Stand-ins for the address register are guest registers: they must have their values back.
+    private func checkStandIns(_ values: [Value]) throws {
+        for register in 0..<13 where values[register].isHost { throw Violation("host address in a guest register at a branch") }
     }
 
     private let cpu: TranslatorCPU
@@ -112,7 +124,7 @@ final class EmittedCodeVerifier {
         guard block.savedEntry <= block.entry, Int(block.entry) < end, end <= cpu.cache.memory.byteCount,
             Int(block.savedEntry) >= cpu.cache.firstBlockOffset, end - Int(block.savedEntry) <= CodeCache.longestBlock
         else { throw Violation("block out of bounds") }
-        var values = [Value](repeating: .unknown, count: 16)
+        var values = Self.atLabel
         var boundaries: Set<Int> = []
         var labels: Set<Int> = []
         /// TLB checks by the place of their slow path.
@@ -126,8 +138,8 @@ final class EmittedCodeVerifier {
             boundaries.insert(position)
             let isLabel = labels.contains(position)
             if isLabel {
-                if values.contains(where: \.isHost) && isReachable { throw Violation("host address at a label") }
-                values = .init(repeating: .unknown, count: 16)
+                if isReachable { try checkStandIns(values) }
+                values = Self.atLabel
             } else if !isReachable && position != Int(block.entry) {
                 throw Violation("code that nothing leads to")
             }
@@ -141,6 +153,7 @@ final class EmittedCodeVerifier {
 
             if let target = try branchTarget(next) {
                 let isInside = target > position && target < end && !isEntry(target, of: block)
+                try checkStandIns(values)
                 switch instruction.pointee.meta.category {
                 case ZYDIS_CATEGORY_CALL:
                     if target == thunks.exitHost || target == thunks.exitSaved {
@@ -150,8 +163,7 @@ final class EmittedCodeVerifier {
                     } else if target == thunks.systemCall {
                         try verifyExit(next, block)
                         position = next + ExitDescriptor.size
-                        values[13] = .unknown
-                        values[14] = .unknown
+                        values = Self.atLabel
                     } else if target == thunks.restoreVectors {
                         position = next
                     } else if let check = checks[position] {
@@ -163,12 +175,12 @@ final class EmittedCodeVerifier {
                     }
                     continue
                 case ZYDIS_CATEGORY_UNCOND_BR:
-                    if values.contains(where: \.isHost) { throw Violation("jump with a host address") }
                     isReachable = false
                     if isInside {
                         labels.insert(target)
                         position = next
                     } else if target == thunks.indirectMiss {
+                        if values[14].isHost { throw Violation("host address as a target") }
                         position = next
                     } else {
                         try verifyLink(target, block)
@@ -179,9 +191,8 @@ final class EmittedCodeVerifier {
                     }
                     continue
                 default:
-                    if values.contains(where: \.isHost) { throw Violation("branch with a host address") }
                     if target == thunks.indirectMiss {
-                        guard values[13] == .jumpCompared else { throw Violation("branch to the miss thunk without a look-up") }
+                        guard values[13] == .jumpCompared, !values[14].isHost else { throw Violation("branch to the miss thunk without a look-up") }
                         values[13] = .jumpChecked
                     } else if isInside {
                         if case .difference(let write) = values[14], let size = wasCompared,
@@ -216,13 +227,23 @@ final class EmittedCodeVerifier {
                 guard size > 0 && size <= 4096 else { throw Violation("check of \(size) bytes") }
                 compared = size
             }
+            if usesHost(values), let current { checks[current]?.lastUse = next }
             follow(block, &values)
-            if values[14].isHost, let check = current, checks[check]?.operation == 0 { checks[check]?.operation = next }
+            if case .host = values[14], let current, checks[current]?.operation == 0 { checks[current]?.operation = next }
             position = next
         }
         guard !isReachable else { throw Violation("runs out of its end") }
         for label in labels where !boundaries.contains(label) { throw Violation("branch into an instruction") }
         for (_, check) in checks where check.operation == 0 { throw Violation("check without an operation") }
+    }
+
+    /// Whether an operand's base is a checked address.
+    private func usesHost(_ values: [Value]) -> Bool {
+        for index in 0..<Int(instruction.pointee.operand_count) where operands[index].type == ZYDIS_OPERAND_TYPE_MEMORY {
+            let base = number(operands[index].mem.base)
+            if base >= 0, case .host = values[base] { return true }
+        }
+        return isStandIn
     }
 
     private func isEntry(_ target: Int, of block: Block) -> Bool { target == Int(block.entry) || target == Int(block.savedEntry) }
@@ -272,6 +293,9 @@ final class EmittedCodeVerifier {
         let descriptor = UnsafeRawPointer(cpu.cache.memory.writableBase + at).loadUnaligned(as: MemoryDescriptor.self)
         guard at + Int(descriptor.operation) == check.operation, check.operation != 0 else {
             throw Violation("slow path that comes back elsewhere")
+        }
+        guard check.lastUse <= check.operation + Int(descriptor.operationLength) else {
+            throw Violation("the address is used behind the operation")
         }
         guard Int(descriptor.size) == check.size, (descriptor.access & Access.write != 0) == check.write else {
             throw Violation("slow path of another size or access")
