@@ -80,7 +80,6 @@ package struct Context {
     /// No interrupt before the next instruction has run (after STI, MOV SS, POP SS).
     package var interruptShadow = false
     package var nmiBlocked = false
-    package var nmiPending = false
     package var isHalted = false
 
     // MARK: For the signal handler
@@ -94,6 +93,9 @@ package struct Context {
     package var faultAddress: UInt64 = 0
     package var faultFlags: UInt64 = 0
     package var faultTrap: Int64 = 0
+    /// Page faults of the host in translated code. There is no way to one but through a mistake of the translator's (or
+    /// a host that cannot back the guest's RAM): tests look that there is none.
+    package var hostPageFaults: UInt64 = 0
 
     package init() {}
 

@@ -1,3 +1,4 @@
+import Synchronization
 package import VMM
 
 /// Architectural state in the form that both engines share.
@@ -32,7 +33,7 @@ extension TranslatorCPU {
         state.msr = c.msr
         state.interruptShadow = c.interruptShadow
         state.nmiBlocked = c.nmiBlocked
-        state.nmiPending = c.nmiPending
+        state.nmiPending = nmiFlag.load(ordering: .sequentiallyConsistent)
         state.isHalted = c.isHalted
         let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
         defer { area.deallocate() }
@@ -73,7 +74,7 @@ extension TranslatorCPU {
         context.pointee.msr = state.msr
         context.pointee.interruptShadow = state.interruptShadow
         context.pointee.nmiBlocked = state.nmiBlocked
-        context.pointee.nmiPending = state.nmiPending
+        nmiFlag.store(state.nmiPending, ordering: .sequentiallyConsistent)
         context.pointee.isHalted = state.isHalted
         let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
         defer { area.deallocate() }
