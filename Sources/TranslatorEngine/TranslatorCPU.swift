@@ -23,7 +23,9 @@ package final class TranslatorCPU: @unchecked Sendable {
     let cache: CodeCache
     let thunks: UnsafeMutablePointer<Thunks>
     let work: BlockWorkspace
-    var decoder = Decoder()
+    var decoder: Decoder
+    /// The instructions that CPUID shows.
+    let shown: InstructionSets
     /// An instruction that lies in two pages, put together.
     let straddleBuffer: UnsafeMutableRawPointer
     let hasBMI2: Bool
@@ -65,6 +67,8 @@ package final class TranslatorCPU: @unchecked Sendable {
             byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
         context = contextMapping.base.bindMemory(to: Context.self, capacity: 1)
         context.initialize(to: Context())
+        shown = InstructionSets(policy.features)
+        decoder = Decoder(shown: shown)
         hasBMI2 = HostCPU.current.features.contains(.bmi2)
         hasAVX = HostCPU.current.features.contains(.avx)
         let code = try CodeMemory(byteCount: codeByteCount)

@@ -119,15 +119,43 @@ struct SiliconGenerator {
             let opcode = map == .x87 ? 0xD8 | random.byte() & 7 : random.byte()
             let candidate = bytes(map, opcode: opcode, .any)
             guard decoder.decode(Array(candidate[..<15])), decoder.isComparable else { continue }
-            var piece = SiliconPiece(bytes: Array(candidate[..<decoder.length]))
-            var state = SiliconState.random(&random)
-            placeOperands(&piece, &state)
+            return decoded(Array(candidate[..<decoder.length]))
+        }
+    }
+
+    /// The instruction that the decoder has just seen, with registers for it.
+    private mutating func decoded(_ bytes: [UInt8]) -> SiliconCase {
+        var piece = SiliconPiece(bytes: bytes)
+        var state = SiliconState.random(&random)
+        placeOperands(&piece, &state)
+        return SiliconCase(
+            pieces: [piece], state: state, flags: SiliconState.arithmeticFlags & ~decoder.undefinedFlags,
+            faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose,
+            pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
+            devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0,
+            flushesTLB: random.percent(60))
+    }
+
+    /// An encoding of a form, or `nil` if there is nothing to compare.
+    mutating func instance(_ form: SiliconForms.Form) -> SiliconCase? {
+        switch form.treatment {
+        case .skip: return nil
+        case .compare:
+            var bytes = form.bytes
+            // Up to the longest that an instruction may be, and beyond.
+            if random.percent(2) {
+                while bytes.count < 14 || bytes.count == 14 && random.percent(70) || bytes.count == 15 && random.percent(30) {
+                    bytes.insert(0x2E, at: 0)
+                }
+            }
+            guard decoder.decode(bytes) else {
+                return SiliconCase(pieces: [SiliconPiece(bytes: bytes)], state: .random(&random), faultFlags: 0)
+            }
+            return decoded(bytes)
+        case .hidden, .undefined:
             return SiliconCase(
-                pieces: [piece], state: state, flags: SiliconState.arithmeticFlags & ~decoder.undefinedFlags,
-                faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose,
-                pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
-                devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0,
-                flushesTLB: random.percent(60))
+                pieces: [SiliconPiece(bytes: form.bytes)], state: .random(&random), isHidden: form.treatment == .hidden,
+                codeOffset: random.below(2048))
         }
     }
 

@@ -18,7 +18,7 @@ final class SiliconRunner {
     private var silicon: silicon
     let machine: TestMachine
     private let device = ArenaDevice()
-    let decoder = SiliconDecoder()
+    let decoder: SiliconDecoder
     private let image = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
     private var mappedDevices: UInt8 = 0
 
@@ -32,6 +32,7 @@ final class SiliconRunner {
         guard silicon.shared != nil else { throw NoSilicon() }
         machine = try TestMachine(
             mmio: [.init(Self.devicePhysical..<Self.devicePhysical + UInt64(SILICON_ARENA_BYTES), device)])
+        decoder = SiliconDecoder(shown: InstructionSets(machine.cpu.policy.features))
         machine.map(UInt64(SILICON_CODE), to: Self.codePhysical, count: UInt64(SILICON_CODE_PAGES), [.user])
         for page in 0..<Int(SILICON_ARENA_PAGES) { mapArena(page, isDevice: false) }
         image.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
@@ -99,8 +100,9 @@ final class SiliconRunner {
         let code = one.code(at: address)
         let offset = slot * SiliconCase.codeBytes + one.codeOffset
         let native = silicon_code(silicon.shared)! + offset
-        code.withUnsafeBytes { native.copyMemory(from: $0.baseAddress!, byteCount: code.count) }
-        silicon_write_exit((native + code.count).assumingMemoryBound(to: UInt8.self))
+        let onCPU = one.isHidden ? [0x0F, 0x0B] : code
+        onCPU.withUnsafeBytes { native.copyMemory(from: $0.baseAddress!, byteCount: onCPU.count) }
+        silicon_write_exit((native + onCPU.count).assumingMemoryBound(to: UInt8.self))
         machine.memory.write(code + [0xCD, 0x80], at: Self.codePhysical + UInt64(offset))
         var state = one.state
         state.rip = address

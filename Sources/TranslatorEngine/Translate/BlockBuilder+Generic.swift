@@ -76,7 +76,7 @@ extension BlockBuilder {
 
         let touchesStackPointer = used & (1 << 4) != 0
         if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction)
-            && !isByteAlias(instruction) && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+            && !isByteAlias(instruction) && !isPlainScan(instruction) && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
         {
             needFlags(for: info)
             for index in 0..<Int(info.length) { code.byte(bytes[index]) }
@@ -305,6 +305,11 @@ extension BlockBuilder {
             && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode == 0x82
     }
 
+    /// BSF and BSR, where the host may have TZCNT and LZCNT: a prefix before them is not copied.
+    private func isPlainScan(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSF || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSR
+    }
+
     /// Writes the instruction anew with other registers and operand places; -1 keeps what the original has.
     private mutating func reencode(
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bytes: UnsafePointer<UInt8>, _ info: Instruction,
@@ -371,7 +376,7 @@ extension BlockBuilder {
             while position < length {
                 let prefix = bytes[position]
                 if prefix == 0x66 || prefix == 0xF0 || prefix == 0xF2 || prefix == 0xF3 {
-                    code.byte(prefix)
+                    if prefix != 0xF3 || !isPlainScan(instruction) { code.byte(prefix) }
                     rexByte = 0
                 } else if mode.codeSize == 0 && prefix & 0xF0 == 0x40 {
                     rexByte = prefix
