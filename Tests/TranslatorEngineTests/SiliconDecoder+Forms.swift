@@ -50,6 +50,10 @@ extension SiliconDecoder {
         default: break
         }
         if isComparable { return .compare }
+        switch mnemonic {
+        case ZYDIS_MNEMONIC_INT1, ZYDIS_MNEMONIC_INT3, ZYDIS_MNEMONIC_INTO, ZYDIS_MNEMONIC_BOUND: return .compare
+        default: break
+        }
         // In ring 3 these are #GP, whatever their operands are.
         if i.pointee.attributes & UInt64(ZYDIS_ATTRIB_IS_PRIVILEGED) != 0 { return .compare }
         switch i.pointee.meta.category {
@@ -72,6 +76,8 @@ extension SiliconDecoder {
             ZYDIS_MNEMONIC_INT, ZYDIS_MNEMONIC_SYSCALL, ZYDIS_MNEMONIC_SYSENTER, ZYDIS_MNEMONIC_VMCALL, ZYDIS_MNEMONIC_VMMCALL,
             // The host's kernel answers for the CPU (UMIP).
             ZYDIS_MNEMONIC_SGDT, ZYDIS_MNEMONIC_SIDT, ZYDIS_MNEMONIC_SLDT, ZYDIS_MNEMONIC_STR, ZYDIS_MNEMONIC_SMSW,
+            // The translator's may come or go.
+            ZYDIS_MNEMONIC_INVPCID,
             // Depend on tables, time, and what else runs.
             ZYDIS_MNEMONIC_LAR, ZYDIS_MNEMONIC_LSL, ZYDIS_MNEMONIC_VERR, ZYDIS_MNEMONIC_VERW, ZYDIS_MNEMONIC_RDPMC,
             ZYDIS_MNEMONIC_IRET, ZYDIS_MNEMONIC_IRETD, ZYDIS_MNEMONIC_IRETQ,

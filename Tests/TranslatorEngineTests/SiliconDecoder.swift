@@ -33,6 +33,7 @@ final class SiliconDecoder {
         } else {
             ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32)
         }
+        ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MPX, 0)
         ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL)
         instruction.initialize(to: ZydisDecodedInstruction())
         operands.initialize(repeating: ZydisDecodedOperand(), count: 10)

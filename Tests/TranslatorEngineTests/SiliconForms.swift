@@ -9,6 +9,8 @@ final class SiliconForms {
     struct Form {
         let bytes: [UInt8]
         let treatment: SiliconTreatment
+        /// Not UD1 and UD0: some CPUs do not look for their operands.
+        var canBePadded: Bool { !(bytes.contains(0xB9) || bytes.contains(0xFF)) || !bytes.contains(0x0F) }
     }
     /// In the order in which they were met.
     private(set) var forms: [Form] = []
@@ -17,14 +19,18 @@ final class SiliconForms {
     private var random: SiliconRandom
     private let decoder: SiliconDecoder
     private let perForm: Int
+    private let undefinedShare: Int
     private let buffer = UnsafeMutablePointer<UInt8>.allocate(capacity: 32)
     private var length = 0
 
-    /// - Parameter perForm: so many encodings of each form are kept.
-    init(seed: UInt64, decoder: SiliconDecoder, perForm: Int = 1) {
+    /// - Parameters:
+    ///   - perForm: so many encodings of each form are kept.
+    ///   - undefinedShare: so many in a hundred of what is no instruction are kept.
+    init(seed: UInt64, decoder: SiliconDecoder, perForm: Int = 1, undefinedShare: Int = 100) {
         random = SiliconRandom(seed: seed)
         self.decoder = decoder
         self.perForm = perForm
+        self.undefinedShare = undefinedShare
         legacy()
         vectors()
         foreign()
@@ -65,7 +71,9 @@ final class SiliconForms {
         guard status & 0x8000_0000 == 0 else {
             key.add(context)
             key.add(UInt64(status))
-            keep(key.value, Array(UnsafeBufferPointer(start: buffer, count: 15)), .undefined)
+            if random.percent(undefinedShare) {
+                keep(key.value, Array(UnsafeBufferPointer(start: buffer, count: 15)), isRisky ? .hidden : .undefined)
+            }
             return 0
         }
         let mnemonic = decoder.mnemonic.rawValue
@@ -74,6 +82,12 @@ final class SiliconForms {
         guard count < perForm else { return mnemonic }
         keep(key.value, Array(UnsafeBufferPointer(start: buffer, count: decoder.length)), decoder.treatment)
         return mnemonic
+    }
+
+    /// VMCALL, VMMCALL and their like: the CPU may take them where Zydis does not, and this host may be a guest.
+    private var isRisky: Bool {
+        for at in 0..<8 where buffer[at] == 0x0F { return buffer[at + 1] == 0x01 }
+        return false
     }
 
     private func keep(_ key: UInt64, _ bytes: @autoclosure () -> [UInt8], _ treatment: @autoclosure () -> SiliconTreatment) {
@@ -116,7 +130,8 @@ final class SiliconForms {
         func one(_ operand: Operand, reg: UInt8, rm: UInt8? = nil, rex: UInt8) -> UInt32 {
             length = 0
             // Overrides, needless ones among them: before the mandatory prefix and behind it.
-            if random.percent(12) { put(random.pick([0x64, 0x65])) }
+            // 16-bit addresses reach the arena by fs and gs alone.
+            if random.percent(prefix == [0x67] && !decoder.isLong ? 70 : 12) { put(random.pick([0x64, 0x65])) }
             if random.percent(4) { put(random.pick([0x26, 0x2E, 0x36, 0x3E])) }
             for byte in prefix { put(byte) }
             if random.percent(3) { put(random.pick([0x26, 0x2E, 0x36, 0x3E])) }

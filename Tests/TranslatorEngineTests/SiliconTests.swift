@@ -18,7 +18,7 @@ struct SiliconTests {
     /// Runs batches of cases with the seeds from 1, and with others as long as the environment says.
     /// - Parameter make: all cases of a seed.
     private func run(
-        _ name: String, seeds: Int, sourceLocation: SourceLocation = #_sourceLocation,
+        _ name: String, seeds: Int, isLong: Bool = true, sourceLocation: SourceLocation = #_sourceLocation,
         _ make: (inout SiliconGenerator) -> [SiliconCase]
     ) throws {
         let runner = try SiliconRunner()
@@ -40,7 +40,7 @@ struct SiliconTests {
             }
         }
         func all(_ seed: UInt64) throws {
-            var generator = SiliconGenerator(seed: seed, decoder: runner.decoder)
+            var generator = SiliconGenerator(seed: seed, decoder: isLong ? runner.decoder : runner.narrowDecoder)
             let cases = make(&generator)
             count += cases.count
             if Self.seconds > 0 {
@@ -75,16 +75,19 @@ struct SiliconTests {
         try run("single", seeds: 60) { generator in batch { generator.single() } }
     }
 
-    @Test func `every instruction form does what it does on the CPU`() throws {
-        try run("forms", seeds: 1) { generator in
-            let forms = SiliconForms(seed: generator.random.next(), decoder: generator.decoder)
+    @Test(arguments: [true, false])
+    func `every instruction form does what it does on the CPU`(isLong: Bool) throws {
+        try run(isLong ? "forms" : "32-bit forms", seeds: 1, isLong: isLong) { generator in
+            let forms = SiliconForms(
+                seed: generator.random.next(), decoder: generator.decoder, undefinedShare: Self.seconds > 0 ? 100 : 10)
             if Self.seconds > 0 { Self.report(forms) }
             return forms.forms.compactMap { generator.instance($0) }
         }
     }
 
-    @Test func `sequences of instructions do what they do on the CPU`() throws {
-        try run("sequence", seeds: 150) { generator in batch { SiliconSequence.make(&generator) } }
+    @Test(arguments: [true, false])
+    func `sequences of instructions do what they do on the CPU`(isLong: Bool) throws {
+        try run(isLong ? "sequence" : "32-bit sequence", seeds: 100, isLong: isLong) { generator in batch { SiliconSequence.make(&generator) } }
     }
 
     /// How many forms there are, and what is done with them.

@@ -57,6 +57,8 @@ package struct Decoder {
     }
 
     private func setModes(_ decoder: UnsafeMutablePointer<ZydisDecoder>, _ shown: InstructionSets) {
+        // Without MPX its opcodes are NOPs with any operands (SDM Vol. 2, appendix A).
+        ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, 0)
         ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_LZCNT, shown.hasLZCNT ? 1 : 0)
         ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_TZCNT, shown.hasTZCNT ? 1 : 0)
     }
