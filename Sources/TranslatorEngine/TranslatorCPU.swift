@@ -23,7 +23,9 @@ package final class TranslatorCPU: @unchecked Sendable {
     let cache: CodeCache
     let thunks: UnsafeMutablePointer<Thunks>
     let work: BlockWorkspace
-    var decoder = Decoder()
+    var decoder: Decoder
+    /// The instructions that CPUID shows.
+    let shown: InstructionSets
     /// An instruction that lies in two pages, put together.
     let straddleBuffer: UnsafeMutableRawPointer
     let hasBMI2: Bool
@@ -67,6 +69,8 @@ package final class TranslatorCPU: @unchecked Sendable {
             guardByteCount: MemoryMapping.standardGuard)
         context = contextMapping.base.bindMemory(to: Context.self, capacity: 1)
         context.initialize(to: Context())
+        shown = InstructionSets(policy.features)
+        decoder = Decoder(shown: shown)
         hasBMI2 = HostCPU.current.features.contains(.bmi2)
         hasAVX = HostCPU.current.features.contains(.avx)
         let code = try CodeMemory(byteCount: codeByteCount)

@@ -76,7 +76,7 @@ extension BlockBuilder {
 
         let touchesStackPointer = used & (1 << 4) != 0
         if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction)
-            && !isByteAlias(instruction) && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+            && !isByteAlias(instruction) && !isPlainScan(instruction) && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
         {
             needFlags(for: info)
             for index in 0..<Int(info.length) { code.byte(bytes[index]) }
@@ -305,6 +305,11 @@ extension BlockBuilder {
             && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode == 0x82
     }
 
+    /// BSF and BSR, where the host may have TZCNT and LZCNT: a prefix before them is not copied.
+    private func isPlainScan(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSF || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSR
+    }
+
     /// Writes the instruction anew with other registers and operand places; -1 keeps what the original has.
     private mutating func reencode(
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bytes: UnsafePointer<UInt8>, _ info: Instruction,
@@ -389,7 +394,7 @@ extension BlockBuilder {
             }
             if hasOperandSize { code.byte(0x66) }
             if hasLock { code.byte(0xF0) }
-            if repetition != 0 { code.byte(repetition) }
+            if repetition != 0 && (repetition != 0xF3 || !isPlainScan(instruction)) { code.byte(repetition) }
             let w = rexByte & 8
             if hasModRM {
                 regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | Int(rexByte & 4) << 1

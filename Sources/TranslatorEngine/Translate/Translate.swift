@@ -59,7 +59,7 @@ extension TranslatorCPU {
                 isOver = true
             } else {
                 if decoded.pointee.address_width == 32 && mode.codeSize == 0 { Self.correctNarrowAddress(decoded, operands) }
-                instruction = Classifier.classify(decoded, operands, mode: mode)
+                instruction = Classifier.classify(decoded, operands, mode: mode, shown: shown)
                 instruction.offset = offset
                 switch instruction.kind {
                 case .system:
