@@ -75,10 +75,14 @@ package struct Context {
     package var dr: [4 of UInt64] = .init(repeating: 0)
     package var dr6: UInt64 = 0
     package var dr7: UInt64 = 0
+    /// Conditions, in DR6's places, whose #DB is yet to be delivered.
+    package var pendingDebug: UInt64 = 0
     package var xcr0: UInt64 = 1
     package var msr = ModelSpecificRegisters()
     /// No interrupt before the next instruction has run (after STI, MOV SS, POP SS).
     package var interruptShadow = false
+    /// The shadow is that of MOV SS or POP SS, which holds debug exceptions back too.
+    package var stackShadow = false
     package var nmiBlocked = false
     package var nmiPending = false
     package var isHalted = false

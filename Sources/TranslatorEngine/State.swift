@@ -30,7 +30,9 @@ extension TranslatorCPU {
         state.dr7 = c.dr7
         state.xcr0 = c.xcr0
         state.msr = c.msr
+        state.pendingDebug = c.pendingDebug
         state.interruptShadow = c.interruptShadow
+        state.stackShadow = c.stackShadow
         state.nmiBlocked = c.nmiBlocked
         state.nmiPending = c.nmiPending
         state.isHalted = c.isHalted
@@ -71,7 +73,9 @@ extension TranslatorCPU {
         context.pointee.dr7 = state.dr7
         context.pointee.xcr0 = state.xcr0
         context.pointee.msr = state.msr
+        context.pointee.pendingDebug = state.pendingDebug
         context.pointee.interruptShadow = state.interruptShadow
+        context.pointee.stackShadow = state.stackShadow
         context.pointee.nmiBlocked = state.nmiBlocked
         context.pointee.nmiPending = state.nmiPending
         context.pointee.isHalted = state.isHalted
@@ -85,7 +89,7 @@ extension TranslatorCPU {
         // Memory may be another machine's: nothing that was derived from it holds.
         flushTLB(global: true)
         flushCode()
-        modeChanged()
+        debugChanged()
         interruptWaiting = true
     }
 }
