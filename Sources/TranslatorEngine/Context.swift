@@ -176,6 +176,7 @@ package struct GuestException: Error, Hashable {
     package static let divideError = GuestException(vector: 0)
     package static let invalidOpcode = GuestException(vector: 6)
     package static let deviceNotAvailable = GuestException(vector: 7)
+    package static let alignmentCheck = GuestException(vector: 17, errorCode: 0)
     package static func generalProtection(_ code: UInt32 = 0) -> Self { .init(vector: 13, errorCode: code) }
     package static func stackFault(_ code: UInt32 = 0) -> Self { .init(vector: 12, errorCode: code) }
     package static func segmentNotPresent(_ code: UInt32) -> Self { .init(vector: 11, errorCode: code) }

@@ -134,6 +134,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         var value: UInt64
         if c.pointee.privilegeLevel == 3 {
             value = UInt64(TLB.Table.user.rawValue)
+            if c.pointee.cr0 & CR0.am != 0 && c.pointee.systemFlags & RFLAGS.ac != 0 { value |= BlockMode.alignmentCheck }
         } else if c.pointee.systemFlags & (1 << 18) != 0 && c.pointee.cr4 & (1 << 21) != 0 {
             value = UInt64(TLB.Table.supervisorAC.rawValue)
         } else {

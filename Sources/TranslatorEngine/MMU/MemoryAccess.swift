@@ -51,6 +51,9 @@ extension TranslatorCPU {
             if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !isCanonical(linear) {
                 throw beforePaging(linear, descriptor) ?? .stackFault()
             }
+            if mode.has(BlockMode.alignmentCheck) {
+                try checkAlignment(linear, Access.alignment(size: size, descriptor.access))
+            }
             if Int(linear & 0xFFF) + size <= 4096 {
                 let part = try resolve(linear, count: size, writes: writes, table: mode.table)
                 if debugHits != 0 && !runsAlone { return leaveToRunAlone() }
@@ -73,6 +76,13 @@ extension TranslatorCPU {
             pendingException = error.vector == 14 ? beforePaging(linear, descriptor) ?? error : error
             return leaveForFault()
         }
+    }
+
+    /// #AC comes before a page fault, but not before the fault of an address that is not canonical.
+    private func checkAlignment(_ linear: UInt64, _ alignment: Int) throws(GuestException) {
+        if Int(truncatingIfNeeded: linear) & (alignment - 1) == 0 { return }
+        if context.pointee.isLongMode && !isCanonical(linear) { throw .generalProtection() }
+        throw .alignmentCheck
     }
 
     /// The fault that comes before a page fault on the same instruction (SDM Vol. 3, table 6-2).

@@ -33,6 +33,7 @@ extension TranslatorCPU {
         _ = try linear(i.segment, baseOffset, UInt64(size), write: true)
         var image: [10 of UInt8] = .init(repeating: 0)
         let start = try linear(i.segment, address, 2, write: true)
+        try requireAlignment(start, 4)
         try withUnsafeMutableBytes(of: &image) { (raw) throws(GuestException) in
             raw.storeBytes(of: table.limit.littleEndian, as: UInt16.self)
             raw.storeBytes(of: table.base.littleEndian, toByteOffset: 2, as: UInt64.self)

@@ -38,6 +38,7 @@ extension TranslatorCPU {
         var pointer = context.pointee.gpr[4]
         if is64Bit && size == 8 {
             guard Self.isCanonical(pointer), Self.isCanonical(pointer &+ 39) else { throw .stackFault() }
+            try requireAlignment(pointer, 8)
             try withUnsafeMutableBytes(of: &frame) { (raw) throws(GuestException) in
                 try self.load(pointer, into: raw, user: level == 3)
             }

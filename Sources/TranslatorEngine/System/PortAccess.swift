@@ -70,6 +70,7 @@ extension TranslatorCPU {
         return try repeatString(i) { (cpu) throws(GuestException) in
             let offset = cpu.register(7) & Self.mask(i.addressSize)
             let address = try cpu.linear(SegmentNumber.es, offset, UInt64(i.operandSize), write: true)
+            try cpu.requireAlignment(address, UInt64(i.operandSize))
             try cpu.probeWrite(address, size: i.operandSize)
             let value = UInt64(cpu.ports.read(port, cpu.width(i.operandSize)))
             try cpu.store(address, value, byteCount: Int(i.operandSize), user: cpu.isUser)

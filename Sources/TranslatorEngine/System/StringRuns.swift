@@ -11,7 +11,7 @@ extension TranslatorCPU {
     func stringRun(_ i: SystemInstruction) throws(GuestException) -> Bool {
         guard i.kind == .movs || i.kind == .stos, i.addressSize == 8, i.options.contains(.rep),
             context.pointee.systemFlags & (RFLAGS.df | RFLAGS.tf) == 0, context.pointee.is64Bit,
-            !breakpoints.watchesData,
+            !breakpoints.watchesData, !mode.has(BlockMode.alignmentCheck),
             i.kind == .stos || (i.segment != SegmentNumber.fs && i.segment != SegmentNumber.gs)
         else { return false }
         let size = Int(i.operandSize)
