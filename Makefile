@@ -62,9 +62,16 @@ $(GUESTS)/guest-test: $(wildcard Guests/test/*.c Guests/test/*.h) | setup
 	@mkdir -p $(GUESTS)
 	gcc $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
 
-$(GUESTS)/guest-bench: Guests/bench.c | setup
+$(GUESTS)/guest-bench: $(wildcard Guests/bench/*.c Guests/bench/*.h) | setup
 	@mkdir -p $(GUESTS)
-	gcc $(GUEST_CFLAGS) -O2 -o $@ $< -lm
+	gcc $(GUEST_CFLAGS) -O2 -pthread -o $@ $(filter %.c,$^)
+
+# The benchmark's long jobs, and the initramfs with them: the kernel unpacks one archive after the other.
+$(GUESTS)/jobs.cpio: Guests/make-jobs | setup
+	@Guests/make-jobs $(GUESTS)/jobs
+
+$(GUESTS)/initramfs-jobs.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/jobs.cpio
+	@cat $^ >$@
 
 # Without a terminal nobody could leave the shell: the guest then shows what runs and powers itself off.
 run: build guests
@@ -80,7 +87,7 @@ SECONDS_TO_RUN ?= 60
 fuzz: setup
 	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter SiliconTests
 
-bench: build guests
+bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	$(call need,$(BENCH_PACKAGES))
 	Benchmarks/run
 

@@ -84,7 +84,6 @@ package struct Context {
     /// The shadow is that of MOV SS or POP SS, which holds debug exceptions back too.
     package var stackShadow = false
     package var nmiBlocked = false
-    package var nmiPending = false
     package var isHalted = false
 
     // MARK: For the signal handler
@@ -98,6 +97,9 @@ package struct Context {
     package var faultAddress: UInt64 = 0
     package var faultFlags: UInt64 = 0
     package var faultTrap: Int64 = 0
+    /// Page faults of the host in translated code. There is no way to one but through a mistake of the translator's (or
+    /// a host that cannot back the guest's RAM): tests look that there is none.
+    package var hostPageFaults: UInt64 = 0
 
     package init() {}
 

@@ -76,6 +76,7 @@ extension TranslatorCPU: VirtualCPU {
             jumpMask.pointee.store(0, ordering: .sequentiallyConsistent)
         }
         interruptWaiting = true
+        if deviceWrites.areWaiting { takeDeviceWrites() }
         return stopFlag.exchange(false, ordering: .sequentiallyConsistent)
     }
 
@@ -118,7 +119,7 @@ extension TranslatorCPU: VirtualCPU {
         var index = cache.find(page.physical + (linear & 0xFFF), mode)
         if index != 0 && cache.blocks[index].secondPage >= 0 {
             // The instruction's other half may be elsewhere than when the block was made.
-            let second = try codePage((linear & ~0xFFF) &+ 4096)
+            let second = try codePage(((linear & ~0xFFF) &+ 4096) & linearMask)
             if second.ramOffset >> 12 != cache.blocks[index].secondPage {
                 cache.remove(index)
                 index = 0
@@ -239,8 +240,9 @@ extension TranslatorCPU: VirtualCPU {
             context.pointee.exitReason = cache.memory.executableBase + UInt64(thunks.pointee.faultDescriptor)
             return false
         }
+        // What the instruction asked for from outside (an interrupt of a device that it wrote to) is seen behind it.
         if context.pointee.rip == start &+ UInt64(instruction.pointee.length) && !codeChanged && mode == modeBefore
-            && debugHits == 0
+            && debugHits == 0 && interruptRequest.pointee.load(ordering: .relaxed) == 0
         {
             return true
         }

@@ -1,3 +1,4 @@
+import Synchronization
 package import VMM
 
 /// Architectural state in the form that both engines share.
@@ -34,7 +35,7 @@ extension TranslatorCPU {
         state.interruptShadow = c.interruptShadow
         state.stackShadow = c.stackShadow
         state.nmiBlocked = c.nmiBlocked
-        state.nmiPending = c.nmiPending
+        state.nmiPending = nmiFlag.load(ordering: .sequentiallyConsistent)
         state.isHalted = c.isHalted
         let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
         defer { area.deallocate() }
@@ -77,7 +78,7 @@ extension TranslatorCPU {
         context.pointee.interruptShadow = state.interruptShadow
         context.pointee.stackShadow = state.stackShadow
         context.pointee.nmiBlocked = state.nmiBlocked
-        context.pointee.nmiPending = state.nmiPending
+        nmiFlag.store(state.nmiPending, ordering: .sequentiallyConsistent)
         context.pointee.isHalted = state.isHalted
         let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
         defer { area.deallocate() }

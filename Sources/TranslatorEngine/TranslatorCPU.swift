@@ -34,6 +34,7 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// The mode under which each jump cache was filled.
     var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
     let tlb: TLBState
+    let deviceWrites = DeviceWrites()
 
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
     var pendingException: GuestException?
@@ -73,7 +74,8 @@ package final class TranslatorCPU: @unchecked Sendable {
         policy = wiring.policy
         clock = wiring.clock
         contextMapping = try MemoryMapping(
-            byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+            byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS,
+            guardByteCount: MemoryMapping.standardGuard)
         context = contextMapping.base.bindMemory(to: Context.self, capacity: 1)
         context.initialize(to: Context())
         hasBMI2 = HostCPU.current.features.contains(.bmi2)
@@ -104,6 +106,11 @@ package final class TranslatorCPU: @unchecked Sendable {
         context.pointee.signalExit = base + UInt64(thunks.pointee.exitSignal)
         context.pointee.signalReason = base + UInt64(thunks.pointee.signalDescriptor)
         modeChanged()
+        memory.onWatchedWrite { [weak self] range in
+            guard let self else { return }
+            deviceWrites.add(range)
+            requestAttention()
+        }
     }
 
     deinit {

@@ -58,7 +58,6 @@ extension TranslatorCPU {
 
     /// Delivers a non-maskable interrupt and blocks further ones until IRET.
     package func deliverNMI() throws(TripleFault) {
-        context.pointee.nmiPending = false
         context.pointee.nmiBlocked = true
         try deliverInterrupt(vector: 2)
     }
