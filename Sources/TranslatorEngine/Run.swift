@@ -15,8 +15,16 @@ extension TranslatorCPU: VirtualCPU {
         defer { leaveHost() }
         do throws(TripleFault) {
             while true {
+                if debugHits != 0 {
+                    context.pointee.pendingDebug |= debugHits
+                    debugHits = 0
+                }
                 if interruptRequest.pointee.load(ordering: .relaxed) != 0 {
                     if takeRequests() { return .stopped }
+                }
+                // Traps of the instruction before come ahead of interrupts (SDM Vol. 3, table 6-2).
+                if context.pointee.pendingDebug != 0 && !context.pointee.stackShadow {
+                    try deliverDebug(context.pointee.pendingDebug)
                 }
                 var limit = BlockWorkspace.instructionLimit
                 if context.pointee.isHalted || interruptWaiting || nmiFlag.load(ordering: .relaxed) {
@@ -25,7 +33,9 @@ extension TranslatorCPU: VirtualCPU {
                         return .halt(interruptsEnabled: context.pointee.systemFlags & RFLAGS.if != 0)
                     }
                 }
+                followsStackLoad = context.pointee.stackShadow
                 context.pointee.interruptShadow = false
+                context.pointee.stackShadow = false
                 if mode.rawValue & (BlockMode.segmented | BlockMode.smallStack) != 0 || mode.codeSize == 2 {
                     if context.pointee.privilegeLevel == 3 {
                         // A program may not end the machine: it gets what a forbidden segment gets.
@@ -37,10 +47,10 @@ extension TranslatorCPU: VirtualCPU {
                         "the translator runs 64-bit code and flat 32-bit code only; the guest is in \(modeName) "
                             + "with other segments at rip 0x\(String(context.pointee.rip, radix: 16))")
                 }
-                if context.pointee.systemFlags & RFLAGS.tf != 0 {
-                    try singleStep(enter)
-                    continue
-                }
+                let isDebugging =
+                    context.pointee.systemFlags & (RFLAGS.tf | RFLAGS.rf) | context.pointee.pendingDebug
+                    | mode.rawValue & BlockMode.breakpoints
+                if isDebugging != 0, try runCarefully(afterStackLoad: followsStackLoad, enter) { continue }
                 do throws(GuestException) {
                     let entry =
                         limit == 1 ? try isolatedEntry() : try self.entry(at: context.pointee.rip, linkFrom: nil)
@@ -96,32 +106,6 @@ extension TranslatorCPU: VirtualCPU {
         modeChanged()
     }
 
-    /// One instruction under RFLAGS.TF, and the trap behind it (SDM Vol. 3, 17.3.1.4). Instructions that enter a
-    /// handler have cleared TF and are not followed by a trap.
-    private func singleStep(_ enter: @convention(c) (UnsafeMutableRawPointer, UInt64) -> Void) throws(TripleFault) {
-        do throws(GuestException) {
-            let entry = try isolatedEntry()
-            let entersHandler = stepEntersHandler
-            enter(context, entry)
-            try leave(entry, isolated: true)
-            if entersHandler { return }
-            context.pointee.dr6 |= 1 << 14
-            throw GuestException(vector: 1)
-        } catch {
-            try deliver(error)
-            modeChanged()
-        }
-    }
-
-    /// Whether the instruction just decoded is INT n or a fast system call.
-    private var stepEntersHandler: Bool {
-        guard work.instructions.pointee.kind == .system else { return false }
-        switch systemPool.entries[work.instructions.pointee.system].kind {
-        case .int, .int3, .int1, .into, .syscall, .sysenter: return true
-        default: return false
-        }
-    }
-
     // MARK: Entering
 
     /// The host address of the code at a linear address, translated if need be, and `ripPage` set for it.
@@ -131,6 +115,7 @@ extension TranslatorCPU: VirtualCPU {
     ) throws(GuestException) -> UInt64 {
         let page = try codePage(linear)
         context.pointee.ripPage = linear & ~0xFFF
+        runsAlone = false
         var index = cache.find(page.physical + (linear & 0xFFF), mode)
         if index != 0 && cache.blocks[index].secondPage >= 0 {
             // The instruction's other half may be elsewhere than when the block was made.
@@ -156,11 +141,12 @@ extension TranslatorCPU: VirtualCPU {
     }
 
     /// One instruction, translated for this once.
-    private func isolatedEntry() throws(GuestException) -> UInt64 {
+    func isolatedEntry() throws(GuestException) -> UInt64 {
         let linear = context.pointee.rip
         let page = try codePage(linear)
         context.pointee.ripPage = linear & ~0xFFF
         let index = try translate(linear, page: page, mode: mode, limit: 1, isIsolated: true)
+        runsAlone = true
         return executable(Int(cache.blocks[index].savedEntry))
     }
 
@@ -170,8 +156,9 @@ extension TranslatorCPU: VirtualCPU {
 
     /// Acts on the descriptor that the exit thunk stored. Afterwards `rip` is where to go on.
     /// - Parameter isolated: come back after the block that was entered.
-    private func leave(_ entered: UInt64, isolated: Bool) throws(GuestException) {
+    func leave(_ entered: UInt64, isolated: Bool) throws(GuestException) {
         var next = entered
+        var isolated = isolated
         while true {
             let pointer = UnsafeRawPointer(bitPattern: UInt(context.pointee.exitReason)).unsafelyUnwrapped
             let descriptor = pointer.loadUnaligned(as: ExitDescriptor.self)
@@ -181,6 +168,7 @@ extension TranslatorCPU: VirtualCPU {
             case .chain:
                 let linear = context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))
                 context.pointee.rip = linear
+                if mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: Int(linear & 0xFFF)) { return }
                 let site = Int(UInt(bitPattern: pointer) - UInt(cache.memory.executableBase)) - 5
                 let inHost = descriptor.flagsInHost != 0
                 next = try entry(
@@ -195,6 +183,7 @@ extension TranslatorCPU: VirtualCPU {
                     requestAttention()
                 }
                 let linear = context.pointee.rip
+                if mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: Int(linear & 0xFFF)) { return }
                 next = try entry(at: linear, linkFrom: nil)
                 let isGlobal = tlb.codeSlot(linear).pointee.key & 4 != 0
                 tlb.addJump(table: mode.table, linear: linear, host: next, isGlobal: isGlobal)
@@ -207,8 +196,9 @@ extension TranslatorCPU: VirtualCPU {
                 throw GuestException(vector: descriptor.vector, errorCode: descriptor.vector == 13 ? 0 : nil)
             case .fault:
                 guard let exception = pendingException else {
-                    // The instruction writes into its own block: alone it is a block that nobody finds.
+                    // The instruction writes into its own block, or hits a breakpoint: it runs alone.
                     next = try isolatedEntry()
+                    isolated = true
                     break
                 }
                 throw exception
@@ -252,7 +242,7 @@ extension TranslatorCPU: VirtualCPU {
         }
         // What the instruction asked for from outside (an interrupt of a device that it wrote to) is seen behind it.
         if context.pointee.rip == start &+ UInt64(instruction.pointee.length) && !codeChanged && mode == modeBefore
-            && interruptRequest.pointee.load(ordering: .relaxed) == 0
+            && debugHits == 0 && interruptRequest.pointee.load(ordering: .relaxed) == 0
         {
             return true
         }

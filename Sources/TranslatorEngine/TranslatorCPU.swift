@@ -41,6 +41,17 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
     var pendingException: GuestException?
     var bounce = BounceState()
+    var breakpoints = Breakpoints()
+    /// Where the blocks made under `BlockMode.breakpoints` end.
+    var cutOffsets: UInt64 = 0
+    /// Data and port breakpoints that the instruction at hand has hit, and its single step, in DR6's places.
+    var debugHits: UInt64 = 0
+    /// The block that runs is one instruction that nobody finds.
+    var runsAlone = false
+    /// An instruction since the flag was last cleared entered a handler, or saw to its single step itself.
+    var skipsStep = false
+    /// The instruction at hand follows a load of SS.
+    var followsStackLoad = false
     /// While a block is made: bytes of its page that were looked at for the flags they read.
     var scanned = 0..<0
     /// Blocks were removed since the flag was last cleared.
@@ -86,6 +97,8 @@ package final class TranslatorCPU: @unchecked Sendable {
         memset(xsaveArea, 0, 4096)
         x87Image = .allocate(byteCount: 1024, alignment: 64)
         memset(x87Image, 0, 1024)
+        // FCW as FNINIT leaves it.
+        x87Image.storeBytes(of: 0x37F, as: UInt16.self)
         systemPool = SystemPool()
         tlb = TLBState(
             base: contextMapping.base, neverHit: code.executableBase + UInt64(thunks.pointee.neverHit))
@@ -132,6 +145,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         var value: UInt64
         if c.pointee.privilegeLevel == 3 {
             value = UInt64(TLB.Table.user.rawValue)
+            if c.pointee.cr0 & CR0.am != 0 && c.pointee.systemFlags & RFLAGS.ac != 0 { value |= BlockMode.alignmentCheck }
         } else if c.pointee.systemFlags & (1 << 18) != 0 && c.pointee.cr4 & (1 << 21) != 0 {
             value = UInt64(TLB.Table.supervisorAC.rawValue)
         } else {
@@ -147,6 +161,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         if c.pointee.cr0 & 0xC != 0 { value |= BlockMode.fpuTrap }
         if c.pointee.cr4 & (1 << 9) == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
+        if breakpoints.stopsCode { value |= BlockMode.breakpoints }
         mode = BlockMode(rawValue: value)
         let table = mode.table
         if jumpCacheMode[table] != value {

@@ -24,7 +24,7 @@ extension TranslatorCPU {
         work.bytes.update(from: page.host + start, count: min(4096 - start, BlockWorkspace.byteLimit))
         scanned = start..<start
         while count < limit && !isOver {
-            if offset >= 4096 { break }
+            if offset >= 4096 || count > 0 && mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: offset) { break }
             let decoded = work.decoded + count
             let operands = work.operands + count * Decoder.operandLimit
             var available = 4096 - offset
