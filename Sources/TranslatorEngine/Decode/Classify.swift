@@ -184,13 +184,16 @@ enum Classifier {
         case ZYDIS_ISA_EXT_AVX, ZYDIS_ISA_EXT_AVX2, ZYDIS_ISA_EXT_AVX2GATHER, ZYDIS_ISA_EXT_AVXAES, ZYDIS_ISA_EXT_F16C, ZYDIS_ISA_EXT_FMA,
             ZYDIS_ISA_EXT_VAES, ZYDIS_ISA_EXT_VPCLMULQDQ:
             isVector = true
-        case ZYDIS_ISA_EXT_RTM, ZYDIS_ISA_EXT_MPX, ZYDIS_ISA_EXT_XOP, ZYDIS_ISA_EXT_FMA4, ZYDIS_ISA_EXT_TBM,
-            ZYDIS_ISA_EXT_SSE4A, ZYDIS_ISA_EXT_AMD3DNOW, ZYDIS_ISA_EXT_CET, ZYDIS_ISA_EXT_AVX512VEX,
-            ZYDIS_ISA_EXT_AVX_VNNI, ZYDIS_ISA_EXT_GFNI, ZYDIS_ISA_EXT_MOVDIR, ZYDIS_ISA_EXT_ENQCMD,
-            ZYDIS_ISA_EXT_AMX_TILE, ZYDIS_ISA_EXT_AMX_INT8, ZYDIS_ISA_EXT_AMX_BF16, ZYDIS_ISA_EXT_CLZERO, ZYDIS_ISA_EXT_WAITPKG, ZYDIS_ISA_EXT_SERIALIZE, ZYDIS_ISA_EXT_PADLOCK:
+        case ZYDIS_ISA_EXT_LONGMODE, ZYDIS_ISA_EXT_MMX, ZYDIS_ISA_EXT_SSE, ZYDIS_ISA_EXT_SSE2, ZYDIS_ISA_EXT_SSE3,
+            ZYDIS_ISA_EXT_SSSE3, ZYDIS_ISA_EXT_SSE4, ZYDIS_ISA_EXT_AES, ZYDIS_ISA_EXT_PCLMULQDQ, ZYDIS_ISA_EXT_SHA,
+            ZYDIS_ISA_EXT_BMI1, ZYDIS_ISA_EXT_BMI2, ZYDIS_ISA_EXT_LZCNT, ZYDIS_ISA_EXT_MOVBE, ZYDIS_ISA_EXT_ADOX_ADCX,
+            ZYDIS_ISA_EXT_PAUSE, ZYDIS_ISA_EXT_RDRAND, ZYDIS_ISA_EXT_RDSEED, ZYDIS_ISA_EXT_AMD3DNOW_PREFETCH:
+            break
+        default:
+            // Whatever else the decoder knows (keys, transactions, tiles, what never was on this CPU) is not copied: not
+            // known to be harmless.
             raise(6, &result)
             return
-        default: break
         }
         if !isVector && usesControl(decoded.pointee.mnemonic) { isVector = true }
         if isVector {
