@@ -31,7 +31,9 @@ extension TranslatorCPU {
         state.dr7 = c.dr7
         state.xcr0 = c.xcr0
         state.msr = c.msr
+        state.pendingDebug = c.pendingDebug
         state.interruptShadow = c.interruptShadow
+        state.stackShadow = c.stackShadow
         state.nmiBlocked = c.nmiBlocked
         state.nmiPending = nmiFlag.load(ordering: .sequentiallyConsistent)
         state.isHalted = c.isHalted
@@ -72,7 +74,9 @@ extension TranslatorCPU {
         context.pointee.dr7 = state.dr7
         context.pointee.xcr0 = state.xcr0
         context.pointee.msr = state.msr
+        context.pointee.pendingDebug = state.pendingDebug
         context.pointee.interruptShadow = state.interruptShadow
+        context.pointee.stackShadow = state.stackShadow
         context.pointee.nmiBlocked = state.nmiBlocked
         nmiFlag.store(state.nmiPending, ordering: .sequentiallyConsistent)
         context.pointee.isHalted = state.isHalted
@@ -86,7 +90,7 @@ extension TranslatorCPU {
         // Memory may be another machine's: nothing that was derived from it holds.
         flushTLB(global: true)
         flushCode()
-        modeChanged()
+        debugChanged()
         interruptWaiting = true
     }
 }

@@ -24,7 +24,7 @@ extension TranslatorCPU {
         work.bytes.update(from: page.host + start, count: min(4096 - start, BlockWorkspace.byteLimit))
         scanned = start..<start
         while count < limit && !isOver {
-            if offset >= 4096 { break }
+            if offset >= 4096 || count > 0 && mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: offset) { break }
             let decoded = work.decoded + count
             let operands = work.operands + count * Decoder.operandLimit
             var available = 4096 - offset
@@ -40,7 +40,7 @@ extension TranslatorCPU {
                         fallThroughStraddles = true
                         break
                     }
-                    let next = try codePage(((linear & ~0xFFF) &+ 4096) & linearMask)
+                    let next = try nextCodePage(linear)
                     memory.setWatched(page: next.ramOffset >> 12, true)
                     straddleBuffer.copyMemory(from: bytes, byteCount: available)
                     (straddleBuffer + available).copyMemory(from: next.host, byteCount: 16)
@@ -59,7 +59,7 @@ extension TranslatorCPU {
                 isOver = true
             } else {
                 if decoded.pointee.address_width == 32 && mode.codeSize == 0 { Self.correctNarrowAddress(decoded, operands) }
-                instruction = Classifier.classify(decoded, operands, mode: mode)
+                instruction = Classifier.classify(decoded, operands, mode: mode, shown: shown)
                 instruction.offset = offset
                 switch instruction.kind {
                 case .system:
@@ -136,7 +136,9 @@ extension TranslatorCPU {
         switch last.kind {
         case .call, .jump, .conditional, .counted:
             taken = end &+ Int(truncatingIfNeeded: lastOperands.pointee.imm.value.s)
-            liveTaken = liveFlags(at: taken, page: page, mode: mode)
+            if BlockBuilder.isPlainTarget(mode, operandWidth: work.decoded[count - 1].operand_width) {
+                liveTaken = liveFlags(at: taken, page: page, mode: mode)
+            }
             if last.kind == .conditional || last.kind == .counted {
                 liveFallThrough = liveFlags(at: end, page: page, mode: mode)
             }
@@ -172,6 +174,8 @@ extension TranslatorCPU {
             builder.here = instruction.offset
             builder.next = instruction.offset + Int(instruction.length)
             builder.live = instruction.flagsLive
+            builder.operandWidth = decoded.pointee.operand_width
+            builder.addressWidth = decoded.pointee.address_width
             if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
             cache.map[mapStart + index] = MapEntry(
                 host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
@@ -180,6 +184,10 @@ extension TranslatorCPU {
             let bytes = instruction.offset + Int(instruction.length) > 4096
                 ? UnsafePointer(straddleBuffer.assumingMemoryBound(to: UInt8.self)) : UnsafePointer(source + instruction.offset)
             switch instruction.kind {
+            case let kind where BlockBuilder.needsBranchCheck(kind, decoded, mode):
+                builder.branch(
+                    instruction.kind, decoded, operands, taken: taken, fallThrough: end, liveTaken: liveTaken,
+                    liveFallThrough: liveFallThrough)
             case .generic: builder.generic(decoded, operands, bytes: bytes, info: instruction)
             case .nothing: break
             case .lea: builder.lea(decoded, operands)
