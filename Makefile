@@ -100,7 +100,7 @@ test: build guests
 # Random instructions on the CPU and on the translator, with new seeds, for so many seconds.
 SECONDS_TO_RUN ?= 60
 fuzz: setup
-	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter SiliconTests
+	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests"
 
 bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	$(call need,$(BENCH_PACKAGES))
