@@ -12,7 +12,8 @@ package struct Context {
     package var gpr: [16 of UInt64] = .init(repeating: 0)
     /// Guest instruction pointer; exact in Swift helpers, stale in translated code.
     package var rip: UInt64 = 0
-    /// Linear address of the guest page that the running block lies in.
+    /// What added to an offset in the page that the running block lies in gives the instruction pointer: the page's
+    /// linear address less the base of CS.
     package var ripPage: UInt64 = 0
     /// Arithmetic flags as LAHF and SETO leave them: AH = SF ZF AF PF CF, AL = OF.
     package var lahf: UInt64 = 0x0200
@@ -53,6 +54,16 @@ package struct Context {
     /// 1: INTR was seen while interrupts were off, or may be asserted: look when they are on again.
     package var interruptWaiting: UInt32 = 0
     package var padding3: UInt32 = 0
+
+    // MARK: Segments as generated code checks them outside of 64-bit code (`updateSegments` keeps them)
+
+    /// Added to an instruction pointer gives its linear address; 0 in 64-bit code.
+    package var csBase: UInt64 = 0
+    /// The last instruction pointer that a branch may lead to.
+    package var csLimit: UInt64 = ~0
+    /// The highest `ripPage` with which a whole page lies in CS; less than 0 when none does.
+    package var csPageLimit: Int64 = .max
+    package var segments: [6 of SegmentView] = .init(repeating: SegmentView())
 
     // MARK: Swift only
 
@@ -146,6 +157,10 @@ package enum ContextOffset {
     package static let systemFlags = 1032
     package static let interruptWaiting = 1040
     // Behind the fixed part: the compiler's own numbers.
+    package static let csBase = MemoryLayout<Context>.offset(of: \.csBase).unsafelyUnwrapped
+    package static let csLimit = MemoryLayout<Context>.offset(of: \.csLimit).unsafelyUnwrapped
+    package static let csPageLimit = MemoryLayout<Context>.offset(of: \.csPageLimit).unsafelyUnwrapped
+    package static let segments = MemoryLayout<Context>.offset(of: \.segments).unsafelyUnwrapped
     package static let selectors = MemoryLayout<Context>.offset(of: \.es).unsafelyUnwrapped
     package static let kernelGSBase = msr(\.kernelGSBase)
     package static let tscOffset = msr(\.tscOffset)

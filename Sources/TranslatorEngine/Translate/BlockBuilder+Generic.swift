@@ -76,7 +76,8 @@ extension BlockBuilder {
 
         let touchesStackPointer = used & (1 << 4) != 0
         if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction)
-            && !isByteAlias(instruction) && !isPlainScan(instruction) && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+            && !isByteAlias(instruction) && !isPlainScan(instruction) && mode.codeSize != 2
+            && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
         {
             needFlags(for: info)
             for index in 0..<Int(info.length) { code.byte(bytes[index]) }
@@ -371,11 +372,16 @@ extension BlockBuilder {
         } else {
             // Prefixes that mean something to the copy: operand size, lock, and what F2 and F3 say.
             if case .context = place { code.byte(0x65) }
+            // In 16-bit code the prefix means the other size.
+            let isTurned = mode.codeSize == 2 && takesOperandSize(instruction)
+            if isTurned && instruction.pointee.operand_width == 16 { code.byte(0x66) }
             var position = 0
             var rexByte: UInt8 = 0
             while position < length {
                 let prefix = bytes[position]
-                if prefix == 0x66 || prefix == 0xF0 || prefix == 0xF2 || prefix == 0xF3 {
+                if prefix == 0x66 && isTurned {
+                    rexByte = 0
+                } else if prefix == 0x66 || prefix == 0xF0 || prefix == 0xF2 || prefix == 0xF3 {
                     if prefix != 0xF3 || !isPlainScan(instruction) { code.byte(prefix) }
                     rexByte = 0
                 } else if mode.codeSize == 0 && prefix & 0xF0 == 0x40 {
