@@ -38,6 +38,8 @@ package enum Access {
     package static let aligned: UInt8 = 8
     /// Of an x87 instruction: an exception that is pending there comes before a page fault.
     package static let x87: UInt8 = 16
+    /// Outside of 64-bit code: not through a segment that was checked, so an access that passes 4 GB passes the limit.
+    package static let flat: UInt8 = 32
 }
 
 /// What a memory access tells its slow path: stored in the code behind the call.

@@ -64,8 +64,9 @@ extension TranslatorCPU {
             }
             let inFirst = 4096 - Int(linear & 0xFFF)
             // Addresses are checked before pages are.
-            if context.pointee.isLongMode && !isCanonical(linear &+ UInt64(size - 1)) {
-                throw descriptor.access & Access.stack != 0 ? .stackFault() : .generalProtection()
+            let last = linear &+ UInt64(size - 1)
+            if context.pointee.isLongMode && !isCanonical(last) || descriptor.access & Access.flat != 0 && last > 0xFFFF_FFFF {
+                throw beforePaging(linear, descriptor) ?? (descriptor.access & Access.stack != 0 ? .stackFault() : .generalProtection())
             }
             let first = try resolve(linear, count: inFirst, writes: writes, table: mode.table)
             let second = try resolve(
