@@ -86,12 +86,15 @@ package struct Context {
     package var dr: [4 of UInt64] = .init(repeating: 0)
     package var dr6: UInt64 = 0
     package var dr7: UInt64 = 0
+    /// Conditions, in DR6's places, whose #DB is yet to be delivered.
+    package var pendingDebug: UInt64 = 0
     package var xcr0: UInt64 = 1
     package var msr = ModelSpecificRegisters()
     /// No interrupt before the next instruction has run (after STI, MOV SS, POP SS).
     package var interruptShadow = false
+    /// The shadow is that of MOV SS or POP SS, which holds debug exceptions back too.
+    package var stackShadow = false
     package var nmiBlocked = false
-    package var nmiPending = false
     package var isHalted = false
 
     // MARK: For the signal handler
@@ -105,6 +108,9 @@ package struct Context {
     package var faultAddress: UInt64 = 0
     package var faultFlags: UInt64 = 0
     package var faultTrap: Int64 = 0
+    /// Page faults of the host in translated code. There is no way to one but through a mistake of the translator's (or
+    /// a host that cannot back the guest's RAM): tests look that there is none.
+    package var hostPageFaults: UInt64 = 0
 
     package init() {}
 
@@ -187,6 +193,7 @@ package struct GuestException: Error, Hashable {
     package static let divideError = GuestException(vector: 0)
     package static let invalidOpcode = GuestException(vector: 6)
     package static let deviceNotAvailable = GuestException(vector: 7)
+    package static let alignmentCheck = GuestException(vector: 17, errorCode: 0)
     package static func generalProtection(_ code: UInt32 = 0) -> Self { .init(vector: 13, errorCode: code) }
     package static func stackFault(_ code: UInt32 = 0) -> Self { .init(vector: 12, errorCode: code) }
     package static func segmentNotPresent(_ code: UInt32) -> Self { .init(vector: 11, errorCode: code) }

@@ -36,10 +36,22 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// The mode under which each jump cache was filled.
     var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
     let tlb: TLBState
+    let deviceWrites = DeviceWrites()
 
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
     var pendingException: GuestException?
     var bounce = BounceState()
+    var breakpoints = Breakpoints()
+    /// Where the blocks made under `BlockMode.breakpoints` end.
+    var cutOffsets: UInt64 = 0
+    /// Data and port breakpoints that the instruction at hand has hit, and its single step, in DR6's places.
+    var debugHits: UInt64 = 0
+    /// The block that runs is one instruction that nobody finds.
+    var runsAlone = false
+    /// An instruction since the flag was last cleared entered a handler, or saw to its single step itself.
+    var skipsStep = false
+    /// The instruction at hand follows a load of SS.
+    var followsStackLoad = false
     /// While a block is made: bytes of its page that were looked at for the flags they read.
     var scanned = 0..<0
     /// Whether jumps may lead to the block last found without another look at it, in segmented code.
@@ -66,7 +78,8 @@ package final class TranslatorCPU: @unchecked Sendable {
         policy = wiring.policy
         clock = wiring.clock
         contextMapping = try MemoryMapping(
-            byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+            byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS,
+            guardByteCount: MemoryMapping.standardGuard)
         context = contextMapping.base.bindMemory(to: Context.self, capacity: 1)
         context.initialize(to: Context())
         shown = InstructionSets(policy.features)
@@ -86,6 +99,8 @@ package final class TranslatorCPU: @unchecked Sendable {
         memset(xsaveArea, 0, 4096)
         x87Image = .allocate(byteCount: 1024, alignment: 64)
         memset(x87Image, 0, 1024)
+        // FCW as FNINIT leaves it.
+        x87Image.storeBytes(of: 0x37F, as: UInt16.self)
         systemPool = SystemPool()
         tlb = TLBState(
             base: contextMapping.base, neverHit: code.executableBase + UInt64(thunks.pointee.neverHit))
@@ -97,6 +112,11 @@ package final class TranslatorCPU: @unchecked Sendable {
         context.pointee.signalExit = base + UInt64(thunks.pointee.exitSignal)
         context.pointee.signalReason = base + UInt64(thunks.pointee.signalDescriptor)
         modeChanged()
+        memory.onWatchedWrite { [weak self] range in
+            guard let self else { return }
+            deviceWrites.add(range)
+            requestAttention()
+        }
     }
 
     deinit {
@@ -127,6 +147,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         var value: UInt64
         if c.pointee.privilegeLevel == 3 {
             value = UInt64(TLB.Table.user.rawValue)
+            if c.pointee.cr0 & CR0.am != 0 && c.pointee.systemFlags & RFLAGS.ac != 0 { value |= BlockMode.alignmentCheck }
         } else if c.pointee.systemFlags & (1 << 18) != 0 && c.pointee.cr4 & (1 << 21) != 0 {
             value = UInt64(TLB.Table.supervisorAC.rawValue)
         } else {
@@ -143,6 +164,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         if c.pointee.cr0 & 0xC != 0 { value |= BlockMode.fpuTrap }
         if c.pointee.cr4 & (1 << 9) == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
+        if breakpoints.stopsCode { value |= BlockMode.breakpoints }
         mode = BlockMode(rawValue: value)
         let table = mode.table
         if jumpCacheMode[table] != value {

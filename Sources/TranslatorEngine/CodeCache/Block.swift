@@ -19,6 +19,10 @@ package struct BlockMode: Hashable {
     package static let outerRing: UInt64 = 1 << 9
     /// CR4.TSD.
     package static let timeStampTrap: UInt64 = 1 << 10
+    /// An instruction breakpoint is enabled: blocks end before the offsets of such.
+    package static let breakpoints: UInt64 = 1 << 20
+    /// CR0.AM and RFLAGS.AC at CPL 3: every access is checked for its natural alignment.
+    package static let alignmentCheck: UInt64 = 1 << 21
     /// 16-bit stack: SS.B clear outside 64-bit code.
     package static let smallStack: UInt64 = 1 << 8
     /// Real or virtual-8086 mode: no VEX encodings.

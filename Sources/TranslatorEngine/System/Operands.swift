@@ -155,18 +155,26 @@ extension TranslatorCPU {
         return last <= UInt64(segment.limit)
     }
 
+    /// #AC for explicit accesses of user code (SDM Vol. 3, 6.15, interrupt 17).
+    @inline(__always)
+    func requireAlignment(_ linear: UInt64, _ alignment: UInt64) throws(GuestException) {
+        if mode.has(BlockMode.alignmentCheck) && linear & (alignment &- 1) != 0 { throw .alignmentCheck }
+    }
+
     // MARK: Operands
 
     /// A value at segment:offset, at the current privilege.
     @inline(__always)
     func read(_ segment: UInt8, _ offset: UInt64, size: UInt8) throws(GuestException) -> UInt64 {
         let address = try linear(segment, offset, UInt64(size), write: false)
+        try requireAlignment(address, UInt64(size))
         return try load(address, byteCount: Int(size), user: isUser)
     }
 
     @inline(__always)
     func write(_ segment: UInt8, _ offset: UInt64, _ value: UInt64, size: UInt8) throws(GuestException) {
         let address = try linear(segment, offset, UInt64(size), write: true)
+        try requireAlignment(address, UInt64(size))
         try store(address, value, byteCount: Int(size), user: isUser)
     }
 

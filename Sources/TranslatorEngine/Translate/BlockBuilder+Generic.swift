@@ -406,17 +406,17 @@ extension BlockBuilder {
         } else {
             // Prefixes that mean something to the copy: operand size, lock, and what F2 and F3 say.
             if case .context = place { code.byte(0x65) }
+            // Each once: the copy may need bytes more than the original has, and 15 is the limit.
             // In 16-bit code the prefix means the other size.
             let isTurned = mode.codeSize == 2 && takesOperandSize(instruction)
-            if isTurned && instruction.pointee.operand_width == 16 { code.byte(0x66) }
             var position = 0
             var rexByte: UInt8 = 0
+            var hasOperandSize = false, hasLock = false
+            var repetition: UInt8 = 0
             while position < length {
                 let prefix = bytes[position]
-                if prefix == 0x66 && isTurned {
-                    rexByte = 0
-                } else if prefix == 0x66 || prefix == 0xF0 || prefix == 0xF2 || prefix == 0xF3 {
-                    if prefix != 0xF3 || !isPlainScan(instruction) { code.byte(prefix) }
+                if prefix == 0x66 || prefix == 0xF0 || prefix == 0xF2 || prefix == 0xF3 {
+                    if prefix == 0x66 { hasOperandSize = true } else if prefix == 0xF0 { hasLock = true } else { repetition = prefix }
                     rexByte = 0
                 } else if mode.codeSize == 0 && prefix & 0xF0 == 0x40 {
                     rexByte = prefix
@@ -429,6 +429,10 @@ extension BlockBuilder {
                 }
                 position += 1
             }
+            if isTurned { hasOperandSize = instruction.pointee.operand_width == 16 }
+            if hasOperandSize { code.byte(0x66) }
+            if hasLock { code.byte(0xF0) }
+            if repetition != 0 && (repetition != 0xF3 || !isPlainScan(instruction)) { code.byte(repetition) }
             let w = rexByte & 8
             if hasModRM {
                 regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | Int(rexByte & 4) << 1

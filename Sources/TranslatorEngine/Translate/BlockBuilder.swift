@@ -9,6 +9,8 @@ struct SlowPath {
     var size: Int
     var guest: Int
     var vectors: Bool
+    /// Of the jump that the alignment check makes, under `BlockMode.alignmentCheck`.
+    var misaligned: UnsafeMutablePointer<UInt8>?
 }
 
 /// A way out for an access or a branch that its segment forbids.
@@ -152,12 +154,21 @@ struct BlockBuilder {
         }
         code.arithmetic(.and, scratch, immediate: TLB.mask, wide: false)
         code.arithmeticContext(.sub, address, base: scratch, tlb + (access & Access.write != 0 ? TLB.writeTag : TLB.readTag))
+        var misaligned: UnsafeMutablePointer<UInt8>?
+        if mode.has(BlockMode.alignmentCheck) {
+            // Tags are pages: the low bits are still the address's.
+            let low = Access.alignment(size: size, access) - 1
+            if low > 0 {
+                code.test(address, immediate: Int32(low))
+                misaligned = code.jump(if: Condition.notEqual)
+            }
+        }
         code.arithmetic(.cmp, address, immediate: Int32(4096 - size))
         let displacement = code.jump(if: Condition.above)
         code.arithmeticContext(.add, address, base: scratch, tlb + TLB.host)
         work.slowPaths[slowPathCount] = SlowPath(
             displacement: displacement, operation: code.cursor, operationLength: 0, access: access, size: size,
-            guest: here, vectors: vectorsReady)
+            guest: here, vectors: vectorsReady, misaligned: misaligned)
         slowPathCount += 1
     }
     /// The access has been emitted: everything since `beginAccess` runs on the bounce buffer when it must.
@@ -169,6 +180,7 @@ struct BlockBuilder {
         for index in 0..<slowPathCount {
             let path = work.slowPaths[index]
             code.bind(path.displacement)
+            if let misaligned = path.misaligned { code.bind(misaligned) }
             let thunk = thunks.pointee.slow[
                 Thunks.slowIndex(table: mode.table, writes: path.access & Access.write != 0, vectors: path.vectors)]
             code.call(to: origin + thunk)
@@ -355,6 +367,13 @@ extension Emitter {
         modRM(0, register, 4)
         byte(UInt8(truncatingIfNeeded: 3 << 6 | (index & 7) << 3 | 5))
         dword(Int32(truncatingIfNeeded: offset))
+    }
+    /// `test register32, immediate`.
+    mutating func test(_ register: Int, immediate: Int32) {
+        rex(w: false, reg: 0, base: register)
+        byte(0xF7)
+        modRM(3, 0, register)
+        dword(immediate)
     }
     /// `jmp rel32` to an address in the same code memory.
     @inline(__always) mutating func jumpTo(_ target: UnsafeMutablePointer<UInt8>) {

@@ -18,12 +18,13 @@ extension TranslatorCPU {
         var secondPage = -1
         var isOver = false
         var fallThroughStraddles = false
+        memory.setWatched(page: page.ramOffset >> 12, true)
         // Read once: what is checked is what is emitted, whatever other writers do meanwhile.
         let source = work.bytes - start
         work.bytes.update(from: page.host + start, count: min(4096 - start, BlockWorkspace.byteLimit))
         scanned = start..<start
         while count < limit && !isOver {
-            if offset >= 4096 { break }
+            if offset >= 4096 || count > 0 && mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: offset) { break }
             let decoded = work.decoded + count
             let operands = work.operands + count * Decoder.operandLimit
             var available = 4096 - offset
@@ -40,6 +41,7 @@ extension TranslatorCPU {
                         break
                     }
                     let next = try nextCodePage(linear)
+                    memory.setWatched(page: next.ramOffset >> 12, true)
                     straddleBuffer.copyMemory(from: bytes, byteCount: available)
                     (straddleBuffer + available).copyMemory(from: next.host, byteCount: 16)
                     bytes = UnsafeRawPointer(straddleBuffer)
@@ -90,6 +92,13 @@ extension TranslatorCPU {
             work.instructions[count] = instruction
             count += 1
             offset += Int(instruction.length)
+        }
+        // The instruction behind STI has to run before an interrupt: only the system half can say so to the run loop.
+        if work.instructions[count - 1].kind == .systemInline,
+            systemPool.entries[work.instructions[count - 1].system].kind == .sti
+        {
+            work.instructions[count - 1].kind = .system
+            work.instructions[count - 1].flagsRead = arithmeticFlags
         }
         return emit(
             count: count, source: source, start: start, end: offset, page: page, mode: mode, secondPage: secondPage,
