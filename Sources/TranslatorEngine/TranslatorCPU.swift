@@ -23,7 +23,9 @@ package final class TranslatorCPU: @unchecked Sendable {
     let cache: CodeCache
     let thunks: UnsafeMutablePointer<Thunks>
     let work: BlockWorkspace
-    var decoder = Decoder()
+    var decoder: Decoder
+    /// The instructions that CPUID shows.
+    let shown: InstructionSets
     /// An instruction that lies in two pages, put together.
     let straddleBuffer: UnsafeMutableRawPointer
     let hasBMI2: Bool
@@ -34,12 +36,26 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// The mode under which each jump cache was filled.
     var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
     let tlb: TLBState
+    let deviceWrites = DeviceWrites()
 
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
     var pendingException: GuestException?
     var bounce = BounceState()
+    var breakpoints = Breakpoints()
+    /// Where the blocks made under `BlockMode.breakpoints` end.
+    var cutOffsets: UInt64 = 0
+    /// Data and port breakpoints that the instruction at hand has hit, and its single step, in DR6's places.
+    var debugHits: UInt64 = 0
+    /// The block that runs is one instruction that nobody finds.
+    var runsAlone = false
+    /// An instruction since the flag was last cleared entered a handler, or saw to its single step itself.
+    var skipsStep = false
+    /// The instruction at hand follows a load of SS.
+    var followsStackLoad = false
     /// While a block is made: bytes of its page that were looked at for the flags they read.
     var scanned = 0..<0
+    /// Whether jumps may lead to the block last found without another look at it, in segmented code.
+    var mayCacheJump = true
     /// Blocks were removed since the flag was last cleared.
     var codeChanged = false
     var interruptWaiting: Bool {
@@ -62,9 +78,12 @@ package final class TranslatorCPU: @unchecked Sendable {
         policy = wiring.policy
         clock = wiring.clock
         contextMapping = try MemoryMapping(
-            byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+            byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS,
+            guardByteCount: MemoryMapping.standardGuard)
         context = contextMapping.base.bindMemory(to: Context.self, capacity: 1)
         context.initialize(to: Context())
+        shown = InstructionSets(policy.features)
+        decoder = Decoder(shown: shown)
         hasBMI2 = HostCPU.current.features.contains(.bmi2)
         hasAVX = HostCPU.current.features.contains(.avx)
         let code = try CodeMemory(byteCount: codeByteCount)
@@ -80,6 +99,8 @@ package final class TranslatorCPU: @unchecked Sendable {
         memset(xsaveArea, 0, 4096)
         x87Image = .allocate(byteCount: 1024, alignment: 64)
         memset(x87Image, 0, 1024)
+        // FCW as FNINIT leaves it.
+        x87Image.storeBytes(of: 0x37F, as: UInt16.self)
         systemPool = SystemPool()
         tlb = TLBState(
             base: contextMapping.base, neverHit: code.executableBase + UInt64(thunks.pointee.neverHit))
@@ -91,6 +112,11 @@ package final class TranslatorCPU: @unchecked Sendable {
         context.pointee.signalExit = base + UInt64(thunks.pointee.exitSignal)
         context.pointee.signalReason = base + UInt64(thunks.pointee.signalDescriptor)
         modeChanged()
+        memory.onWatchedWrite { [weak self] range in
+            guard let self else { return }
+            deviceWrites.add(range)
+            requestAttention()
+        }
     }
 
     deinit {
@@ -121,6 +147,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         var value: UInt64
         if c.pointee.privilegeLevel == 3 {
             value = UInt64(TLB.Table.user.rawValue)
+            if c.pointee.cr0 & CR0.am != 0 && c.pointee.systemFlags & RFLAGS.ac != 0 { value |= BlockMode.alignmentCheck }
         } else if c.pointee.systemFlags & (1 << 18) != 0 && c.pointee.cr4 & (1 << 21) != 0 {
             value = UInt64(TLB.Table.supervisorAC.rawValue)
         } else {
@@ -128,34 +155,22 @@ package final class TranslatorCPU: @unchecked Sendable {
         }
         if !c.pointee.is64Bit {
             value |= (c.pointee.cs.isBig ? 1 : 2) << 2
-            if !c.pointee.ss.isBig { value |= BlockMode.smallStack }
-            if !isFlat { value |= BlockMode.segmented }
+            value |= updateSegments()
+        } else {
+            c.pointee.csBase = 0
         }
         if c.pointee.privilegeLevel == 1 || c.pointee.privilegeLevel == 2 { value |= BlockMode.outerRing }
         if c.pointee.cr4 & 4 != 0 { value |= BlockMode.timeStampTrap }
         if c.pointee.cr0 & 0xC != 0 { value |= BlockMode.fpuTrap }
         if c.pointee.cr4 & (1 << 9) == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
+        if breakpoints.stopsCode { value |= BlockMode.breakpoints }
         mode = BlockMode(rawValue: value)
         let table = mode.table
         if jumpCacheMode[table] != value {
             tlb.clearJumpCache(table)
             jumpCacheMode[table] = value
         }
-    }
-
-    /// Whether segmentation changes no address: base 0 and limit 4 GB in all but fs and gs.
-    private var isFlat: Bool {
-        let c = context
-        func isFlat(_ segment: SegmentRegister) -> Bool {
-            // Expand-down data segments turn the limit around.
-            segment.base == 0 && segment.limit == ~0 && segment.isPresent && !segment.isUnusable && segment.type & 0xC != 4
-        }
-        // 64-bit programs enter compatibility mode with null data segments and load them there.
-        func isFlatOrNull(_ segment: SegmentRegister) -> Bool { isFlat(segment) || segment.selector & 0xFFFC == 0 }
-        return c.pointee.cr0 & 1 != 0 && c.pointee.systemFlags & (1 << 17) == 0
-            && isFlat(c.pointee.cs) && isFlat(c.pointee.ss)
-            && isFlatOrNull(c.pointee.ds) && isFlatOrNull(c.pointee.es)
     }
 
     /// Drops all translated code.

@@ -1,14 +1,39 @@
 import CZydis
+import TranslatorEngine
+import VMM
 
-/// Zydis with room for one instruction of 64-bit code.
+/// What a test does with an instruction.
+enum SiliconTreatment {
+    /// Both sides are expected to do the same.
+    case compare
+    /// CPUID does not show it: the translator raises #UD, whatever the CPU would do.
+    case hidden
+    /// Not an instruction: both sides raise #UD.
+    case undefined
+    /// Answers differ by design, or the CPU may not be asked.
+    case skip
+}
+
+/// Zydis with room for one instruction of 64-bit or 32-bit code.
 final class SiliconDecoder {
+    let isLong: Bool
     private var decoder = ZydisDecoder()
     private var formatter = ZydisFormatter()
     let instruction = UnsafeMutablePointer<ZydisDecodedInstruction>.allocate(capacity: 1)
     let operands = UnsafeMutablePointer<ZydisDecodedOperand>.allocate(capacity: 10)
 
-    init() {
-        ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)
+    /// What the guest's CPUID shows.
+    let shown: InstructionSets
+
+    init(isLong: Bool = true, shown: InstructionSets = InstructionSets(.all)) {
+        self.isLong = isLong
+        self.shown = shown
+        if isLong {
+            ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)
+        } else {
+            ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32)
+        }
+        ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MPX, 0)
         ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL)
         instruction.initialize(to: ZydisDecodedInstruction())
         operands.initialize(repeating: ZydisDecodedOperand(), count: 10)
@@ -20,6 +45,10 @@ final class SiliconDecoder {
 
     func decode(_ bytes: [UInt8]) -> Bool {
         ZydisDecoderDecodeFull(&decoder, bytes, bytes.count, instruction, operands) & 0x8000_0000 == 0
+    }
+
+    func decode(_ bytes: UnsafePointer<UInt8>, _ count: Int) -> ZyanStatus {
+        ZydisDecoderDecodeFull(&decoder, bytes, count, instruction, operands)
     }
 
     func text(_ bytes: [UInt8], at address: UInt64) -> String {

@@ -47,7 +47,7 @@ package final class CodeCache: @unchecked Sendable {
         ].map(align)
         storage = try MemoryMapping(
             byteCount: sizes.reduce(0, +), protection: PROT_READ | PROT_WRITE,
-            flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+            flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, guardByteCount: MemoryMapping.standardGuard)
         var offset = storage.base
         blocks = offset.assumingMemoryBound(to: Block.self)
         offset += sizes[0]

@@ -122,6 +122,7 @@ extension TranslatorCPU {
     func maskedBytes(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
         let i = instruction.pointee
         let base = context.pointee.gpr[7] & Self.mask(i.addressSize)
+        try requireAlignment(base, 8)
         if i.immediate & 0xFF == 8 {
             try maskedMMX(i, base)
             return

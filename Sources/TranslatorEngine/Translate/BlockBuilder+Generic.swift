@@ -76,7 +76,8 @@ extension BlockBuilder {
 
         let touchesStackPointer = used & (1 << 4) != 0
         if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction)
-            && !isByteAlias(instruction) && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+            && !isByteAlias(instruction) && !isPlainScan(instruction) && mode.codeSize != 2
+            && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
         {
             needFlags(for: info)
             for index in 0..<Int(info.length) { code.byte(bytes[index]) }
@@ -305,6 +306,11 @@ extension BlockBuilder {
             && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode == 0x82
     }
 
+    /// BSF and BSR, where the host may have TZCNT and LZCNT: a prefix before them is not copied.
+    private func isPlainScan(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSF || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSR
+    }
+
     /// Writes the instruction anew with other registers and operand places; -1 keeps what the original has.
     private mutating func reencode(
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bytes: UnsafePointer<UInt8>, _ info: Instruction,
@@ -366,12 +372,17 @@ extension BlockBuilder {
         } else {
             // Prefixes that mean something to the copy: operand size, lock, and what F2 and F3 say.
             if case .context = place { code.byte(0x65) }
+            // Each once: the copy may need bytes more than the original has, and 15 is the limit.
+            // In 16-bit code the prefix means the other size.
+            let isTurned = mode.codeSize == 2 && takesOperandSize(instruction)
             var position = 0
             var rexByte: UInt8 = 0
+            var hasOperandSize = false, hasLock = false
+            var repetition: UInt8 = 0
             while position < length {
                 let prefix = bytes[position]
                 if prefix == 0x66 || prefix == 0xF0 || prefix == 0xF2 || prefix == 0xF3 {
-                    code.byte(prefix)
+                    if prefix == 0x66 { hasOperandSize = true } else if prefix == 0xF0 { hasLock = true } else { repetition = prefix }
                     rexByte = 0
                 } else if mode.codeSize == 0 && prefix & 0xF0 == 0x40 {
                     rexByte = prefix
@@ -384,6 +395,10 @@ extension BlockBuilder {
                 }
                 position += 1
             }
+            if isTurned { hasOperandSize = instruction.pointee.operand_width == 16 }
+            if hasOperandSize { code.byte(0x66) }
+            if hasLock { code.byte(0xF0) }
+            if repetition != 0 && (repetition != 0xF3 || !isPlainScan(instruction)) { code.byte(repetition) }
             let w = rexByte & 8
             if hasModRM {
                 regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | Int(rexByte & 4) << 1

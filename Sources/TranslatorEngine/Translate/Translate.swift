@@ -18,12 +18,13 @@ extension TranslatorCPU {
         var secondPage = -1
         var isOver = false
         var fallThroughStraddles = false
+        memory.setWatched(page: page.ramOffset >> 12, true)
         // Read once: what is checked is what is emitted, whatever other writers do meanwhile.
         let source = work.bytes - start
         work.bytes.update(from: page.host + start, count: min(4096 - start, BlockWorkspace.byteLimit))
         scanned = start..<start
         while count < limit && !isOver {
-            if offset >= 4096 { break }
+            if offset >= 4096 || count > 0 && mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: offset) { break }
             let decoded = work.decoded + count
             let operands = work.operands + count * Decoder.operandLimit
             var available = 4096 - offset
@@ -39,7 +40,8 @@ extension TranslatorCPU {
                         fallThroughStraddles = true
                         break
                     }
-                    let next = try codePage((linear & ~0xFFF) &+ 4096)
+                    let next = try nextCodePage(linear)
+                    memory.setWatched(page: next.ramOffset >> 12, true)
                     straddleBuffer.copyMemory(from: bytes, byteCount: available)
                     (straddleBuffer + available).copyMemory(from: next.host, byteCount: 16)
                     bytes = UnsafeRawPointer(straddleBuffer)
@@ -57,7 +59,7 @@ extension TranslatorCPU {
                 isOver = true
             } else {
                 if decoded.pointee.address_width == 32 && mode.codeSize == 0 { Self.correctNarrowAddress(decoded, operands) }
-                instruction = Classifier.classify(decoded, operands, mode: mode)
+                instruction = Classifier.classify(decoded, operands, mode: mode, shown: shown)
                 instruction.offset = offset
                 switch instruction.kind {
                 case .system:
@@ -90,6 +92,13 @@ extension TranslatorCPU {
             work.instructions[count] = instruction
             count += 1
             offset += Int(instruction.length)
+        }
+        // The instruction behind STI has to run before an interrupt: only the system half can say so to the run loop.
+        if work.instructions[count - 1].kind == .systemInline,
+            systemPool.entries[work.instructions[count - 1].system].kind == .sti
+        {
+            work.instructions[count - 1].kind = .system
+            work.instructions[count - 1].flagsRead = arithmeticFlags
         }
         return emit(
             count: count, source: source, start: start, end: offset, page: page, mode: mode, secondPage: secondPage,
@@ -127,7 +136,9 @@ extension TranslatorCPU {
         switch last.kind {
         case .call, .jump, .conditional, .counted:
             taken = end &+ Int(truncatingIfNeeded: lastOperands.pointee.imm.value.s)
-            liveTaken = liveFlags(at: taken, page: page, mode: mode)
+            if BlockBuilder.isPlainTarget(mode, operandWidth: work.decoded[count - 1].operand_width) {
+                liveTaken = liveFlags(at: taken, page: page, mode: mode)
+            }
             if last.kind == .conditional || last.kind == .counted {
                 liveFallThrough = liveFlags(at: end, page: page, mode: mode)
             }
@@ -163,6 +174,8 @@ extension TranslatorCPU {
             builder.here = instruction.offset
             builder.next = instruction.offset + Int(instruction.length)
             builder.live = instruction.flagsLive
+            builder.operandWidth = decoded.pointee.operand_width
+            builder.addressWidth = decoded.pointee.address_width
             if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
             cache.map[mapStart + index] = MapEntry(
                 host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
@@ -171,6 +184,10 @@ extension TranslatorCPU {
             let bytes = instruction.offset + Int(instruction.length) > 4096
                 ? UnsafePointer(straddleBuffer.assumingMemoryBound(to: UInt8.self)) : UnsafePointer(source + instruction.offset)
             switch instruction.kind {
+            case let kind where BlockBuilder.needsBranchCheck(kind, decoded, mode):
+                builder.branch(
+                    instruction.kind, decoded, operands, taken: taken, fallThrough: end, liveTaken: liveTaken,
+                    liveFallThrough: liveFallThrough)
             case .generic: builder.generic(decoded, operands, bytes: bytes, info: instruction)
             case .nothing: break
             case .lea: builder.lea(decoded, operands)
