@@ -12,7 +12,8 @@ package struct Context {
     package var gpr: [16 of UInt64] = .init(repeating: 0)
     /// Guest instruction pointer; exact in Swift helpers, stale in translated code.
     package var rip: UInt64 = 0
-    /// Linear address of the guest page that the running block lies in.
+    /// What added to an offset in the page that the running block lies in gives the instruction pointer: the page's
+    /// linear address less the base of CS.
     package var ripPage: UInt64 = 0
     /// Arithmetic flags as LAHF and SETO leave them: AH = SF ZF AF PF CF, AL = OF.
     package var lahf: UInt64 = 0x0200
@@ -57,6 +58,16 @@ package struct Context {
     /// What blocks are keyed by now (`BlockMode`), and for which mode each jump cache was filled.
     package var mode: UInt64 = 0
     package var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
+
+    // MARK: Segments as generated code checks them outside of 64-bit code (`updateSegments` keeps them)
+
+    /// Added to an instruction pointer gives its linear address; 0 in 64-bit code.
+    package var csBase: UInt64 = 0
+    /// The last instruction pointer that a branch may lead to.
+    package var csLimit: UInt64 = ~0
+    /// The highest `ripPage` with which a whole page lies in CS; less than 0 when none does.
+    package var csPageLimit: Int64 = .max
+    package var segments: [6 of SegmentView] = .init(repeating: SegmentView())
 
     // MARK: Swift only, but for what `ContextOffset` names
 
@@ -158,6 +169,10 @@ package enum ContextOffset {
     // Behind the fixed part: the compiler's own numbers.
     package static let mode = field(\.mode)
     package static let jumpCacheMode = field(\.jumpCacheMode)
+    package static let csBase = field(\.csBase)
+    package static let csLimit = field(\.csLimit)
+    package static let csPageLimit = field(\.csPageLimit)
+    package static let segments = field(\.segments)
     package static let selectors = field(\.es)
     package static let codeSegment = field(\.cs)
     package static let stackSegment = field(\.ss)

@@ -56,6 +56,8 @@ package final class TranslatorCPU: @unchecked Sendable {
     var followsStackLoad = false
     /// While a block is made: bytes of its page that were looked at for the flags they read.
     var scanned = 0..<0
+    /// Whether jumps may lead to the block last found without another look at it, in segmented code.
+    var mayCacheJump = true
     /// Blocks were removed since the flag was last cleared.
     var codeChanged = false
     var interruptWaiting: Bool {
@@ -156,8 +158,9 @@ package final class TranslatorCPU: @unchecked Sendable {
         }
         if !c.pointee.is64Bit {
             value |= (c.pointee.cs.isBig ? 1 : 2) << 2
-            if !c.pointee.ss.isBig { value |= BlockMode.smallStack }
-            if !isFlat { value |= BlockMode.segmented }
+            value |= updateSegments()
+        } else {
+            c.pointee.csBase = 0
         }
         if c.pointee.privilegeLevel == 1 || c.pointee.privilegeLevel == 2 { value |= BlockMode.outerRing }
         if c.pointee.cr4 & 4 != 0 { value |= BlockMode.timeStampTrap }
@@ -172,20 +175,6 @@ package final class TranslatorCPU: @unchecked Sendable {
             tlb.clearJumpCache(table)
             c.pointee.jumpCacheMode[table] = value
         }
-    }
-
-    /// Whether segmentation changes no address: base 0 and limit 4 GB in all but fs and gs.
-    private var isFlat: Bool {
-        let c = context
-        func isFlat(_ segment: SegmentRegister) -> Bool {
-            // Expand-down data segments turn the limit around.
-            segment.base == 0 && segment.limit == ~0 && segment.isPresent && !segment.isUnusable && segment.type & 0xC != 4
-        }
-        // 64-bit programs enter compatibility mode with null data segments and load them there.
-        func isFlatOrNull(_ segment: SegmentRegister) -> Bool { isFlat(segment) || segment.selector & 0xFFFC == 0 }
-        return c.pointee.cr0 & 1 != 0 && c.pointee.systemFlags & (1 << 17) == 0
-            && isFlat(c.pointee.cs) && isFlat(c.pointee.ss)
-            && isFlatOrNull(c.pointee.ds) && isFlatOrNull(c.pointee.es)
     }
 
     /// Drops all translated code.

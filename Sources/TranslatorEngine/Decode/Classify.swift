@@ -26,7 +26,6 @@ enum Classifier {
                 result.kind = isUser ? .generic : .system
             }
         }
-        if mode.codeSize != 0 { restrictLegacy(decoded, &result) }
         // Hints of hidden extensions are NOPs; LAHF is in doubt in 64-bit code only.
         if result.kind != .nothing && !shown.contains(decoded.pointee.meta.isa_set)
             && (decoded.pointee.meta.isa_set != ZYDIS_ISA_SET_LAHF || mode.codeSize == 0)
@@ -40,19 +39,6 @@ enum Classifier {
         default: break
         }
         return result
-    }
-
-    /// Forms that mean something else outside of 64-bit code, and that the translator does not have yet.
-    private static func restrictLegacy(_ decoded: UnsafePointer<ZydisDecodedInstruction>, _ result: inout Instruction) {
-        switch result.kind {
-        case .ret, .call, .callIndirect, .jump, .jumpIndirect, .conditional:
-            // The instruction pointer would be cut to 16 bits.
-            if decoded.pointee.operand_width == 16 { raise(6, &result) }
-        case .counted:
-            // CX would count.
-            if decoded.pointee.operand_width == 16 || decoded.pointee.address_width == 16 { raise(6, &result) }
-        default: break
-        }
     }
 
     /// What Zydis says of the arithmetic flags.
@@ -163,7 +149,8 @@ enum Classifier {
         _ result: inout Instruction
     ) {
         switch decoded.pointee.encoding {
-        case ZYDIS_INSTRUCTION_ENCODING_LEGACY, ZYDIS_INSTRUCTION_ENCODING_VEX: break
+        case ZYDIS_INSTRUCTION_ENCODING_LEGACY: break
+        case ZYDIS_INSTRUCTION_ENCODING_VEX where !mode.has(BlockMode.eightySix): break
         default:
             raise(6, &result)
             return

@@ -43,7 +43,7 @@ extension TranslatorCPU {
     func slowAccess(_ linear: UInt64, _ pointer: UnsafeRawPointer) -> UInt64 {
         let descriptor = pointer.loadUnaligned(as: MemoryDescriptor.self)
         let operation = UInt64(UInt(bitPattern: pointer)) &+ UInt64(bitPattern: Int64(descriptor.operation))
-        context.pointee.rip = context.pointee.ripPage &+ UInt64(descriptor.guest)
+        context.pointee.rip = instructionPointer(Int(descriptor.guest))
         context.pointee.spill[3] = operation
         let size = Int(descriptor.size)
         let writes = descriptor.access & Access.write != 0

@@ -76,7 +76,8 @@ extension BlockBuilder {
 
         let touchesStackPointer = used & (1 << 4) != 0
         if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction)
-            && !isByteAlias(instruction) && !isPlainScan(instruction) && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+            && !isByteAlias(instruction) && !isPlainScan(instruction) && mode.codeSize != 2
+            && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
         {
             needFlags(for: info)
             for index in 0..<Int(info.length) { code.byte(bytes[index]) }
@@ -372,6 +373,8 @@ extension BlockBuilder {
             // Prefixes that mean something to the copy: operand size, lock, and what F2 and F3 say.
             if case .context = place { code.byte(0x65) }
             // Each once: the copy may need bytes more than the original has, and 15 is the limit.
+            // In 16-bit code the prefix means the other size.
+            let isTurned = mode.codeSize == 2 && takesOperandSize(instruction)
             var position = 0
             var rexByte: UInt8 = 0
             var hasOperandSize = false, hasLock = false
@@ -392,6 +395,7 @@ extension BlockBuilder {
                 }
                 position += 1
             }
+            if isTurned { hasOperandSize = instruction.pointee.operand_width == 16 }
             if hasOperandSize { code.byte(0x66) }
             if hasLock { code.byte(0xF0) }
             if repetition != 0 && (repetition != 0xF3 || !isPlainScan(instruction)) { code.byte(repetition) }
