@@ -67,6 +67,11 @@ extension TranslatorCPU {
                 return try startBounce(part, AccessPart(host: nil, physical: 0, count: 0), linear, descriptor, operation, pointer)
             }
             let inFirst = 4096 - Int(linear & 0xFFF)
+            // Addresses are checked before pages are.
+            let last = linear &+ UInt64(size - 1)
+            if context.pointee.isLongMode && !isCanonical(last) || descriptor.access & Access.flat != 0 && last > 0xFFFF_FFFF {
+                throw beforePaging(linear, descriptor) ?? (descriptor.access & Access.stack != 0 ? .stackFault() : .generalProtection())
+            }
             let first = try resolve(linear, count: inFirst, writes: writes, table: mode.table)
             let second = try resolve(
                 (linear &+ UInt64(inFirst)) & linearMask, count: size - inFirst, writes: writes, table: mode.table)
