@@ -78,7 +78,12 @@ extension TranslatorCPU {
             if debugHits != 0 && !runsAlone { return leaveToRunAlone() }
             return try startBounce(first, second, linear, descriptor, operation, pointer)
         } catch {
-            pendingException = error.vector == 14 ? beforePaging(linear, descriptor) ?? error : error
+            if error.vector == 14 {
+                pendingException = beforePaging(linear, descriptor) ?? error
+            } else {
+                // Also the second page of a stack access may be the one that is not canonical.
+                pendingException = descriptor.access & Access.stack != 0 && error == .generalProtection() ? .stackFault() : error
+            }
             return leaveForFault()
         }
     }
