@@ -15,7 +15,7 @@ VMCTL   := .build/release/vmctl
 
 # What has to be there to build the product, and to make and test a guest.
 BUILD_PACKAGES := libzydis-dev
-GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev
+GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev libc6-dev-i386
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
@@ -50,8 +50,8 @@ guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32 multiboot others
 $(GUESTS)/vmlinuz:
 	@Guests/fetch-kernel $@
 
-$(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-bench | setup
-	@Guests/make-initramfs $@ /bin/busybox Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-bench
+$(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench | setup
+	@Guests/make-initramfs $@ /bin/busybox Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench
 
 # 32-bit guests come from another archive than the host's: where it cannot be reached, their tests are skipped.
 GUESTS32 := $(GUESTS)/i386
@@ -76,6 +76,11 @@ TEST_CFLAGS  := -O1 -no-pie -mno-red-zone -fno-toplevel-reorder -pthread
 $(GUESTS)/guest-test: $(wildcard Guests/test/*.c Guests/test/*.h) | setup
 	@mkdir -p $(GUESTS)
 	gcc $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
+
+# The same for 32-bit programs, which a 64-bit kernel runs in compatibility mode.
+$(GUESTS)/guest-test32: Guests/test/main.c Guests/test/timing.c Guests/test/check.h $(wildcard Guests/test32/*.c) | setup
+	@mkdir -p $(GUESTS)
+	gcc -m32 $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
 
 $(GUESTS)/guest-bench: $(wildcard Guests/bench/*.c Guests/bench/*.h) | setup
 	@mkdir -p $(GUESTS)

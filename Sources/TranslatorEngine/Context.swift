@@ -55,6 +55,10 @@ package struct Context {
     package var interruptWaiting: UInt32 = 0
     package var padding3: UInt32 = 0
 
+    /// What blocks are keyed by now (`BlockMode`), and for which mode each jump cache was filled.
+    package var mode: UInt64 = 0
+    package var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
+
     // MARK: Segments as generated code checks them outside of 64-bit code (`updateSegments` keeps them)
 
     /// Added to an instruction pointer gives its linear address; 0 in 64-bit code.
@@ -65,7 +69,7 @@ package struct Context {
     package var csPageLimit: Int64 = .max
     package var segments: [6 of SegmentView] = .init(repeating: SegmentView())
 
-    // MARK: Swift only
+    // MARK: Swift only, but for what `ContextOffset` names
 
     package var es = SegmentRegister()
     package var cs = SegmentRegister()
@@ -163,14 +167,34 @@ package enum ContextOffset {
     package static let systemFlags = 1032
     package static let interruptWaiting = 1040
     // Behind the fixed part: the compiler's own numbers.
-    package static let csBase = MemoryLayout<Context>.offset(of: \.csBase).unsafelyUnwrapped
-    package static let csLimit = MemoryLayout<Context>.offset(of: \.csLimit).unsafelyUnwrapped
-    package static let csPageLimit = MemoryLayout<Context>.offset(of: \.csPageLimit).unsafelyUnwrapped
-    package static let segments = MemoryLayout<Context>.offset(of: \.segments).unsafelyUnwrapped
-    package static let selectors = MemoryLayout<Context>.offset(of: \.es).unsafelyUnwrapped
+    package static let mode = field(\.mode)
+    package static let jumpCacheMode = field(\.jumpCacheMode)
+    package static let csBase = field(\.csBase)
+    package static let csLimit = field(\.csLimit)
+    package static let csPageLimit = field(\.csPageLimit)
+    package static let segments = field(\.segments)
+    package static let selectors = field(\.es)
+    package static let codeSegment = field(\.cs)
+    package static let stackSegment = field(\.ss)
+    package static let cr4 = field(\.cr4)
+    package static let efer = msr(\.efer)
+    package static let star = msr(\.star)
+    package static let lstar = msr(\.lstar)
+    package static let sfmask = msr(\.sfmask)
+    /// In a segment register.
+    package static let segmentSelector = segment(\.selector)
+    package static let segmentAttributes = segment(\.attributes)
+    package static let segmentLimit = segment(\.limit)
+    package static let segmentBase = segment(\.base)
     package static let kernelGSBase = msr(\.kernelGSBase)
     package static let tscOffset = msr(\.tscOffset)
     package static let tscAux = msr(\.tscAux)
+    private static func field(_ field: PartialKeyPath<Context>) -> Int {
+        MemoryLayout<Context>.offset(of: field).unsafelyUnwrapped
+    }
+    private static func segment(_ field: PartialKeyPath<SegmentRegister>) -> Int {
+        MemoryLayout<SegmentRegister>.offset(of: field).unsafelyUnwrapped
+    }
     private static func msr(_ field: PartialKeyPath<ModelSpecificRegisters>) -> Int {
         MemoryLayout<Context>.offset(of: \.msr).unsafelyUnwrapped
             + MemoryLayout<ModelSpecificRegisters>.offset(of: field).unsafelyUnwrapped

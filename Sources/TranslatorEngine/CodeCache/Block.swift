@@ -17,6 +17,8 @@ package struct BlockMode: Hashable {
     package static let segmented: UInt64 = 1 << 7
     /// CPL 1 or 2: a supervisor for paging, but not for privileged instructions.
     package static let outerRing: UInt64 = 1 << 9
+    /// CR4.SMAP: STAC and CLAC change the table.
+    package static let smap: UInt64 = 1 << 11
     /// CR4.TSD.
     package static let timeStampTrap: UInt64 = 1 << 10
     /// An instruction breakpoint is enabled: blocks end before the offsets of such.
