@@ -15,11 +15,11 @@ VMCTL   := .build/release/vmctl
 
 # What has to be there to build the product, and to make and test a guest.
 BUILD_PACKAGES := libzydis-dev
-GUEST_PACKAGES := busybox-static cpio gcc libc6-dev
+GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev libc6-dev-i386
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
-.PHONY: run test fuzz bench build setup guests guests32 install uninstall clean help
+.PHONY: run test fuzz bench build setup guests guests32 multiboot install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
@@ -44,14 +44,14 @@ setup:
 build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmctl
 
-guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32
+guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32 multiboot
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
 	@Guests/fetch-kernel $@
 
-$(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-bench | setup
-	@Guests/make-initramfs $@ /bin/busybox Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-bench
+$(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench | setup
+	@Guests/make-initramfs $@ /bin/busybox Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench
 
 # 32-bit guests come from another archive than the host's: where it cannot be reached, their tests are skipped.
 GUESTS32 := $(GUESTS)/i386
@@ -77,6 +77,11 @@ $(GUESTS)/guest-test: $(wildcard Guests/test/*.c Guests/test/*.h) | setup
 	@mkdir -p $(GUESTS)
 	gcc $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
 
+# The same for 32-bit programs, which a 64-bit kernel runs in compatibility mode.
+$(GUESTS)/guest-test32: Guests/test/main.c Guests/test/timing.c Guests/test/check.h $(wildcard Guests/test32/*.c) | setup
+	@mkdir -p $(GUESTS)
+	gcc -m32 $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
+
 $(GUESTS)/guest-bench: $(wildcard Guests/bench/*.c Guests/bench/*.h) | setup
 	@mkdir -p $(GUESTS)
 	gcc $(GUEST_CFLAGS) -O2 -pthread -o $@ $(filter %.c,$^)
@@ -87,6 +92,20 @@ $(GUESTS)/jobs.cpio: Guests/make-jobs | setup
 
 $(GUESTS)/initramfs-jobs.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/jobs.cpio
 	@cat $^ >$@
+
+# A kernel in the three shapes that multiboot loaders take.
+MULTIBOOT := $(GUESTS)/multiboot
+KERNEL_FLAGS := -m32 -std=gnu11 -Wall -Wextra -O1 -nostdlib -ffreestanding -no-pie -fno-pie -fno-stack-protector \
+	-fno-asynchronous-unwind-tables -mno-sse -Wl,--build-id=none,-T,Guests/multiboot/kernel.ld,-no-warn-rwx-segments
+
+multiboot: $(MULTIBOOT)/elf32 $(MULTIBOOT)/elf64 $(MULTIBOOT)/flat
+
+$(MULTIBOOT)/%: Guests/multiboot/kernel.c Guests/multiboot/kernel.ld | setup
+	@mkdir -p $(MULTIBOOT)
+	gcc $(KERNEL_FLAGS) -o $(MULTIBOOT)/elf32 $<
+	objcopy -O elf64-x86-64 $(MULTIBOOT)/elf32 $(MULTIBOOT)/elf64
+	gcc $(KERNEL_FLAGS) -DFLAT -o $(MULTIBOOT)/flat.elf $<
+	objcopy -O binary $(MULTIBOOT)/flat.elf $(MULTIBOOT)/flat
 
 # Without a terminal nobody could leave the shell: the guest then shows what runs and powers itself off.
 run: build guests

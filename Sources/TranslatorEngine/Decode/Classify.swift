@@ -185,7 +185,10 @@ enum Classifier {
         if isVector {
             result.usesVectors = true
             if decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX {
-                if mode.has(BlockMode.noAVX) {
+                // A move of 64 bits to or from a general register, which 32-bit code does not have.
+                let isWide = decoded.pointee.raw.vex.W != 0 && mode.codeSize != 0 && decoded.pointee.opcode_map == ZYDIS_OPCODE_MAP_0F3A
+                    && (decoded.pointee.opcode == 0x16 || decoded.pointee.opcode == 0x22)
+                if mode.has(BlockMode.noAVX) || isWide {
                     raise(6, &result)
                     return
                 }
