@@ -12,7 +12,8 @@ package struct Context {
     package var gpr: [16 of UInt64] = .init(repeating: 0)
     /// Guest instruction pointer; exact in Swift helpers, stale in translated code.
     package var rip: UInt64 = 0
-    /// Linear address of the guest page that the running block lies in.
+    /// What added to an offset in the page that the running block lies in gives the instruction pointer: the page's
+    /// linear address less the base of CS.
     package var ripPage: UInt64 = 0
     /// Arithmetic flags as LAHF and SETO leave them: AH = SF ZF AF PF CF, AL = OF.
     package var lahf: UInt64 = 0x0200
@@ -54,7 +55,21 @@ package struct Context {
     package var interruptWaiting: UInt32 = 0
     package var padding3: UInt32 = 0
 
-    // MARK: Swift only
+    /// What blocks are keyed by now (`BlockMode`), and for which mode each jump cache was filled.
+    package var mode: UInt64 = 0
+    package var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
+
+    // MARK: Segments as generated code checks them outside of 64-bit code (`updateSegments` keeps them)
+
+    /// Added to an instruction pointer gives its linear address; 0 in 64-bit code.
+    package var csBase: UInt64 = 0
+    /// The last instruction pointer that a branch may lead to.
+    package var csLimit: UInt64 = ~0
+    /// The highest `ripPage` with which a whole page lies in CS; less than 0 when none does.
+    package var csPageLimit: Int64 = .max
+    package var segments: [6 of SegmentView] = .init(repeating: SegmentView())
+
+    // MARK: Swift only, but for what `ContextOffset` names
 
     package var es = SegmentRegister()
     package var cs = SegmentRegister()
@@ -154,10 +169,34 @@ package enum ContextOffset {
     package static let systemFlags = 1032
     package static let interruptWaiting = 1040
     // Behind the fixed part: the compiler's own numbers.
-    package static let selectors = MemoryLayout<Context>.offset(of: \.es).unsafelyUnwrapped
+    package static let mode = field(\.mode)
+    package static let jumpCacheMode = field(\.jumpCacheMode)
+    package static let csBase = field(\.csBase)
+    package static let csLimit = field(\.csLimit)
+    package static let csPageLimit = field(\.csPageLimit)
+    package static let segments = field(\.segments)
+    package static let selectors = field(\.es)
+    package static let codeSegment = field(\.cs)
+    package static let stackSegment = field(\.ss)
+    package static let cr4 = field(\.cr4)
+    package static let efer = msr(\.efer)
+    package static let star = msr(\.star)
+    package static let lstar = msr(\.lstar)
+    package static let sfmask = msr(\.sfmask)
+    /// In a segment register.
+    package static let segmentSelector = segment(\.selector)
+    package static let segmentAttributes = segment(\.attributes)
+    package static let segmentLimit = segment(\.limit)
+    package static let segmentBase = segment(\.base)
     package static let kernelGSBase = msr(\.kernelGSBase)
     package static let tscOffset = msr(\.tscOffset)
     package static let tscAux = msr(\.tscAux)
+    private static func field(_ field: PartialKeyPath<Context>) -> Int {
+        MemoryLayout<Context>.offset(of: field).unsafelyUnwrapped
+    }
+    private static func segment(_ field: PartialKeyPath<SegmentRegister>) -> Int {
+        MemoryLayout<SegmentRegister>.offset(of: field).unsafelyUnwrapped
+    }
     private static func msr(_ field: PartialKeyPath<ModelSpecificRegisters>) -> Int {
         MemoryLayout<Context>.offset(of: \.msr).unsafelyUnwrapped
             + MemoryLayout<ModelSpecificRegisters>.offset(of: field).unsafelyUnwrapped

@@ -36,17 +36,6 @@ extension TranslatorCPU: VirtualCPU {
                 followsStackLoad = context.pointee.stackShadow
                 context.pointee.interruptShadow = false
                 context.pointee.stackShadow = false
-                if mode.rawValue & (BlockMode.segmented | BlockMode.smallStack) != 0 || mode.codeSize == 2 {
-                    if context.pointee.privilegeLevel == 3 {
-                        // A program may not end the machine: it gets what a forbidden segment gets.
-                        try deliver(.generalProtection())
-                        modeChanged()
-                        continue
-                    }
-                    return .failure(
-                        "the translator runs 64-bit code and flat 32-bit code only; the guest is in \(modeName) "
-                            + "with other segments at rip 0x\(String(context.pointee.rip, radix: 16))")
-                }
                 let isDebugging =
                     context.pointee.systemFlags & (RFLAGS.tf | RFLAGS.rf) | context.pointee.pendingDebug
                     | mode.rawValue & BlockMode.breakpoints
@@ -108,29 +97,36 @@ extension TranslatorCPU: VirtualCPU {
 
     // MARK: Entering
 
-    /// The host address of the code at a linear address, translated if need be, and `ripPage` set for it.
+    /// The host address of the code at an instruction pointer, translated if need be, and `ripPage` set for it.
     /// - Parameter linkFrom: a direct jump to patch: its site, the thunk it calls, and which entry it wants.
     private func entry(
-        at linear: UInt64, linkFrom: (site: Int, thunk: Int, saved: Bool)?
+        at ip: UInt64, linkFrom: (site: Int, thunk: Int, saved: Bool)?
     ) throws(GuestException) -> UInt64 {
+        let linear = linearCode(ip)
+        let blockMode = try blockMode(at: ip, linear)
         let page = try codePage(linear)
-        context.pointee.ripPage = linear & ~0xFFF
         runsAlone = false
-        var index = cache.find(page.physical + (linear & 0xFFF), mode)
+        var index = cache.find(page.physical + (linear & 0xFFF), blockMode)
         if index != 0 && cache.blocks[index].secondPage >= 0 {
             // The instruction's other half may be elsewhere than when the block was made.
-            let second = try codePage(((linear & ~0xFFF) &+ 4096) & linearMask)
+            let second = try nextCodePage(linear)
             if second.ramOffset >> 12 != cache.blocks[index].secondPage {
                 cache.remove(index)
                 index = 0
             }
         }
+        var isFlushed = false
         if index == 0 {
             let before = cache.blockCount
             index = try translate(
-                linear, page: page, mode: mode, limit: BlockWorkspace.instructionLimit, isIsolated: false)
-            if index < before { return executable(Int(cache.blocks[index].savedEntry)) }
+                linear, page: page, mode: blockMode, limit: BlockWorkspace.instructionLimit, isIsolated: false)
+            isFlushed = index < before
         }
+        if blockMode.has(BlockMode.segmented) {
+            mayCacheJump = !blockMode.has(BlockMode.partialPage) && cache.blocks[index].secondPage < 0
+            if !mayCacheJump && passesLimit(ip, block: index) { return try isolatedEntry() }
+        }
+        if isFlushed { return executable(Int(cache.blocks[index].savedEntry)) }
         if let linkFrom, cache.blocks[index].secondPage < 0,
             // Both in one page, or the link would hold for other address spaces too.
             cache.blocks[cache.find(codeOffset: linkFrom.site)].physical >> 12 == page.physical >> 12
@@ -142,11 +138,13 @@ extension TranslatorCPU: VirtualCPU {
 
     /// One instruction, translated for this once.
     func isolatedEntry() throws(GuestException) -> UInt64 {
-        let linear = context.pointee.rip
+        let ip = context.pointee.rip
+        let linear = linearCode(ip)
+        let blockMode = try blockMode(at: ip, linear)
         let page = try codePage(linear)
-        context.pointee.ripPage = linear & ~0xFFF
-        let index = try translate(linear, page: page, mode: mode, limit: 1, isIsolated: true)
+        let index = try translate(linear, page: page, mode: blockMode, limit: 1, isIsolated: true)
         runsAlone = true
+        if blockMode.has(BlockMode.segmented) && passesLimit(ip, block: index) { throw .generalProtection() }
         return executable(Int(cache.blocks[index].savedEntry))
     }
 
@@ -166,15 +164,15 @@ extension TranslatorCPU: VirtualCPU {
             let kind = ExitDescriptor.Kind(rawValue: descriptor.kind).unsafelyUnwrapped
             switch kind {
             case .chain:
-                let linear = context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))
-                context.pointee.rip = linear
-                if mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: Int(linear & 0xFFF)) { return }
+                let ip = instructionPointer(value)
+                context.pointee.rip = ip
+                if mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: Int(linearCode(ip) & 0xFFF)) { return }
                 let site = Int(UInt(bitPattern: pointer) - UInt(cache.memory.executableBase)) - 5
                 let inHost = descriptor.flagsInHost != 0
                 next = try entry(
-                    at: linear, linkFrom: (site, inHost ? thunks.pointee.exitHost : thunks.pointee.exitSaved, !inHost))
+                    at: ip, linkFrom: (site, inHost ? thunks.pointee.exitHost : thunks.pointee.exitSaved, !inHost))
             case .goto:
-                context.pointee.rip = (context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))) & instructionPointerMask
+                context.pointee.rip = instructionPointer(value)
                 return
             case .indirect:
                 if isolated { return }
@@ -182,18 +180,20 @@ extension TranslatorCPU: VirtualCPU {
                 if jumpMask.pointee.load(ordering: .relaxed) == 0 && interruptRequest.pointee.load(ordering: .relaxed) == 0 {
                     requestAttention()
                 }
-                let linear = context.pointee.rip
+                let linear = linearCode(context.pointee.rip)
                 if mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: Int(linear & 0xFFF)) { return }
-                next = try entry(at: linear, linkFrom: nil)
+                next = try entry(at: context.pointee.rip, linkFrom: nil)
+                if mode.has(BlockMode.segmented) && !mayCacheJump { break }
                 let isGlobal = tlb.codeSlot(linear).pointee.key & 4 != 0
                 tlb.addJump(table: mode.table, linear: linear, host: next, isGlobal: isGlobal)
             case .system:
-                context.pointee.rip = context.pointee.ripPage &+ UInt64(value & 0x1FFF)
+                context.pointee.rip = instructionPointer(value & 0x1FFF)
                 try system(systemPool.entries + (value >> 13))
                 return
             case .exception:
-                context.pointee.rip = context.pointee.ripPage &+ UInt64(value)
-                throw GuestException(vector: descriptor.vector, errorCode: descriptor.vector == 13 ? 0 : nil)
+                context.pointee.rip = instructionPointer(value)
+                let hasCode = descriptor.vector == 13 || descriptor.vector == 12
+                throw GuestException(vector: descriptor.vector, errorCode: hasCode ? 0 : nil)
             case .fault:
                 guard let exception = pendingException else {
                     // The instruction writes into its own block, or hits a breakpoint: it runs alone.
@@ -228,7 +228,7 @@ extension TranslatorCPU: VirtualCPU {
     /// An instruction of the system half in the middle of a block. `false`: leave the block.
     func systemInBlock(_ pointer: UnsafeRawPointer) -> Bool {
         let value = Int(pointer.loadUnaligned(as: ExitDescriptor.self).value)
-        let start = context.pointee.ripPage &+ UInt64(value & 0x1FFF)
+        let start = instructionPointer(value & 0x1FFF)
         context.pointee.rip = start
         codeChanged = false
         let modeBefore = mode
@@ -241,7 +241,7 @@ extension TranslatorCPU: VirtualCPU {
             return false
         }
         // What the instruction asked for from outside (an interrupt of a device that it wrote to) is seen behind it.
-        if context.pointee.rip == start &+ UInt64(instruction.pointee.length) && !codeChanged && mode == modeBefore
+        if context.pointee.rip == (start &+ UInt64(instruction.pointee.length)) & codeMask && !codeChanged && mode == modeBefore
             && debugHits == 0 && interruptRequest.pointee.load(ordering: .relaxed) == 0
         {
             return true
@@ -261,7 +261,7 @@ extension TranslatorCPU: VirtualCPU {
         let index = cache.find(codeOffset: host)
         guard index != 0 else { return .invalidOpcode }
         let (offset, flagsInHost) = cache.guestOffset(of: host, in: index)
-        context.pointee.rip = context.pointee.ripPage &+ UInt64(offset)
+        context.pointee.rip = instructionPointer(offset)
         if flagsInHost {
             context.pointee.rflags = context.pointee.systemFlags | context.pointee.faultFlags & UInt64(arithmeticFlags)
         }

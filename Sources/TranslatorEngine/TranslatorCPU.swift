@@ -23,18 +23,22 @@ package final class TranslatorCPU: @unchecked Sendable {
     let cache: CodeCache
     let thunks: UnsafeMutablePointer<Thunks>
     let work: BlockWorkspace
-    var decoder = Decoder()
+    var decoder: Decoder
+    /// The instructions that CPUID shows.
+    let shown: InstructionSets
     /// An instruction that lies in two pages, put together.
     let straddleBuffer: UnsafeMutableRawPointer
     let hasBMI2: Bool
     let hasAVX: Bool
     /// The guest's CPU maps 1 GB pages.
     let hasHugePages: Bool
+    let hasSMAP: Bool
     let systemPool: SystemPool
     /// What the blocks that run now depend on; `modeChanged` keeps it true.
-    var mode = BlockMode(rawValue: 0)
-    /// The mode under which each jump cache was filled.
-    var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
+    var mode: BlockMode {
+        get { BlockMode(rawValue: context.pointee.mode) }
+        set { context.pointee.mode = newValue.rawValue }
+    }
     let tlb: TLBState
     let deviceWrites = DeviceWrites()
 
@@ -54,6 +58,8 @@ package final class TranslatorCPU: @unchecked Sendable {
     var followsStackLoad = false
     /// While a block is made: bytes of its page that were looked at for the flags they read.
     var scanned = 0..<0
+    /// Whether jumps may lead to the block last found without another look at it, in segmented code.
+    var mayCacheJump = true
     /// Blocks were removed since the flag was last cleared.
     var codeChanged = false
     var interruptWaiting: Bool {
@@ -80,7 +86,10 @@ package final class TranslatorCPU: @unchecked Sendable {
             guardByteCount: MemoryMapping.standardGuard)
         context = contextMapping.base.bindMemory(to: Context.self, capacity: 1)
         context.initialize(to: Context())
+        shown = InstructionSets(policy.features)
+        decoder = Decoder(shown: shown)
         hasBMI2 = HostCPU.current.features.contains(.bmi2)
+        hasSMAP = wiring.policy.features.contains(.smap)
         hasAVX = HostCPU.current.features.contains(.avx)
         hasHugePages = wiring.policy.features.contains(.pdpe1gb)
         let code = try CodeMemory(byteCount: codeByteCount)
@@ -152,8 +161,9 @@ package final class TranslatorCPU: @unchecked Sendable {
         }
         if !c.pointee.is64Bit {
             value |= (c.pointee.cs.isBig ? 1 : 2) << 2
-            if !c.pointee.ss.isBig { value |= BlockMode.smallStack }
-            if !isFlat { value |= BlockMode.segmented }
+            value |= updateSegments()
+        } else {
+            c.pointee.csBase = 0
         }
         if c.pointee.privilegeLevel == 1 || c.pointee.privilegeLevel == 2 { value |= BlockMode.outerRing }
         if c.pointee.cr4 & 4 != 0 { value |= BlockMode.timeStampTrap }
@@ -163,27 +173,14 @@ package final class TranslatorCPU: @unchecked Sendable {
         if c.pointee.cr0 & CR0.em != 0 { value |= BlockMode.fpuAbsent }
         if c.pointee.cr4 & (1 << 9) == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
+        if c.pointee.cr4 & CR4.smap != 0 { value |= BlockMode.smap }
         if breakpoints.stopsCode { value |= BlockMode.breakpoints }
         mode = BlockMode(rawValue: value)
         let table = mode.table
-        if jumpCacheMode[table] != value {
+        if c.pointee.jumpCacheMode[table] != value {
             tlb.clearJumpCache(table)
-            jumpCacheMode[table] = value
+            c.pointee.jumpCacheMode[table] = value
         }
-    }
-
-    /// Whether segmentation changes no address: base 0 and limit 4 GB in all but fs and gs.
-    private var isFlat: Bool {
-        let c = context
-        func isFlat(_ segment: SegmentRegister) -> Bool {
-            // Expand-down data segments turn the limit around.
-            segment.base == 0 && segment.limit == ~0 && segment.isPresent && !segment.isUnusable && segment.type & 0xC != 4
-        }
-        // 64-bit programs enter compatibility mode with null data segments and load them there.
-        func isFlatOrNull(_ segment: SegmentRegister) -> Bool { isFlat(segment) || segment.selector & 0xFFFC == 0 }
-        return c.pointee.cr0 & 1 != 0 && c.pointee.systemFlags & (1 << 17) == 0
-            && isFlat(c.pointee.cs) && isFlat(c.pointee.ss)
-            && isFlatOrNull(c.pointee.ds) && isFlatOrNull(c.pointee.es)
     }
 
     /// Drops all translated code.

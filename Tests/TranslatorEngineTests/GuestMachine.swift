@@ -91,6 +91,8 @@ final class TestMachine {
         // IST 1: frames lie at the same place wherever the guest's stack pointer is.
         memory.store(Self.tss + 0x24, Self.kernelBase + Self.stackTop)
         memory.store(Self.tss + 4, Self.kernelBase + Self.stackTop)
+        // No I/O bitmap.
+        memory.store(Self.tss + 102, 0xFFFF as UInt16)
         for vector in 0..<256 as Range<UInt64> {
             memory.store(Self.handlers + vector, 0xF4 as UInt8)
             let handler = Self.kernelBase + Self.handlers + vector

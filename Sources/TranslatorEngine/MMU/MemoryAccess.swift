@@ -43,7 +43,7 @@ extension TranslatorCPU {
     func slowAccess(_ linear: UInt64, _ pointer: UnsafeRawPointer) -> UInt64 {
         let descriptor = pointer.loadUnaligned(as: MemoryDescriptor.self)
         let operation = UInt64(UInt(bitPattern: pointer)) &+ UInt64(bitPattern: Int64(descriptor.operation))
-        context.pointee.rip = context.pointee.ripPage &+ UInt64(descriptor.guest)
+        context.pointee.rip = instructionPointer(Int(descriptor.guest))
         context.pointee.spill[3] = operation
         let size = Int(descriptor.size)
         let writes = descriptor.access & Access.write != 0
@@ -67,13 +67,23 @@ extension TranslatorCPU {
                 return try startBounce(part, AccessPart(host: nil, physical: 0, count: 0), linear, descriptor, operation, pointer)
             }
             let inFirst = 4096 - Int(linear & 0xFFF)
+            // Addresses are checked before pages are.
+            let last = linear &+ UInt64(size - 1)
+            if context.pointee.isLongMode && !isCanonical(last) || descriptor.access & Access.flat != 0 && last > 0xFFFF_FFFF {
+                throw beforePaging(linear, descriptor) ?? (descriptor.access & Access.stack != 0 ? .stackFault() : .generalProtection())
+            }
             let first = try resolve(linear, count: inFirst, writes: writes, table: mode.table)
             let second = try resolve(
                 (linear &+ UInt64(inFirst)) & linearMask, count: size - inFirst, writes: writes, table: mode.table)
             if debugHits != 0 && !runsAlone { return leaveToRunAlone() }
             return try startBounce(first, second, linear, descriptor, operation, pointer)
         } catch {
-            pendingException = error.vector == 14 ? beforePaging(linear, descriptor) ?? error : error
+            if error.vector == 14 {
+                pendingException = beforePaging(linear, descriptor) ?? error
+            } else {
+                // Also the second page of a stack access may be the one that is not canonical.
+                pendingException = descriptor.access & Access.stack != 0 && error == .generalProtection() ? .stackFault() : error
+            }
             return leaveForFault()
         }
     }

@@ -332,17 +332,27 @@ extension TranslatorCPU {
     @inline(__always)
     private func exchange64(_ address: UInt64, _ old: UInt64, _ new: UInt64, _ walk: Walk) -> Bool {
         guard let pointer = host(address, 8, walk) else { return true }
-        return pointer.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.compareExchange(
+        let isDone = pointer.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.compareExchange(
             expected: old, desired: new, ordering: .acquiringAndReleasing
         ).exchanged
+        if isDone { noteWalkWrite(pointer, 8) }
+        return isDone
     }
 
     @inline(__always)
     private func exchange32(_ address: UInt64, _ old: UInt64, _ new: UInt64, _ walk: Walk) -> Bool {
         guard let pointer = host(address, 4, walk) else { return true }
-        return pointer.assumingMemoryBound(to: Atomic<UInt32>.self).pointee.compareExchange(
+        let isDone = pointer.assumingMemoryBound(to: Atomic<UInt32>.self).pointee.compareExchange(
             expected: UInt32(truncatingIfNeeded: old), desired: UInt32(truncatingIfNeeded: new),
             ordering: .acquiringAndReleasing
         ).exchanged
+        if isDone { noteWalkWrite(pointer, 4) }
+        return isDone
+    }
+
+    /// A page table may be code as well: then a flag that the walk sets is a write to code.
+    @inline(__always)
+    private func noteWalkWrite(_ pointer: UnsafeMutableRawPointer, _ count: Int) {
+        if cache.hasCode(page: (pointer - memory.hostBase) >> 12) { _ = invalidateCode(pointer, count, running: nil) }
     }
 }

@@ -93,7 +93,7 @@ extension TranslatorCPU {
         }
         if newLevel != level { dropPrivilegedSegments() }
         let watched = RFLAGS.tf | RFLAGS.ac
-        if newLevel != level || oldAttributes != context.pointee.cs.attributes
+        if newLevel != level || oldAttributes != context.pointee.cs.attributes || !code.isLong
             || (oldFlags ^ context.pointee.systemFlags) & watched != 0
         {
             modeChanged()

@@ -64,16 +64,11 @@ extension TranslatorCPU {
         }
     }
 
-    /// Instruction pointers have the width of the code segment.
-    @inline(__always)
-    var instructionPointerMask: UInt64 {
-        if context.pointee.is64Bit { return ~0 }
-        return context.pointee.cs.isBig ? 0xFFFF_FFFF : 0xFFFF
-    }
-
+    /// Running on over the end of a 64 KB segment does not wrap: it meets the limit. Only branches of 16-bit operand
+    /// size cut the instruction pointer.
     @inline(__always)
     func next(_ instruction: UnsafePointer<SystemInstruction>) -> UInt64 {
-        (context.pointee.rip &+ UInt64(instruction.pointee.length)) & instructionPointerMask
+        (context.pointee.rip &+ UInt64(instruction.pointee.length)) & (context.pointee.is64Bit ? ~0 : 0xFFFF_FFFF)
     }
 
     // MARK: Segment registers by number

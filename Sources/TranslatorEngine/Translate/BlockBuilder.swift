@@ -13,6 +13,15 @@ struct SlowPath {
     var misaligned: UnsafeMutablePointer<UInt8>?
 }
 
+/// A way out for an access or a branch that its segment forbids.
+struct SegmentFault {
+    var displacement: UnsafeMutablePointer<UInt8>
+    var vector: UInt8
+    var guest: Int
+    /// LOOP has counted already: the width of its count, 0 for other instructions.
+    var countWidth: Int
+}
+
 /// Memory that translation of a block works in; one per CPU, reused for each block.
 struct BlockWorkspace {
     static let instructionLimit = 64
@@ -21,6 +30,7 @@ struct BlockWorkspace {
         capacity: (instructionLimit + 1) * Decoder.operandLimit)
     let instructions = UnsafeMutablePointer<Instruction>.allocate(capacity: instructionLimit + 1)
     let slowPaths = UnsafeMutablePointer<SlowPath>.allocate(capacity: instructionLimit * 4)
+    let segmentFaults = UnsafeMutablePointer<SegmentFault>.allocate(capacity: instructionLimit * 8)
     /// A copy of the code that the block is made from.
     static let byteLimit = instructionLimit * 15 + 16
     let bytes = UnsafeMutablePointer<UInt8>.allocate(capacity: byteLimit)
@@ -29,6 +39,7 @@ struct BlockWorkspace {
         operands.deallocate()
         instructions.deallocate()
         slowPaths.deallocate()
+        segmentFaults.deallocate()
         bytes.deallocate()
     }
 }
@@ -46,7 +57,7 @@ struct BlockBuilder {
     let origin: UnsafeMutablePointer<UInt8>
     let thunks: UnsafePointer<Thunks>
     let work: BlockWorkspace
-    let mode: BlockMode
+    var mode: BlockMode
     let hasBMI2: Bool
     /// The block runs one instruction and comes back to the run loop: no links, no jump caches.
     let isIsolated: Bool
@@ -57,6 +68,12 @@ struct BlockBuilder {
     var live: UInt32 = arithmeticFlags
     var vectorsReady = false
     var slowPathCount = 0
+    var segmentFaultCount = 0
+    /// The segment that the next access has to be checked against and whose base is to be added; -1 for none.
+    var pendingSegment = -1
+    /// Of the instruction at hand, in bits.
+    var operandWidth: UInt8 = 32
+    var addressWidth: UInt8 = 32
     /// Offset of the instruction at hand from the code page, and of the next.
     var here = 0
     var next = 0
@@ -80,9 +97,10 @@ struct BlockBuilder {
         is64Bit ? (operandWidth == 16 ? 2 : 8) : (operandWidth == 16 ? 2 : 4)
     }
     /// Bytes of a near branch's return address.
-    var pointerSize: Int { is64Bit ? 8 : 4 }
-    /// `lea` on the stack pointer: outside 64-bit code it has 32 bits.
+    var pointerSize: Int { is64Bit ? 8 : operandWidth == 16 ? 2 : 4 }
+    /// `lea` on the stack pointer: outside 64-bit code it has 32 or 16 bits.
     @inline(__always) mutating func moveStack(_ destination: Int, _ distance: Int) {
+        if mode.has(BlockMode.smallStack) { return moveSmallStack(destination, from: RegisterMap.guestStack, distance) }
         code.lea(destination, base: RegisterMap.guestStack, Int32(truncatingIfNeeded: distance), wide: is64Bit)
     }
 
@@ -122,6 +140,12 @@ struct BlockBuilder {
     /// `endAccess`.
     mutating func beginAccess(size: Int, access: UInt8) {
         clobberFlags()
+        var access = access
+        if pendingSegment >= 0 {
+            checkSegment(size: size, writes: access & Access.write != 0)
+        } else if !is64Bit {
+            access |= Access.flat
+        }
         if hasBMI2 {
             code.rotateRight(scratch, address, TLB.shift)
         } else {
@@ -167,6 +191,7 @@ struct BlockBuilder {
             code.word(UInt16(truncatingIfNeeded: path.guest))
             code.word(0)
         }
+        emitSegmentFaults()
     }
 
     /// The linear address of `offset` from the code page, into a register. Needs no flags.
@@ -197,7 +222,7 @@ struct BlockBuilder {
         let wide =
             is64Bit && !(Operand.is32Bit(memory.base) || Operand.is32Bit(memory.index) || memory.base == ZYDIS_REGISTER_EIP)
         var displacement = memory.disp.has_displacement != 0 ? memory.disp.value : 0
-        if !is64Bit { displacement = ZyanI64(UInt32(truncatingIfNeeded: displacement)) }
+        if !is64Bit { displacement &= addressWidth == 16 ? 0xFFFF : 0xFFFF_FFFF }
         if memory.base == ZYDIS_REGISTER_RIP || memory.base == ZYDIS_REGISTER_EIP {
             loadCodeAddress(target, next &+ Int(displacement))
             if !wide { code.move32(target, target) }
@@ -242,14 +267,14 @@ struct BlockBuilder {
         if withSegment { addSegment(memory, into: target) }
     }
 
-    /// Adds fs's or gs's base to an effective address.
+    /// Adds fs's or gs's base to an effective address. Outside of 64-bit code `beginAccess` does it, with the check.
     mutating func addSegment(_ memory: ZydisDecodedOperandMem, into target: Int) {
-        if memory.segment == ZYDIS_REGISTER_GS {
+        if !is64Bit {
+            chooseSegment(memory.segment)
+        } else if memory.segment == ZYDIS_REGISTER_GS {
             code.arithmeticContext(.add, target, ContextOffset.gsBase)
-            if !is64Bit { code.move32(target, target) }
         } else if memory.segment == ZYDIS_REGISTER_FS {
             code.arithmeticContext(.add, target, ContextOffset.fsBase)
-            if !is64Bit { code.move32(target, target) }
         }
     }
 
@@ -277,7 +302,7 @@ struct BlockBuilder {
     mutating func directExit(to target: Int, isBackward: Bool, isStraddling: Bool) {
         if isIsolated && Int32(exactly: target) != nil {
             exit(.goto, value: target)
-        } else if target >= 0 && target < 4096 && !isStraddling {
+        } else if target >= 0 && target < 4096 && !isStraddling && !mode.has(BlockMode.partialPage) {
             if isBackward {
                 // Loops without other exits pass here: look for interrupts. The compare clobbers the flags.
                 putFlagsAway()
@@ -300,6 +325,7 @@ struct BlockBuilder {
 
     /// Goes on at the linear address in the address register, through the jump cache. Flags are put away already.
     mutating func lookUp() {
+        if mode.has(BlockMode.segmented) { return lookUpSegmented() }
         if isIsolated {
             code.jumpTo(origin + thunks.pointee.indirectMiss)
             return

@@ -40,7 +40,7 @@ extension TranslatorCPU {
                         fallThroughStraddles = true
                         break
                     }
-                    let next = try codePage(((linear & ~0xFFF) &+ 4096) & linearMask)
+                    let next = try nextCodePage(linear)
                     memory.setWatched(page: next.ramOffset >> 12, true)
                     straddleBuffer.copyMemory(from: bytes, byteCount: available)
                     (straddleBuffer + available).copyMemory(from: next.host, byteCount: 16)
@@ -59,7 +59,7 @@ extension TranslatorCPU {
                 isOver = true
             } else {
                 if decoded.pointee.address_width == 32 && mode.codeSize == 0 { Self.correctNarrowAddress(decoded, operands) }
-                instruction = Classifier.classify(decoded, operands, mode: mode)
+                instruction = Classifier.classify(decoded, operands, mode: mode, shown: shown)
                 instruction.offset = offset
                 switch instruction.kind {
                 case .system:
@@ -67,12 +67,13 @@ extension TranslatorCPU {
                         ?? SystemInstruction(vectorMemory: decoded, operands)
                     {
                         instruction.system = systemPool.add(system)
-                        if BlockBuilder.canInline(system, mode) {
+                        if BlockBuilder.canInline(system, mode, hasSMAP: hasSMAP) {
                             instruction.kind = .systemInline
                             // PUSHF reads all; the others touch no arithmetic flag.
                             instruction.flagsRead = system.kind == .pushFlags ? arithmeticFlags : 0
                             instruction.flagsWritten = 0
                             instruction.modifiesFlags = false
+                            isOver = BlockBuilder.changesTable(system, mode)
                         } else if !isIsolated && system.canReturn {
                             instruction.kind = .systemCall
                             instruction.flagsRead = arithmeticFlags
@@ -136,7 +137,9 @@ extension TranslatorCPU {
         switch last.kind {
         case .call, .jump, .conditional, .counted:
             taken = end &+ Int(truncatingIfNeeded: lastOperands.pointee.imm.value.s)
-            liveTaken = liveFlags(at: taken, page: page, mode: mode)
+            if BlockBuilder.isPlainTarget(mode, operandWidth: work.decoded[count - 1].operand_width) {
+                liveTaken = liveFlags(at: taken, page: page, mode: mode)
+            }
             if last.kind == .conditional || last.kind == .counted {
                 liveFallThrough = liveFlags(at: end, page: page, mode: mode)
             }
@@ -172,6 +175,8 @@ extension TranslatorCPU {
             builder.here = instruction.offset
             builder.next = instruction.offset + Int(instruction.length)
             builder.live = instruction.flagsLive
+            builder.operandWidth = decoded.pointee.operand_width
+            builder.addressWidth = decoded.pointee.address_width
             if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
             cache.map[mapStart + index] = MapEntry(
                 host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
@@ -180,6 +185,10 @@ extension TranslatorCPU {
             let bytes = instruction.offset + Int(instruction.length) > 4096
                 ? UnsafePointer(straddleBuffer.assumingMemoryBound(to: UInt8.self)) : UnsafePointer(source + instruction.offset)
             switch instruction.kind {
+            case let kind where BlockBuilder.needsBranchCheck(kind, decoded, mode):
+                builder.branch(
+                    instruction.kind, decoded, operands, taken: taken, fallThrough: end, liveTaken: liveTaken,
+                    liveFallThrough: liveFallThrough)
             case .generic: builder.generic(decoded, operands, bytes: bytes, info: instruction)
             case .nothing: break
             case .lea: builder.lea(decoded, operands)
@@ -206,8 +215,11 @@ extension TranslatorCPU {
                     fallThrough: end, liveTaken: liveTaken,
                     liveFallThrough: liveFallThrough)
             case .systemInline: builder.systemInline(systemPool.entries[instruction.system], index: instruction.system)
-            case .systemCall: builder.systemCall(index: instruction.system)
-            case .system: builder.exit(.system, value: (instruction.system << 13) | instruction.offset)
+            case .systemCall: builder.systemCall(systemPool.entries[instruction.system], index: instruction.system)
+            case .system:
+                let system = systemPool.entries[instruction.system]
+                if BlockBuilder.canTransfer(system, mode, isIsolated: isIsolated) { builder.systemTransfer(system) }
+                builder.exit(.system, value: (instruction.system << 13) | instruction.offset)
             case .exception: builder.exit(.exception, vector: instruction.vector, value: instruction.offset)
             }
             // The check of a memory operand has put the flags into the context before the instruction itself can fault.
