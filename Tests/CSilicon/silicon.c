@@ -223,11 +223,17 @@ static void run_case(struct silicon_case *one) {
     memcpy(one->arena, (void *)(uintptr_t)SILICON_ARENA, SILICON_ARENA_BYTES);
 }
 
-// A data segment of the process, for fs and gs.
-static uint16_t make_segment(uint32_t base) {
-    struct user_desc segment = {.entry_number = (unsigned)-1, .base_addr = base, .limit = 0xFFFFF, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
-    if (syscall(SYS_set_thread_area, &segment) != 0) return 0;
-    return (uint16_t)(segment.entry_number << 3 | 3);
+// A data segment of the process, for fs and gs: in the LDT or, by the call of 32-bit programs, in the GDT.
+static uint16_t make_segment(unsigned number, uint32_t base) {
+    struct user_desc segment = {.entry_number = number, .base_addr = base, .limit = 0xFFFFF, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
+    if (syscall(SYS_modify_ldt, 1, &segment, sizeof segment) == 0) return (uint16_t)(number << 3 | 7);
+    segment.entry_number = (unsigned)-1;
+    // The arena lies where 32-bit programs reach it.
+    struct user_desc *low = (struct user_desc *)(uintptr_t)SILICON_ARENA;
+    *low = segment;
+    long result;
+    __asm__ volatile("int $0x80" : "=a"(result) : "a"(243), "b"(low) : "memory", "r8", "r9", "r10", "r11");
+    return result == 0 ? (uint16_t)(low->entry_number << 3 | 3) : 0;
 }
 
 static int wait_for(uint32_t *word, uint32_t old, int seconds) {
@@ -256,8 +262,8 @@ static void serve(pid_t parent, int descriptor) {
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     if (gate == (void *)(uintptr_t)SILICON_GATE) {
         silicon_write_exit(gate);
-        served->fs_selector = silicon_fs_selector = make_segment(SILICON_FS_BASE);
-        served->gs_selector = silicon_gs_selector = make_segment(SILICON_GS_BASE);
+        served->fs_selector = silicon_fs_selector = make_segment(0, SILICON_FS_BASE);
+        served->gs_selector = silicon_gs_selector = make_segment(1, SILICON_GS_BASE);
     }
 
     uint32_t done = 0;

@@ -51,7 +51,7 @@ extension SiliconDecoder {
         }
         if isComparable { return .compare }
         switch mnemonic {
-        case ZYDIS_MNEMONIC_INT1, ZYDIS_MNEMONIC_INT3, ZYDIS_MNEMONIC_INTO, ZYDIS_MNEMONIC_BOUND: return .compare
+        case ZYDIS_MNEMONIC_INT3, ZYDIS_MNEMONIC_INTO, ZYDIS_MNEMONIC_BOUND: return .compare
         default: break
         }
         // In ring 3 these are #GP, whatever their operands are.
@@ -74,6 +74,8 @@ extension SiliconDecoder {
         [
             // Calls of the host's kernel and its hypervisor.
             ZYDIS_MNEMONIC_INT, ZYDIS_MNEMONIC_SYSCALL, ZYDIS_MNEMONIC_SYSENTER, ZYDIS_MNEMONIC_VMCALL, ZYDIS_MNEMONIC_VMMCALL,
+            // A hypervisor below may not know where it was.
+            ZYDIS_MNEMONIC_INT1,
             // The host's kernel answers for the CPU (UMIP).
             ZYDIS_MNEMONIC_SGDT, ZYDIS_MNEMONIC_SIDT, ZYDIS_MNEMONIC_SLDT, ZYDIS_MNEMONIC_STR, ZYDIS_MNEMONIC_SMSW,
             // The translator's may come or go.

@@ -72,13 +72,13 @@ final class SiliconDecoder {
     var testedFlags: UInt64 { UInt64(instruction.pointee.cpu_flags?.pointee.tested ?? 0) & SiliconState.arithmeticFlags }
     /// Flags that may be others behind it.
     var writtenFlags: UInt64 { definedFlags | undefinedFlags }
-    /// Two memory operands, or many elements chosen one by one: CPU models differ in which fault they find first, and
+    /// Two memory operands, one in several parts, or many elements chosen one by one: CPU models differ in which fault they find first, and
     /// whether what a mask leaves out may fault.
     var isFaultLoose: Bool { Self.loose.contains(mnemonic.rawValue) }
     private static let loose: Set<UInt32> = Set(
         [
             ZYDIS_MNEMONIC_CMPSB, ZYDIS_MNEMONIC_CMPSW, ZYDIS_MNEMONIC_CMPSD, ZYDIS_MNEMONIC_CMPSQ, ZYDIS_MNEMONIC_FLDENV,
-            ZYDIS_MNEMONIC_FRSTOR, ZYDIS_MNEMONIC_MASKMOVQ, ZYDIS_MNEMONIC_MASKMOVDQU, ZYDIS_MNEMONIC_VMASKMOVDQU,
+            ZYDIS_MNEMONIC_FRSTOR, ZYDIS_MNEMONIC_FBLD, ZYDIS_MNEMONIC_FBSTP, ZYDIS_MNEMONIC_MASKMOVQ, ZYDIS_MNEMONIC_MASKMOVDQU, ZYDIS_MNEMONIC_VMASKMOVDQU,
             ZYDIS_MNEMONIC_VGATHERDPS, ZYDIS_MNEMONIC_VGATHERDPD, ZYDIS_MNEMONIC_VGATHERQPS, ZYDIS_MNEMONIC_VGATHERQPD,
             ZYDIS_MNEMONIC_VPGATHERDD, ZYDIS_MNEMONIC_VPGATHERDQ, ZYDIS_MNEMONIC_VPGATHERQD, ZYDIS_MNEMONIC_VPGATHERQQ,
         ].map(\.rawValue))
@@ -137,7 +137,7 @@ final class SiliconDecoder {
             ZYDIS_MNEMONIC_LGS, ZYDIS_MNEMONIC_LSS, ZYDIS_MNEMONIC_SLDT, ZYDIS_MNEMONIC_STR, ZYDIS_MNEMONIC_SGDT,
             ZYDIS_MNEMONIC_SIDT, ZYDIS_MNEMONIC_SMSW,
             // TF, and IF under another IOPL.
-            ZYDIS_MNEMONIC_POPF, ZYDIS_MNEMONIC_POPFQ, ZYDIS_MNEMONIC_CLI, ZYDIS_MNEMONIC_STI,
+            ZYDIS_MNEMONIC_POPF, ZYDIS_MNEMONIC_POPFD, ZYDIS_MNEMONIC_POPFQ, ZYDIS_MNEMONIC_CLI, ZYDIS_MNEMONIC_STI,
             // Answers that differ by design.
             ZYDIS_MNEMONIC_CPUID, ZYDIS_MNEMONIC_XGETBV, ZYDIS_MNEMONIC_RDPID, ZYDIS_MNEMONIC_RDTSC, ZYDIS_MNEMONIC_RDTSCP,
         ].map(\.rawValue))

@@ -183,7 +183,7 @@ struct SiliconGenerator {
     private static let edges: [UInt64] = [0, 0x8000_0000_0000, 0xFFFF_8000_0000_0000, 0x1_0000_0000]
 
     /// An address in the arena for an access of `size` bytes.
-    mutating func target(_ size: Int) -> UInt64 {
+    mutating func target(_ size: Int, hasBase: Bool = false) -> UInt64 {
         let arena = UInt64(SILICON_ARENA)
         let readOnly = UInt64(SILICON_ARENA_READ_ONLY_PAGE) * 4096
         func before(_ border: UInt64, _ random: inout SiliconRandom) -> UInt64 {
@@ -199,7 +199,8 @@ struct SiliconGenerator {
         case 92..<95: return before(0, &random)
         case 95..<98: return before(UInt64(SILICON_ARENA_BYTES), &random)
         default:
-            switch random.below(4) {
+            // Of an address beyond an edge AMD's CPUs look at the effective address too, Intel's at the linear one alone.
+            switch random.below(hasBase ? 2 : 4) {
             case 0: return random.next()
             case 1: return arena &- UInt64(random.below(8192))
             default: return random.pick(Self.edges) &- UInt64(random.below(size + 2))
@@ -212,7 +213,8 @@ struct SiliconGenerator {
         for number in 0..<Int(instruction.operand_count) where decoder.operands[number].type == ZYDIS_OPERAND_TYPE_MEMORY {
             let operand = decoder.operands[number]
             if operand.mem.type == ZYDIS_MEMOP_TYPE_MEM {
-                place(operand.mem, target(max(1, Int(operand.size) / 8)), &piece, &state)
+                let hasBase = operand.mem.segment == ZYDIS_REGISTER_FS || operand.mem.segment == ZYDIS_REGISTER_GS
+                place(operand.mem, target(max(1, Int(operand.size) / 8), hasBase: hasBase), &piece, &state)
             } else if operand.mem.type == ZYDIS_MEMOP_TYPE_VSIB {
                 placeVector(operand.mem, &state)
             }

@@ -146,8 +146,9 @@ final class SiliconRunner {
             guest.cutToNarrow()
         }
         // The CPU has things that no manual has; the translator does not let them through.
-        if one.isUndefined && guest.vector == 6 && native.vector != 6 { return [] }
-        if one.isFaultLoose && 12...14 ~= native.vector { return [] }
+        let start = SiliconCase.codeBase(slot) + UInt64(one.codeOffset)
+        if one.isUndefined && guest.vector == 6 && guest.rip == start && (native.vector != 6 || native.rip != start) { return [] }
+        if one.isFaultLoose && (12...14 ~= native.vector || 12...14 ~= guest.vector) { return [] }
         // An x87 exception that is pending is found after the memory operand's page.
         if native.vector == 16 && 12...14 ~= guest.vector { return [] }
         let flags = SiliconState.direction | (native.vector == Int(SILICON_DONE) ? one.flags : one.faultFlags)

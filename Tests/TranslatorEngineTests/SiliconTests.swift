@@ -6,7 +6,7 @@ import VMM
 /// The translator against the CPU it runs on: the same instructions with the same registers and memory must do the same.
 ///
 /// `VMD_FUZZ_SECONDS=n` goes on with new seeds for so long; a failure's first line says how to repeat it alone
-/// (`VMD_FUZZ_SEED`).
+/// (`VMD_FUZZ_SEED`), and `VMD_FUZZ_ONLY` takes the test's short name.
 @Suite(.enabled(if: SiliconRunner.needed.isSubset(of: HostCPU.current.features), "made for hosts with AVX2"))
 struct SiliconTests {
     static let environment = ProcessInfo.processInfo.environment
@@ -21,6 +21,7 @@ struct SiliconTests {
         _ name: String, seeds: Int, isLong: Bool = true, sourceLocation: SourceLocation = #_sourceLocation,
         _ make: (inout SiliconGenerator) -> [SiliconCase]
     ) throws {
+        if let only = Self.environment["VMD_FUZZ_ONLY"], only != name { return }
         let runner = try SiliconRunner()
         var failed = 0, count = 0, hangs = 0
         var kinds: [String: Int] = [:]

@@ -174,7 +174,10 @@ enum Classifier {
         case ZYDIS_ISA_EXT_BASE: break
         case ZYDIS_ISA_EXT_X87:
             isVector = false
-            if mode.has(BlockMode.fpuTrap) { raise(7, &result) }
+            let traps =
+                decoded.pointee.mnemonic == ZYDIS_MNEMONIC_FWAIT
+                ? BlockMode.waitTrap : BlockMode.fpuTrap | BlockMode.fpuAbsent
+            if mode.has(traps) { raise(7, &result) }
             return
         case ZYDIS_ISA_EXT_AVX, ZYDIS_ISA_EXT_AVX2, ZYDIS_ISA_EXT_AVX2GATHER, ZYDIS_ISA_EXT_AVXAES, ZYDIS_ISA_EXT_F16C,
             ZYDIS_ISA_EXT_FMA, ZYDIS_ISA_EXT_VAES, ZYDIS_ISA_EXT_VPCLMULQDQ:
@@ -185,11 +188,14 @@ enum Classifier {
         if isVector {
             result.usesVectors = true
             if decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX {
-                if mode.has(BlockMode.noAVX) {
+                // A move of 64 bits to or from a general register, which 32-bit code does not have.
+                let isWide = decoded.pointee.raw.vex.W != 0 && mode.codeSize != 0 && decoded.pointee.opcode_map == ZYDIS_OPCODE_MAP_0F3A
+                    && (decoded.pointee.opcode == 0x16 || decoded.pointee.opcode == 0x22)
+                if mode.has(BlockMode.noAVX) || isWide {
                     raise(6, &result)
                     return
                 }
-            } else if mode.has(BlockMode.noSSE) && extensionSet != ZYDIS_ISA_EXT_MMX {
+            } else if mode.has(BlockMode.fpuAbsent) || mode.has(BlockMode.noSSE) && extensionSet != ZYDIS_ISA_EXT_MMX {
                 raise(6, &result)
                 return
             }

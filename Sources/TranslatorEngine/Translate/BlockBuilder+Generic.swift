@@ -19,6 +19,11 @@ extension BlockBuilder {
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>,
         bytes: UnsafePointer<UInt8>, info: Instruction
     ) {
+        if !is64Bit
+            && (instruction.pointee.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_VZEROALL)
+        {
+            return clearNarrow(instruction)
+        }
         var memory = -1
         // Guest numbers of general registers in each place of the encoding, -1 for none.
         var reg = -1, rm = -1, vvvv = -1, low = -1
@@ -306,6 +311,36 @@ extension BlockBuilder {
             && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode == 0x82
     }
 
+    /// Whether VEX.W is the width of a general register.
+    private static func hasGeneralWidth(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        let set = instruction.pointee.meta.isa_ext
+        if set == ZYDIS_ISA_EXT_BMI1 || set == ZYDIS_ISA_EXT_BMI2 { return true }
+        switch instruction.pointee.mnemonic {
+        case ZYDIS_MNEMONIC_VCVTSI2SS, ZYDIS_MNEMONIC_VCVTSI2SD, ZYDIS_MNEMONIC_VCVTSS2SI, ZYDIS_MNEMONIC_VCVTSD2SI,
+            ZYDIS_MNEMONIC_VCVTTSS2SI, ZYDIS_MNEMONIC_VCVTTSD2SI, ZYDIS_MNEMONIC_VMOVD, ZYDIS_MNEMONIC_VPCMPESTRI,
+            ZYDIS_MNEMONIC_VPCMPESTRM:
+            return true
+        default: return false
+        }
+    }
+
+    /// VZEROUPPER and VZEROALL outside of 64-bit code: registers 8 to 15 keep their values.
+    private mutating func clearNarrow(_ instruction: UnsafePointer<ZydisDecodedInstruction>) {
+        for register in 0..<8 as Range<UInt8> {
+            code.byte(0xC5)
+            if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER {
+                // vmovaps xmm, xmm
+                code.byte(0xF8)
+                code.byte(0x28)
+            } else {
+                // vxorps xmm, xmm, xmm
+                code.byte(0x80 | (~register & 15) << 3)
+                code.byte(0x57)
+            }
+            code.byte(0xC0 | register << 3 | register)
+        }
+    }
+
     /// BSF and BSR, where the host may have TZCNT and LZCNT: a prefix before them is not copied.
     private func isPlainScan(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
         instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSF || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSR
@@ -352,8 +387,7 @@ extension BlockBuilder {
             let originalB = short || first & 0x20 != 0 || !is64Bit ? 0 : 8
             if !is64Bit {
                 second |= 0x40
-                let set = instruction.pointee.meta.isa_ext
-                if set == ZYDIS_ISA_EXT_BMI1 || set == ZYDIS_ISA_EXT_BMI2 { second &= 0x7F }
+                if Self.hasGeneralWidth(instruction) { second &= 0x7F }
             }
             let opcodeAt = vex + (short ? 2 : 3)
             regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | originalR

@@ -57,7 +57,7 @@ struct BlockBuilder {
     let origin: UnsafeMutablePointer<UInt8>
     let thunks: UnsafePointer<Thunks>
     let work: BlockWorkspace
-    let mode: BlockMode
+    var mode: BlockMode
     let hasBMI2: Bool
     /// The block runs one instruction and comes back to the run loop: no links, no jump caches.
     let isIsolated: Bool
@@ -140,7 +140,12 @@ struct BlockBuilder {
     /// `endAccess`.
     mutating func beginAccess(size: Int, access: UInt8) {
         clobberFlags()
-        if pendingSegment >= 0 { checkSegment(size: size, writes: access & Access.write != 0) }
+        var access = access
+        if pendingSegment >= 0 {
+            checkSegment(size: size, writes: access & Access.write != 0)
+        } else if !is64Bit {
+            access |= Access.flat
+        }
         if hasBMI2 {
             code.rotateRight(scratch, address, TLB.shift)
         } else {

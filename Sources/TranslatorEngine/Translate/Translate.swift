@@ -67,12 +67,13 @@ extension TranslatorCPU {
                         ?? SystemInstruction(vectorMemory: decoded, operands)
                     {
                         instruction.system = systemPool.add(system)
-                        if BlockBuilder.canInline(system, mode) {
+                        if BlockBuilder.canInline(system, mode, hasSMAP: hasSMAP) {
                             instruction.kind = .systemInline
                             // PUSHF reads all; the others touch no arithmetic flag.
                             instruction.flagsRead = system.kind == .pushFlags ? arithmeticFlags : 0
                             instruction.flagsWritten = 0
                             instruction.modifiesFlags = false
+                            isOver = BlockBuilder.changesTable(system, mode)
                         } else if !isIsolated && system.canReturn {
                             instruction.kind = .systemCall
                             instruction.flagsRead = arithmeticFlags
@@ -214,8 +215,11 @@ extension TranslatorCPU {
                     fallThrough: end, liveTaken: liveTaken,
                     liveFallThrough: liveFallThrough)
             case .systemInline: builder.systemInline(systemPool.entries[instruction.system], index: instruction.system)
-            case .systemCall: builder.systemCall(index: instruction.system)
-            case .system: builder.exit(.system, value: (instruction.system << 13) | instruction.offset)
+            case .systemCall: builder.systemCall(systemPool.entries[instruction.system], index: instruction.system)
+            case .system:
+                let system = systemPool.entries[instruction.system]
+                if BlockBuilder.canTransfer(system, mode, isIsolated: isIsolated) { builder.systemTransfer(system) }
+                builder.exit(.system, value: (instruction.system << 13) | instruction.offset)
             case .exception: builder.exit(.exception, vector: instruction.vector, value: instruction.offset)
             }
             // The check of a memory operand has put the flags into the context before the instruction itself can fault.
