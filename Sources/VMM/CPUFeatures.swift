@@ -24,11 +24,11 @@ public enum CPUFeature: Int, CaseIterable, Sendable {
     // CPUID.7.0:EDX
     case fsrm = 4_04, mdClear = 4_10, archCapabilities = 4_29
     // CPUID.0xD.1:EAX
-    case xsaveopt = 5_00
+    case xsaveopt = 5_00, xsavec = 5_01, xgetbv1 = 5_02, xsaves = 5_03
     // CPUID.0x80000001:ECX
     case lahf = 6_00, lzcnt = 6_05, sse4a = 6_06, misalignsse = 6_07, prefetchw = 6_08, topoext = 6_22
     // CPUID.0x80000001:EDX (AMD repeats many bits of CPUID.1:EDX here; the table does that)
-    case syscall = 7_11, nx = 7_20, mmxext = 7_22, pdpe1gb = 7_26, rdtscp = 7_27, lm = 7_29
+    case syscall = 7_11, nx = 7_20, mmxext = 7_22, ffxsr = 7_25, pdpe1gb = 7_26, rdtscp = 7_27, lm = 7_29
     // CPUID.0x80000007:EDX
     case invariantTSC = 8_08
     // CPUID.0x80000008:EBX
@@ -97,7 +97,7 @@ public struct CPUFeatures: Hashable, Sendable, ExpressibleByArrayLiteral {
     /// Takes out what cannot work because what it builds on is missing (SDM Vol. 1, 13.1 and 15.2).
     func withoutOrphans() -> Self {
         var result = self
-        if !result.contains(.xsave) { result = result.subtracting([.avx, .xsaveopt]) }
+        if !result.contains(.xsave) { result = result.subtracting([.avx, .xsaveopt, .xsavec, .xgetbv1, .xsaves]) }
         if !result.contains(.avx) {
             result = result.subtracting([.fma, .f16c, .avx2, .vaes, .vpclmulqdq])
         }
@@ -133,9 +133,7 @@ public struct EngineFeatures: Hashable, Sendable {
 
     /// What the translator runs.
     ///
-    /// Not there: ERMS and FSRM until string moves run natively in bulk (their promise is speed); XSAVEOPT, whose
-    /// "unmodified since XRSTOR" is about host addresses and goes wrong with bounce buffers (SDM Vol. 1, 13.6);
-    /// UMIP, PCID and INVPCID; AVX-512.
+    /// Not there: AVX-512.
     ///
     /// The promises: a guest's own mitigations against speculation cannot work here, because its branches, returns and
     /// page tables are not the CPU's, so guests are told not to pay for them. What protects is the process
@@ -151,12 +149,12 @@ public struct EngineFeatures: Hashable, Sendable {
         .fsgsbase, .bmi1, .avx2, .erms, .fdpExceptionOnly, .smep, .bmi2, .zeroFCSFDS, .rdseed, .adx, .smap, .sha,
         .rdpid, .lahf, .lzcnt, .syscall, .nx, .mmxext, .pdpe1gb, .rdtscp, .lm,
         .invariantTSC, .restoreFPErrorPointers, .lfenceSerializing, .vaes, .vpclmulqdq, .gfni,
-        .clflushopt, .clwb, .prefetchw,
+        .clflushopt, .clwb, .prefetchw, .umip, .fsrm, .xsaveopt, .xsavec, .xgetbv1, .xsaves, .ffxsr,
     ]
 
     /// What may be shown to a guest of a CPU with hardware virtualisation, given what the host's KVM reports.
     public static func kvm(reported: CPUFeatures) -> EngineFeatures {
-        let everything = CPUFeatures.all.subtracting([.archCapabilities, .hypervisor, .topoext])
+        let everything = CPUFeatures.all.subtracting([.archCapabilities, .hypervisor, .topoext, .xsaves, .ffxsr])
         return EngineFeatures(name: "kvm", supported: reported.intersection(everything))
     }
 }

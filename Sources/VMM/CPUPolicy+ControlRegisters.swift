@@ -41,6 +41,7 @@ public enum EFER {
     public static let lme: UInt64 = 1 << 8
     public static let lma: UInt64 = 1 << 10
     public static let nxe: UInt64 = 1 << 11
+    public static let ffxsr: UInt64 = 1 << 14
     public static let automaticIBRS: UInt64 = 1 << 21
 }
 
@@ -98,6 +99,7 @@ extension CPUPolicy {
         if features.contains(.syscall) { bits |= EFER.sce }
         if features.contains(.lm) { bits |= EFER.lme | EFER.lma }
         if features.contains(.nx) { bits |= EFER.nxe }
+        if features.contains(.ffxsr) { bits |= EFER.ffxsr }
         if features.contains(.automaticIBRS) { bits |= EFER.automaticIBRS }
         return bits
     }

@@ -43,13 +43,15 @@ extension TranslatorCPU {
                     // Long mode comes up through compatibility mode with PAE (SDM Vol. 3, 10.8.5).
                     if context.pointee.cr4 & CR4.pae == 0 || context.pointee.cs.isLong { throw .generalProtection() }
                     context.pointee.msr.efer |= EFER.lma
-                } else if context.pointee.cr4 & CR4.pae != 0 {
-                    try checkPDPTEs(context.pointee.cr3)
                 }
             } else {
                 if context.pointee.is64Bit { throw .generalProtection() }
                 context.pointee.msr.efer &= ~EFER.lma
             }
+        }
+        let reloads = changed & (CR0.pg | CR0.cd | CR0.nw) != 0 && new & CR0.pg != 0
+        if reloads && context.pointee.cr4 & CR4.pae != 0 && context.pointee.msr.efer & EFER.lma == 0 {
+            try loadPDPTEs(context.pointee.cr3)
         }
         context.pointee.cr0 = new
         if changed & (CR0.pg | CR0.pe | CR0.wp) != 0 { flushTLB(global: true) }
@@ -60,7 +62,7 @@ extension TranslatorCPU {
         if context.pointee.isLongMode {
             if value >> physicalAddressWidth != 0 { throw .generalProtection() }
         } else if context.pointee.cr0 & CR0.pg != 0 && context.pointee.cr4 & CR4.pae != 0 {
-            try checkPDPTEs(value)
+            try loadPDPTEs(value)
         }
         context.pointee.cr3 = value
         flushTLB(global: false)
@@ -72,7 +74,7 @@ extension TranslatorCPU {
         let changed = context.pointee.cr4 ^ value
         let pagingBits = CR4.pae | CR4.pse | CR4.pge | CR4.smep
         if changed & pagingBits != 0 && value & CR4.pae != 0 && !isLong && context.pointee.cr0 & CR0.pg != 0 {
-            try checkPDPTEs(context.pointee.cr3)
+            try loadPDPTEs(context.pointee.cr3)
         }
         context.pointee.cr4 = value
         if changed & (pagingBits | CR4.smap) != 0 { flushTLB(global: true) }
@@ -80,14 +82,20 @@ extension TranslatorCPU {
         if changed != 0 { modeChanged() }
     }
 
-    /// PAE paging checks its four top entries when they are loaded (SDM Vol. 3, 4.4.1).
-    private func checkPDPTEs(_ cr3: UInt64) throws(GuestException) {
-        for index in 0..<4 as Range<UInt64> {
-            let entry = memory.load(cr3 & 0xFFFF_FFE0 &+ index &* 8, as: UInt64.self) ?? ~0
+    /// PAE paging loads its four top entries along with CR3, and checks them then (SDM Vol. 3, 4.4.1).
+    private func loadPDPTEs(_ cr3: UInt64) throws(GuestException) {
+        let entries = readPDPTEs(cr3)
+        for index in 0..<4 {
+            let entry = entries[index]
             if entry & 1 != 0 && (entry & 0xFFF0_0000_0000_01E6 != 0 || entry >> physicalAddressWidth != 0) {
                 throw .generalProtection()
             }
         }
+        context.pointee.pdpte = entries
+    }
+
+    func readPDPTEs(_ cr3: UInt64) -> [4 of UInt64] {
+        .init { memory.load(cr3 & 0xFFFF_FFE0 &+ UInt64($0) &* 8, as: UInt64.self) ?? ~0 }
     }
 
     func clearTaskSwitched() throws(GuestException) {

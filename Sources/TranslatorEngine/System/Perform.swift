@@ -73,6 +73,8 @@ extension TranslatorCPU {
         case .lineFlush: try flushLine(instruction)
         case .xsave, .xsaveopt: try saveXState(instruction)
         case .xrstor: try restoreXState(instruction)
+        case .xsavec, .xsaves: try saveCompacted(instruction)
+        case .xrstors: try restoreSupervisor(instruction)
         case .fxsave: try saveFXState(instruction)
         case .fxrstor: try restoreFXState(instruction)
         case .undefined: throw .invalidOpcode

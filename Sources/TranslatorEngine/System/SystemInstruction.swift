@@ -20,7 +20,7 @@ package struct SystemInstruction {
         // The processor itself
         case cpuid, rdmsr, wrmsr, rdtsc, rdtscp, rdpid, rdpmc
         case invlpg, cacheInvalidate, lineFlush
-        case xsave, xsaveopt, xrstor, fxsave, fxrstor
+        case xsave, xsaveopt, xsavec, xsaves, xrstor, xrstors, fxsave, fxrstor
         case undefined, nop
         // Instructions of user programs that are seldom worth generated code
         case enter, xlat, bound, daa, das, aaa, aas, aam, aad, salc, pushAll, popAll
