@@ -95,7 +95,7 @@ extension TranslatorCPU {
         throw .alignmentCheck
     }
 
-    /// The fault that comes before a page fault on the same instruction (SDM Vol. 3, table 6-2).
+    /// The fault that comes before a page fault or #AC on the same instruction (SDM Vol. 3, table 6-2).
     private func beforePaging(_ linear: UInt64, _ descriptor: MemoryDescriptor) -> GuestException? {
         if descriptor.access & Access.aligned != 0 && linear & UInt64(descriptor.size &- 1) != 0 { return .generalProtection() }
         if descriptor.access & Access.x87 != 0 {

@@ -124,7 +124,8 @@ extension TranslatorCPU {
         let level = Int(i.immediate >> 16 & 0x1F)
         var stack = rsp
         try push(&stack, register(5), size: size)
-        let frame = stack
+        // Of a 16-bit stack the frame pointer has the upper part of ESP too.
+        let frame = stack | register(4) & ~stackMask
         if level > 0 {
             var source = register(5)
             for _ in 1..<level {
