@@ -87,6 +87,8 @@ package struct Context {
     package var cr3: UInt64 = 0
     package var cr4: UInt64 = 0
     package var cr8: UInt64 = 0
+    /// The top entries of PAE paging outside of long mode, as the last load of CR3 found them.
+    package var pdpte: [4 of UInt64] = .init(repeating: 0)
     package var dr: [4 of UInt64] = .init(repeating: 0)
     package var dr6: UInt64 = 0
     package var dr7: UInt64 = 0
@@ -182,10 +184,10 @@ package enum ContextOffset {
     package static let lstar = msr(\.lstar)
     package static let sfmask = msr(\.sfmask)
     /// In a segment register.
-    package static let segmentSelector = segment(\.selector)
-    package static let segmentAttributes = segment(\.attributes)
-    package static let segmentLimit = segment(\.limit)
-    package static let segmentBase = segment(\.base)
+    package static let selectorField = segment(\.selector)
+    package static let attributesField = segment(\.attributes)
+    package static let limitField = segment(\.limit)
+    package static let baseField = segment(\.base)
     package static let kernelGSBase = msr(\.kernelGSBase)
     package static let tscOffset = msr(\.tscOffset)
     package static let tscAux = msr(\.tscAux)

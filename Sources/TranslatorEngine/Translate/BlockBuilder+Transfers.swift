@@ -176,10 +176,10 @@ extension BlockBuilder {
     }
 
     private mutating func storeFlatSegment(_ offset: Int, selector: Int, attributes: Int32) {
-        code.storeContext16(offset + ContextOffset.segmentSelector, selector)
-        code.storeContext32(offset + ContextOffset.segmentAttributes, immediate: attributes)
-        code.storeContext32(offset + ContextOffset.segmentLimit, immediate: -1)
-        code.storeContext64(offset + ContextOffset.segmentBase, immediate: 0)
+        code.storeContext16(offset + ContextOffset.selectorField, selector)
+        code.storeContext32(offset + ContextOffset.attributesField, immediate: attributes)
+        code.storeContext32(offset + ContextOffset.limitField, immediate: -1)
+        code.storeContext64(offset + ContextOffset.baseField, immediate: 0)
     }
 }
 
