@@ -40,6 +40,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         set { context.pointee.mode = newValue.rawValue }
     }
     let tlb: TLBState
+    let spaces = AddressSpaces()
     let deviceWrites = DeviceWrites()
 
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.

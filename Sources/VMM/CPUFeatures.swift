@@ -5,7 +5,7 @@
 /// Intel SDM (Vol. 2, CPUID) and the AMD APM (Vol. 3, appendix E).
 public enum CPUFeature: Int, CaseIterable, Sendable {
     // CPUID.1:ECX
-    case sse3 = 0_00, pclmulqdq = 0_01, ssse3 = 0_09, fma = 0_12, cx16 = 0_13, sse41 = 0_19, sse42 = 0_20
+    case sse3 = 0_00, pclmulqdq = 0_01, ssse3 = 0_09, fma = 0_12, cx16 = 0_13, pcid = 0_17, sse41 = 0_19, sse42 = 0_20
     case movbe = 0_22, popcnt = 0_23, aes = 0_25, xsave = 0_26, avx = 0_28, f16c = 0_29, rdrand = 0_30
     /// Not a feature of any silicon: "you run on a hypervisor".
     case hypervisor = 0_31
@@ -14,7 +14,7 @@ public enum CPUFeature: Int, CaseIterable, Sendable {
     case sep = 1_11, pge = 1_13, cmov = 1_15, pat = 1_16, pse36 = 1_17, clfsh = 1_19, mmx = 1_23, fxsr = 1_24
     case sse = 1_25, sse2 = 1_26
     // CPUID.7.0:EBX
-    case fsgsbase = 2_00, bmi1 = 2_03, avx2 = 2_05, fdpExceptionOnly = 2_06, smep = 2_07, bmi2 = 2_08, erms = 2_09
+    case fsgsbase = 2_00, bmi1 = 2_03, avx2 = 2_05, fdpExceptionOnly = 2_06, smep = 2_07, bmi2 = 2_08, erms = 2_09, invpcid = 2_10
     case zeroFCSFDS = 2_13, avx512f = 2_16, avx512dq = 2_17, rdseed = 2_18, adx = 2_19, smap = 2_20
     case avx512ifma = 2_21, clflushopt = 2_23, clwb = 2_24, avx512cd = 2_28, sha = 2_29, avx512bw = 2_30
     case avx512vl = 2_31
@@ -149,7 +149,8 @@ public struct EngineFeatures: Hashable, Sendable {
         .fsgsbase, .bmi1, .avx2, .erms, .fdpExceptionOnly, .smep, .bmi2, .zeroFCSFDS, .rdseed, .adx, .smap, .sha,
         .rdpid, .lahf, .lzcnt, .syscall, .nx, .mmxext, .pdpe1gb, .rdtscp, .lm,
         .invariantTSC, .restoreFPErrorPointers, .lfenceSerializing, .vaes, .vpclmulqdq, .gfni,
-        .clflushopt, .clwb, .prefetchw, .umip, .fsrm, .xsaveopt, .xsavec, .xgetbv1, .xsaves, .ffxsr,
+        .clflushopt, .clwb, .prefetchw, .umip, .fsrm, .xsaveopt, .xsavec, .xgetbv1, .xsaves, .ffxsr, .pcid,
+        .invpcid,
     ]
 
     /// What may be shown to a guest of a CPU with hardware virtualisation, given what the host's KVM reports.

@@ -30,6 +30,7 @@ public enum CR4 {
     public static let osxmmexcpt: UInt64 = 1 << 10
     public static let umip: UInt64 = 1 << 11
     public static let fsgsbase: UInt64 = 1 << 16
+    public static let pcide: UInt64 = 1 << 17
     public static let osxsave: UInt64 = 1 << 18
     public static let smep: UInt64 = 1 << 20
     public static let smap: UInt64 = 1 << 21
@@ -74,6 +75,7 @@ extension CPUPolicy {
         add(CR4.osxmmexcpt, .sse)
         add(CR4.umip, .umip)
         add(CR4.fsgsbase, .fsgsbase)
+        add(CR4.pcide, .pcid)
         add(CR4.osxsave, .xsave)
         add(CR4.smep, .smep)
         add(CR4.smap, .smap)

@@ -12,7 +12,7 @@ extension GuestTests {
             let guest = try GuestProcess(
                 ["run", "-m", "16M", "-b", "\(Paths.others)/\(kernel)", "--cmdline", "console=ttyS0,115200"] + Paths.engine,
                 input: .nothing)
-            _ = try guest.wait(for: "Memtest86+", within: 20)
+            _ = try guest.wait(for: "Memtest86+")
             // The first four write, move and compare each word of it.
             _ = try guest.wait(for: "Moving inversions, 8 bit pattern", within: 3 * Paths.patience)
             let tested = guest.text
@@ -29,7 +29,7 @@ extension GuestTests {
             let guest = try GuestProcess(
                 ["run", "-m", "1G", "-b", "\(Paths.others)/xen", "--module", Paths.kernel, "--module", Paths.initrd]
                     + ["--cmdline", "com1=115200,8n1 console=com1 loglvl=all"] + Paths.engine, input: .nothing)
-            let head = try guest.wait(for: "System RAM: 1023MB", within: Paths.patience)
+            let head = try guest.wait(for: "System RAM: 1023MB")
             for line in [
                 "Xen version 4.", "Bootloader: vmd\n", "Command line: com1=115200,8n1 console=com1 loglvl=all\n",
                 "Multiboot-e820 RAM map:\n", "[0000000000000000, 000000000008ffff] (usable)\n",

@@ -363,7 +363,10 @@ extension TranslatorCPU {
         try find(linear, count, writes: writes, user: user).host
     }
 
-    package func flushTLB(global: Bool) { tlb.flush(global: global) }
+    package func flushTLB(global: Bool) {
+        tlb.flush(global: global)
+        if global { spaces.dropAll() }
+    }
     package func flushTLB(page linear: UInt64) { tlb.flush(page: linear) }
 
     // MARK: Extended state

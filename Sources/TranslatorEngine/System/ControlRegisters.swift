@@ -45,7 +45,7 @@ extension TranslatorCPU {
                     context.pointee.msr.efer |= EFER.lma
                 }
             } else {
-                if context.pointee.is64Bit { throw .generalProtection() }
+                if context.pointee.is64Bit || context.pointee.cr4 & CR4.pcide != 0 { throw .generalProtection() }
                 context.pointee.msr.efer &= ~EFER.lma
             }
         }
@@ -59,6 +59,10 @@ extension TranslatorCPU {
     }
 
     func writeCR3(_ value: UInt64) throws(GuestException) {
+        if context.pointee.cr4 & CR4.pcide != 0 {
+            try switchAddressSpace(value)
+            return
+        }
         if context.pointee.isLongMode {
             if value >> physicalAddressWidth != 0 { throw .generalProtection() }
         } else if context.pointee.cr0 & CR0.pg != 0 && context.pointee.cr4 & CR4.pae != 0 {
@@ -72,12 +76,14 @@ extension TranslatorCPU {
         let isLong = context.pointee.isLongMode
         guard policy.allowsCR4(value, longModeActive: isLong) else { throw .generalProtection() }
         let changed = context.pointee.cr4 ^ value
+        // PCIDs are long mode's, and begin with 0 (SDM Vol. 3, 4.10.1).
+        if changed & value & CR4.pcide != 0 && (!isLong || context.pointee.cr3 & 0xFFF != 0) { throw .generalProtection() }
         let pagingBits = CR4.pae | CR4.pse | CR4.pge | CR4.smep
         if changed & pagingBits != 0 && value & CR4.pae != 0 && !isLong && context.pointee.cr0 & CR0.pg != 0 {
             try loadPDPTEs(context.pointee.cr3)
         }
         context.pointee.cr4 = value
-        if changed & (pagingBits | CR4.smap) != 0 { flushTLB(global: true) }
+        if changed & (pagingBits | CR4.smap | CR4.pcide) != 0 { flushTLB(global: true) }
         if changed & CR4.de != 0 { debugChanged() }
         if changed != 0 { modeChanged() }
     }

@@ -69,6 +69,7 @@ extension TranslatorCPU {
         // No performance counters: every index is out of range.
         case .rdpmc: throw .generalProtection()
         case .invlpg: try invalidatePage(instruction)
+        case .invpcid: try invalidateSpaces(instruction)
         case .cacheInvalidate: try requireSupervisor()
         case .lineFlush: try flushLine(instruction)
         case .xsave, .xsaveopt: try saveXState(instruction)

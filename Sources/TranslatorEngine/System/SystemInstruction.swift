@@ -19,7 +19,7 @@ package struct SystemInstruction {
         case inPort, outPort, inString, outString
         // The processor itself
         case cpuid, rdmsr, wrmsr, rdtsc, rdtscp, rdpid, rdpmc
-        case invlpg, cacheInvalidate, lineFlush
+        case invlpg, invpcid, cacheInvalidate, lineFlush
         case xsave, xsaveopt, xsavec, xsaves, xrstor, xrstors, fxsave, fxrstor
         case undefined, nop
         // Instructions of user programs that are seldom worth generated code
