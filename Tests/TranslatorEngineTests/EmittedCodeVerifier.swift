@@ -9,8 +9,8 @@ import CZydis
 /// - each memory operand is a field of the context that blocks may use, an entry of this mode's TLB or jump cache
 ///   behind a masked index, or lies inside the bytes that a TLB check before it has found good, for reading or writing;
 /// - no host address gets into a guest register, the context or guest memory;
-/// - each direct branch goes forward inside the block, to a thunk, or to the entry of a living block of the same mode and
-///   page; each indirect one through a compared entry of the jump cache;
+/// - each direct branch goes forward inside the block, to a thunk, or to the entry of a living block of the same page and
+///   of the same mode, or the one that the block has gone over to; each indirect one through a compared entry of the jump cache;
 /// - no instruction is of a kind that must not be copied: those that reach the kernel, the host's stack, segments,
 ///   system registers or protection keys, that have operands of no fixed place, or whose extension is hidden;
 /// - what the slow path of each check says (size, access, place and length of the operation) is what the code does.
@@ -50,10 +50,10 @@ final class EmittedCodeVerifier {
         for register in 0..<13 where values[register].isHost { throw Violation("host address in a guest register at a branch") }
     }
 
-    private let cpu: TranslatorCPU
+    let cpu: TranslatorCPU
     private var decoder = ZydisDecoder()
-    private let instruction = UnsafeMutablePointer<ZydisDecodedInstruction>.allocate(capacity: 1)
-    private let operands = UnsafeMutablePointer<ZydisDecodedOperand>.allocate(capacity: 10)
+    let instruction = UnsafeMutablePointer<ZydisDecodedInstruction>.allocate(capacity: 1)
+    let operands = UnsafeMutablePointer<ZydisDecodedOperand>.allocate(capacity: 10)
     private(set) var instructionCount = 0
     private(set) var blockCount = 0
     private var entries: Set<Int> = []
@@ -77,7 +77,7 @@ final class EmittedCodeVerifier {
         return result
     }
 
-    private struct Violation: Error {
+    struct Violation: Error {
         let what: String
         init(_ what: String) { self.what = what }
     }
@@ -99,7 +99,7 @@ final class EmittedCodeVerifier {
 
     private func hex(_ value: Int) -> String { String(value, radix: 16) }
 
-    private func text(_ position: Int) -> String {
+    func text(_ position: Int) -> String {
         var formatter = ZydisFormatter()
         ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL)
         guard decode(position, limit: 15) else { return "?" }
@@ -111,7 +111,7 @@ final class EmittedCodeVerifier {
         }
     }
 
-    private func decode(_ position: Int, limit: Int) -> Bool {
+    func decode(_ position: Int, limit: Int) -> Bool {
         ZydisDecoderDecodeFull(
             &decoder, cpu.cache.memory.writableBase + position, ZyanUSize(limit), instruction, operands) & 0x8000_0000 == 0
     }
@@ -133,6 +133,8 @@ final class EmittedCodeVerifier {
         var current: Int?
         var compared: Int?
         var isReachable = true
+        /// The mode that goes on behind SYSCALL, SYSRET, STAC and CLAC.
+        var modeNow = block.mode
 
         while position < end {
             boundaries.insert(position)
@@ -140,12 +142,21 @@ final class EmittedCodeVerifier {
             if isLabel {
                 if isReachable { try checkStandIns(values) }
                 values = Self.atLabel
+                modeNow = block.mode
             } else if !isReachable && position != Int(block.entry) {
                 throw Violation("code that nothing leads to")
             }
             isReachable = true
             guard decode(position, limit: min(15, end - position)) else { throw Violation("no instruction") }
+            if let run = try stringRun(at: position, block, isInside: { $0 > position && $0 < end && !isEntry($0, of: block) }) {
+                boundaries.formUnion(run.boundaries)
+                labels.formUnion(run.labels)
+                position = run.end
+                isReachable = false
+                continue
+            }
             instructionCount += 1
+            if let mode = try newMode(block) { modeNow = mode }
             let length = Int(instruction.pointee.length)
             let next = position + length
             let wasCompared = compared
@@ -183,7 +194,7 @@ final class EmittedCodeVerifier {
                         if values[14].isHost { throw Violation("host address as a target") }
                         position = next
                     } else {
-                        try verifyLink(target, block)
+                        try verifyLink(target, block, modeNow)
                         guard cpu.cache.memory.writableBase[next] == ExitDescriptor.Kind.chain.rawValue else {
                             throw Violation("link that was no chain exit")
                         }
@@ -211,14 +222,14 @@ final class EmittedCodeVerifier {
                 }
             }
             if instruction.pointee.meta.category == ZYDIS_CATEGORY_UNCOND_BR {
-                try verifyIndirect(block, values)
+                try verifyIndirect(modeNow, values)
                 isReachable = false
                 position = next
                 continue
             }
             try verifyKind()
             try verifyRegisters(values)
-            try verifyMemory(block, values)
+            try verifyMemory(block, modeNow, values)
             if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMP, operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER,
                 operands[0].reg.value == ZYDIS_REGISTER_R14, case .difference = values[14],
                 operands[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
@@ -275,11 +286,11 @@ final class EmittedCodeVerifier {
         }
     }
 
-    private func verifyLink(_ target: Int, _ block: Block) throws {
+    private func verifyLink(_ target: Int, _ block: Block, _ mode: BlockMode) throws {
         let index = cpu.cache.find(codeOffset: target)
         guard index != 0, isEntry(target, of: cpu.cache.blocks[index]) else { throw Violation("jump into the middle of a block") }
         let other = cpu.cache.blocks[index]
-        guard other.isAlive, other.mode == block.mode, other.physical >> 12 == block.physical >> 12, other.secondPage < 0 else {
+        guard other.isAlive, other.mode == mode, other.physical >> 12 == block.physical >> 12, other.secondPage < 0 else {
             throw Violation("link to a block that must not be linked to")
         }
     }
@@ -313,16 +324,16 @@ final class EmittedCodeVerifier {
         }
     }
 
-    private func verifyIndirect(_ block: Block, _ values: [Value]) throws {
+    private func verifyIndirect(_ mode: BlockMode, _ values: [Value]) throws {
         let memory = operands[0].mem
         guard operands[0].type == ZYDIS_OPERAND_TYPE_MEMORY, memory.segment == ZYDIS_REGISTER_GS, memory.base == ZYDIS_REGISTER_NONE,
             memory.index == ZYDIS_REGISTER_R13, memory.scale == 8, values[13] == .jumpChecked,
-            Int(memory.disp.value) == jumpCache(block) + 8
+            Int(memory.disp.value) == jumpCache(mode) + 8
         else { throw Violation("indirect jump outside of the jump cache") }
     }
 
-    private func jumpCache(_ block: Block) -> Int {
-        ContextOffset.jumpCache + block.mode.table * JumpCache.entryCount * JumpCache.entrySize
+    private func jumpCache(_ mode: BlockMode) -> Int {
+        ContextOffset.jumpCache + mode.table * JumpCache.entryCount * JumpCache.entrySize
     }
 
     // MARK: One instruction
@@ -406,9 +417,11 @@ final class EmittedCodeVerifier {
         0..<128, ContextOffset.ripPage..<ContextOffset.ripPage + 8, ContextOffset.lahf..<ContextOffset.lahf + 8,
         ContextOffset.gsBase..<ContextOffset.gsBase + 8, ContextOffset.kernelGSBase..<ContextOffset.kernelGSBase + 8,
         ContextOffset.temporary..<ContextOffset.temporary + 48, ContextOffset.systemFlags..<ContextOffset.systemFlags + 8,
+        ContextOffset.fsBase..<ContextOffset.fsBase + 8, ContextOffset.mode..<ContextOffset.mode + 8,
+        ContextOffset.codeSegment..<ContextOffset.codeSegment + 24, ContextOffset.stackSegment..<ContextOffset.stackSegment + 24,
     ]
 
-    private func verifyMemory(_ block: Block, _ values: [Value]) throws {
+    private func verifyMemory(_ block: Block, _ mode: BlockMode, _ values: [Value]) throws {
         for index in 0..<Int(instruction.pointee.operand_count) where operands[index].type == ZYDIS_OPERAND_TYPE_MEMORY {
             let operand = operands[index]
             let memory = operand.mem
@@ -440,7 +453,7 @@ final class EmittedCodeVerifier {
                     continue
                 }
                 if memory.index == ZYDIS_REGISTER_R13 && base < 0 && memory.scale == 8 {
-                    guard values[13] == .jumpIndex, size == 8, at == jumpCache(block) else { throw Violation("outside of the jump cache") }
+                    guard values[13] == .jumpIndex, size == 8, at == jumpCache(mode) else { throw Violation("outside of the jump cache") }
                     continue
                 }
                 throw Violation("computed address in the context")
