@@ -76,10 +76,11 @@ final class Board: Sendable {
     private static let extendedBIOSDataPointer: UInt64 = 0x40E
     private static let conventionalMemorySize: UInt64 = 0x413
 
-    /// Writes what firmware leaves behind: ACPI's tables and a few words of the BIOS data area.
+    /// Writes what firmware leaves behind: ACPI's tables, a few words of the BIOS data area, vectors of real mode.
     /// - Returns: where the RSDP is.
     func writeTables(_ memory: GuestMemory) -> UInt64 {
         let (tables, rsdp) = ACPITables.build(at: MemoryMap.acpiBase)
+        RealModeVectors.write(memory)
         memory.write(tables, at: MemoryMap.acpiBase)
         memory.write(rsdp, at: Self.extendedBIOSData)
         memory.store(Self.extendedBIOSDataPointer, UInt16(truncatingIfNeeded: Self.extendedBIOSData >> 4))

@@ -87,6 +87,8 @@ package struct Context {
     package var cr3: UInt64 = 0
     package var cr4: UInt64 = 0
     package var cr8: UInt64 = 0
+    /// The top entries of PAE paging outside of long mode, as the last load of CR3 found them.
+    package var pdpte: [4 of UInt64] = .init(repeating: 0)
     package var dr: [4 of UInt64] = .init(repeating: 0)
     package var dr6: UInt64 = 0
     package var dr7: UInt64 = 0

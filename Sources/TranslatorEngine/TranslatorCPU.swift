@@ -30,6 +30,8 @@ package final class TranslatorCPU: @unchecked Sendable {
     let straddleBuffer: UnsafeMutableRawPointer
     let hasBMI2: Bool
     let hasAVX: Bool
+    /// The guest's CPU maps 1 GB pages.
+    let hasHugePages: Bool
     let hasSMAP: Bool
     let systemPool: SystemPool
     /// What the blocks that run now depend on; `modeChanged` keeps it true.
@@ -38,6 +40,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         set { context.pointee.mode = newValue.rawValue }
     }
     let tlb: TLBState
+    let spaces = AddressSpaces()
     let deviceWrites = DeviceWrites()
 
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
@@ -89,6 +92,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         hasBMI2 = HostCPU.current.features.contains(.bmi2)
         hasSMAP = wiring.policy.features.contains(.smap)
         hasAVX = HostCPU.current.features.contains(.avx)
+        hasHugePages = wiring.policy.features.contains(.pdpe1gb)
         let code = try CodeMemory(byteCount: codeByteCount)
         thunks = .allocate(capacity: 1)
         thunks.initialize(
@@ -164,7 +168,10 @@ package final class TranslatorCPU: @unchecked Sendable {
         }
         if c.pointee.privilegeLevel == 1 || c.pointee.privilegeLevel == 2 { value |= BlockMode.outerRing }
         if c.pointee.cr4 & 4 != 0 { value |= BlockMode.timeStampTrap }
-        if c.pointee.cr0 & 0xC != 0 { value |= BlockMode.fpuTrap }
+        if c.pointee.cr0 & CR0.ts != 0 {
+            value |= BlockMode.fpuTrap | (c.pointee.cr0 & CR0.mp != 0 ? BlockMode.waitTrap : 0)
+        }
+        if c.pointee.cr0 & CR0.em != 0 { value |= BlockMode.fpuAbsent }
         if c.pointee.cr4 & (1 << 9) == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
         if c.pointee.cr4 & CR4.smap != 0 { value |= BlockMode.smap }

@@ -121,6 +121,24 @@ private final class Recorder: SerialTerminal {
             error == "debug exit port 0x\(String(port, radix: 16)): belongs to another device: give another, as 0xf4")
     }
 
+    @Test func `BIOS services refuse by carry and other vectors return`() throws {
+        let outcome = try run { cpu in
+            let memory = cpu.wiring.memory
+            func handler(_ vector: UInt64) -> [UInt8] {
+                let offset = UInt64(memory.load(vector * 4, as: UInt16.self) ?? 0)
+                let segment = UInt64(memory.load(vector * 4 + 2, as: UInt16.self) ?? 0)
+                return memory.read(segment * 16 + offset, count: 11) ?? []
+            }
+            let refusals = [0x10, 0x13, 0x15, 0x1A].map { handler($0) }
+            let returns = [0, 8, 0x0F, 0x1B, 0x70, 0xFF].map { handler($0).first }
+            // or $1 to the flags above the return address; mov $0x86, %ah; iret
+            return .failure(
+                "\(refusals.allSatisfy { $0 == [0x55, 0x8B, 0xEC, 0x80, 0x4E, 6, 1, 0x5D, 0xB4, 0x86, 0xCF] }) "
+                    + "\(returns.allSatisfy { $0 == 0xCF })")
+        }
+        #expect(outcome == .failed("guest cannot go on: true true"))
+    }
+
     @Test func `firmware configuration tells memory and CPUs`() throws {
         let outcome = try run { cpu in
             func item(_ key: UInt32, _ count: Int) -> [UInt32] {

@@ -95,7 +95,7 @@ private func text(_ memory: GuestMemory, _ address: UInt32?) throws -> String {
         #expect(try text(memory, field(16)).hasSuffix(" one two"))
         #expect(field(20) == 0)
         #expect(try text(memory, field(64)) == "vmd")
-        #expect(field(44) == 4 * 24)
+        #expect(field(44) == 96)
         let map = UInt64(try #require(field(48)))
         #expect(memory.load(map + 48, as: UInt32.self) == 20)
         #expect(memory.load(map + 52, as: UInt64.self) == 1 << 20)

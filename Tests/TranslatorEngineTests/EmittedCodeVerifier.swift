@@ -126,7 +126,12 @@ final class EmittedCodeVerifier {
         else { throw Violation("block out of bounds") }
         var values = Self.atLabel
         var boundaries: Set<Int> = []
-        var labels: Set<Int> = []
+        /// Places that branches lead to, and which scratch registers may then hold host addresses.
+        var labels: [Int: [Bool]] = [:]
+        func lead(to label: Int) {
+            let isStale = [values[13].isHost, values[14].isHost]
+            labels[label] = zip(labels[label] ?? [false, false], isStale).map { $0 || $1 }
+        }
         /// TLB checks by the place of their slow path.
         var checks: [Int: Check] = [:]
         /// The check that stands behind `values[14]`.
@@ -138,10 +143,13 @@ final class EmittedCodeVerifier {
 
         while position < end {
             boundaries.insert(position)
-            let isLabel = labels.contains(position)
-            if isLabel {
-                if isReachable { try checkStandIns(values) }
-                values = Self.atLabel
+            if labels[position] != nil {
+                if isReachable {
+                    try checkStandIns(values)
+                    lead(to: position)
+                }
+                values = .init(repeating: .unknown, count: 16)
+                for (register, isStale) in zip([13, 14], labels[position] ?? []) where isStale { values[register] = .stale }
                 modeNow = block.mode
             } else if !isReachable && position != Int(block.entry) {
                 throw Violation("code that nothing leads to")
@@ -150,7 +158,7 @@ final class EmittedCodeVerifier {
             guard decode(position, limit: min(15, end - position)) else { throw Violation("no instruction") }
             if let run = try stringRun(at: position, block, isInside: { $0 > position && $0 < end && !isEntry($0, of: block) }) {
                 boundaries.formUnion(run.boundaries)
-                labels.formUnion(run.labels)
+                for label in run.labels { labels[label] = [true, true] }
                 position = run.end
                 isReachable = false
                 continue
@@ -188,7 +196,7 @@ final class EmittedCodeVerifier {
                 case ZYDIS_CATEGORY_UNCOND_BR:
                     isReachable = false
                     if isInside {
-                        labels.insert(target)
+                        lead(to: target)
                         position = next
                     } else if target == thunks.indirectMiss {
                         if values[14].isHost { throw Violation("host address as a target") }
@@ -212,8 +220,11 @@ final class EmittedCodeVerifier {
                             checks[target] = Check(size: size, write: write)
                             current = target
                             values[14] = .offset(size: size, write: write)
+                        } else if values[13] == .jumpCompared, instruction.pointee.mnemonic == ZYDIS_MNEMONIC_JNZ {
+                            // Outside of 64-bit code a miss leaves by a way out of its own.
+                            values[13] = .jumpChecked
                         }
-                        labels.insert(target)
+                        lead(to: target)
                     } else {
                         throw Violation("branch elsewhere")
                     }
@@ -244,7 +255,7 @@ final class EmittedCodeVerifier {
             position = next
         }
         guard !isReachable else { throw Violation("runs out of its end") }
-        for label in labels where !boundaries.contains(label) { throw Violation("branch into an instruction") }
+        for label in labels.keys where !boundaries.contains(label) { throw Violation("branch into an instruction") }
         for (_, check) in checks where check.operation == 0 { throw Violation("check without an operation") }
     }
 
@@ -281,7 +292,7 @@ final class EmittedCodeVerifier {
         switch kind {
         case .system: if Int(descriptor.value) >> 13 >= cpu.systemPool.count { throw Violation("system instruction out of bounds") }
         case .chain: if descriptor.value < 0 || descriptor.value > 4095 { throw Violation("chain out of its page") }
-        case .goto, .exception: break
+        case .goto, .exception, .indirect: break
         default: throw Violation("exit of a thunk's kind")
         }
     }
@@ -414,7 +425,7 @@ final class EmittedCodeVerifier {
 
     /// Fields of the context that blocks may write.
     private static let writable: [Range<Int>] = [
-        0..<128, ContextOffset.ripPage..<ContextOffset.ripPage + 8, ContextOffset.lahf..<ContextOffset.lahf + 8,
+        0..<128, ContextOffset.rip..<ContextOffset.rip + 8, ContextOffset.ripPage..<ContextOffset.ripPage + 8, ContextOffset.lahf..<ContextOffset.lahf + 8,
         ContextOffset.gsBase..<ContextOffset.gsBase + 8, ContextOffset.kernelGSBase..<ContextOffset.kernelGSBase + 8,
         ContextOffset.temporary..<ContextOffset.temporary + 48, ContextOffset.systemFlags..<ContextOffset.systemFlags + 8,
         ContextOffset.fsBase..<ContextOffset.fsBase + 8, ContextOffset.mode..<ContextOffset.mode + 8,

@@ -107,7 +107,7 @@ extension TranslatorCPU {
     private func walkLong(_ walk: inout Walk) throws(GuestException) -> PageTranslation {
         let table = context.pointee.cr3 & Entry.address
         let pml4e = try directory(table, walk.linear >> 39, reserved: Entry.large, &walk)
-        let pdpte = try directory(pml4e & Entry.address, walk.linear >> 30, reserved: 0, &walk)
+        let pdpte = try directory(pml4e & Entry.address, walk.linear >> 30, reserved: hasHugePages ? 0 : Entry.large, &walk)
         if pdpte & Entry.large != 0 {
             return try leaf(pml4e & Entry.address, walk.linear >> 30, pdpte, shift: 30, &walk)
         }
@@ -116,12 +116,9 @@ extension TranslatorCPU {
 
     private func walkPAE(_ walk: inout Walk) throws(GuestException) -> PageTranslation {
         // The four PDPTEs hold no rights and no accessed flag (SDM Vol. 3, 4.4.1).
-        let address = context.pointee.cr3 & 0xFFFF_FFE0 &+ (walk.linear >> 30 & 3) &* 8
-        let pdpte = read64(address, walk)
+        // They were checked when MOV to CR0, CR3 or CR4 loaded them, and are not read again.
+        let pdpte = context.pointee.pdpte[Int(truncatingIfNeeded: walk.linear >> 30 & 3)]
         if pdpte & Entry.present == 0 { throw fault(walk, 0) }
-        if pdpte & 0xFFF0_0000_0000_01E6 != 0 || exceedsPhysicalWidth(pdpte) {
-            throw fault(walk, FaultCode.protection | FaultCode.reserved)
-        }
         return try walkDirectory(pdpte & Entry.address, &walk)
     }
 

@@ -112,6 +112,16 @@ final class TLBState: @unchecked Sendable {
         for position in 0..<filledGlobalCount { body(Int(filledGlobal[position])) }
     }
 
+    /// The filled entries of pages that are not global, once each.
+    @inline(__always) func forEachLocal(_ body: (Int, TLB.Entry) -> Void) {
+        for position in 0..<filledLocalCount {
+            let slot = Int(filledLocal[position])
+            let entry = entries[slot]
+            let isFilled = Self.index(entry.readTag) == slot & (TLB.entryCount - 1)
+            if isFilled && entry.info & TLB.Entry.isGlobal == 0 { body(slot, entry) }
+        }
+    }
+
     /// Forgets translations; those of global pages only if `global`.
     func flush(global: Bool) {
         for position in 0..<filledLocalCount {
