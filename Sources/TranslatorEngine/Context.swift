@@ -206,7 +206,10 @@ package enum ContextOffset {
     package static let tlb = 0x2000
     /// Jump caches, one a `TLB.Table`.
     package static let jumpCache = tlb + TLB.tableCount * TLB.entryCount * TLB.entrySize
-    package static let end = jumpCache + TLB.tableCount * JumpCache.entryCount * JumpCache.entrySize
+    /// Slots in front of the TLBs, and a flag for each table whose slots have been filled; see MMU/TLBSlots.swift.
+    package static let slots = jumpCache + TLB.tableCount * JumpCache.entryCount * JumpCache.entrySize
+    package static let slotsUsed = slots + TLB.tableCount * TLBSlots.countPerTable * TLBSlots.size
+    package static let end = slotsUsed + 64
 }
 
 /// A fault or trap to be delivered to the guest (SDM Vol. 3, chapter 6).

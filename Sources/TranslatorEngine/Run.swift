@@ -204,7 +204,16 @@ extension TranslatorCPU: VirtualCPU {
                 throw exception
             case .resume: return
             case .signal:
-                throw signalException()
+                let isBounced = bounce.buffer != nil
+                let exception = signalException()
+                if context.pointee.faultTrap == 13 && !isBounced && !isolated {
+                    // An address that is not canonical may have hit an empty slot (`TLBSlots.empty`). Alone, the
+                    // instruction asks the TLB, and raises #SS where the segment is the stack's.
+                    next = try isolatedEntry()
+                    isolated = true
+                    break
+                }
+                throw exception
             }
             if interruptRequest.pointee.load(ordering: .relaxed) != 0 { return }
             enterAgain(next)

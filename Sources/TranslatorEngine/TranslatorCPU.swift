@@ -99,7 +99,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         thunks = .allocate(capacity: 1)
         thunks.initialize(
             to: Thunks(
-                in: code, wideVectors: hasAVX, memoryHelper: MemoryHelpers.accessAddress,
+                in: code, wideVectors: hasAVX, hasBMI2: hasBMI2, memoryHelper: MemoryHelpers.accessAddress,
                 bounceHelper: MemoryHelpers.finishAddress, systemHelper: MemoryHelpers.systemAddress))
         cache = try CodeCache(memory: code, thunkByteCount: thunks.pointee.end, ramByteCount: wiring.memory.byteCount)
         work = BlockWorkspace()

@@ -8,9 +8,11 @@ import VMM
 /// Each instruction is disassembled and followed with a small abstract state of the registers that may hold host
 /// addresses. A block passes when
 /// - each memory operand is a field of the context that blocks may use, an entry of this mode's TLB or jump cache
-///   behind a masked index, or lies inside the bytes that a TLB check before it has found good, for reading or writing;
+///   behind a masked index, one of this table's slots, or lies inside the bytes that a check before it has found good,
+///   for reading or writing, by the TLB or by one slot;
 /// - no host address gets into a guest register, the context or guest memory;
-/// - each direct branch goes forward inside the block, to a thunk, or to the entry of a living block of the same mode and
+/// - each direct branch goes forward inside the block, from behind the block back to an instruction of it where no host
+///   address counts (the copies of runs), to a thunk, or to the entry of a living block of the same mode and
 ///   page; each indirect one through a compared entry of the jump cache;
 /// - no instruction is of a kind that must not be copied: those that reach the kernel, the host's stack, segments,
 ///   system registers or protection keys, that have operands of no fixed place, or whose extension is hidden;
@@ -26,6 +28,9 @@ final class EmittedCodeVerifier {
         /// An address less the tag of its TLB entry; the same, known to be an offset that `size` bytes fit behind.
         case difference(write: Bool)
         case offset(size: Int, write: Bool)
+        /// The same by the tag of the slot at a place in the context.
+        case slotDifference(slot: Int)
+        case slotOffset(slot: Int, size: Int)
         /// The host address of so many bytes of guest memory (or of the bounce buffer).
         case host(size: Int, write: Bool)
         /// A copy of a pointer register (6 or 7); its low half; its offset in the page.
@@ -50,6 +55,8 @@ final class EmittedCodeVerifier {
         var size: Int
         var write: Bool
         var operation = 0
+        /// Place of the slot that was asked, `nil` for the TLB.
+        var slot: Int?
         /// End of the last instruction that uses the address.
         var lastUse = 0
     }
@@ -99,8 +106,14 @@ final class EmittedCodeVerifier {
         blockCount += 1
         var position = Int(block.savedEntry)
         do {
-            try verify(block, &position)
-            return nil
+            // Labels that branches further behind lead to are known the second time.
+            var labels: Set<Int> = []
+            while true {
+                position = Int(block.savedEntry)
+                let found = try verify(block, labels, &position)
+                if found.isSubset(of: labels) { return nil }
+                labels.formUnion(found)
+            }
         } catch {
             let what = (error as? Violation)?.what ?? "\(error)"
             let base = cpu.cache.memory.writableBase
@@ -130,7 +143,9 @@ final class EmittedCodeVerifier {
 
     // MARK: One block
 
-    private func verify(_ block: Block, _ position: inout Int) throws {
+    /// - Parameter known: places that branches behind them lead to.
+    /// - Returns: the places that such branches led to.
+    private func verify(_ block: Block, _ known: Set<Int>, _ position: inout Int) throws -> Set<Int> {
         let thunks = cpu.thunks.pointee
         let end = Int(block.end)
         guard block.savedEntry <= block.entry, Int(block.entry) < end, end <= cpu.cache.memory.byteCount,
@@ -138,11 +153,13 @@ final class EmittedCodeVerifier {
         else { throw Violation("block out of bounds") }
         var values = Self.atLabel
         var boundaries: Set<Int> = []
-        /// Places that branches lead to, and which scratch registers may then hold host addresses.
-        var labels: [Int: [Bool]] = [:]
-        func lead(to label: Int) {
-            let isStale = [values[13].isHost, values[14].isHost]
-            labels[label] = zip(labels[label] ?? [false, false], isStale).map { $0 || $1 }
+        var labels = known
+        var backward: Set<Int> = []
+        /// The state at the branches that lead to a label.
+        var states: [Int: [Value]] = [:]
+        func branch(to target: Int) {
+            labels.insert(target)
+            states[target] = states[target].map { Self.merge($0, values) } ?? values
         }
         /// TLB checks by the place of their slow path.
         var checks: [Int: Check] = [:]
@@ -155,19 +172,34 @@ final class EmittedCodeVerifier {
 
         while position < end {
             boundaries.insert(position)
-            if labels[position] != nil {
-                if isReachable {
-                    try checkStandIns(values)
-                    lead(to: position)
+            let isLabel = labels.contains(position)
+            if isLabel {
+                if isReachable { try checkStandIns(values) }
+                if let state = states[position], !known.contains(position) {
+                    values = isReachable ? Self.merge(state, values) : state
+                } else {
+                    values = Self.atLabel
                 }
-                values = .init(repeating: .unknown, count: 16)
                 transfer.mode = block.mode
                 transfer.checked = transfer.atLabel[position]
-                for (register, isStale) in zip([13, 14], labels[position] ?? []) where isStale { values[register] = .stale }
+            } else if !isReachable, let refill = try refill(at: position, block) {
+                // The site gave its slot up, and leads to the slow path behind this.
+                position = refill.next
+                continue
             } else if !isReachable && position != Int(block.entry) {
                 throw Violation("code that nothing leads to")
             }
             isReachable = true
+            if let check = checks[position], let slot = check.slot {
+                guard let refill = try refill(at: position, block), refill.slot == slot, refill.write == check.write,
+                    refill.size >= check.size, refill.operation == check.operation
+                else { throw Violation("slot that is not refilled") }
+                position = refill.next
+                checks[position] = check
+                checks[position]?.slot = nil
+                values = Self.atLabel
+                continue
+            }
             guard decode(position, limit: min(15, end - position)) else { throw Violation("no instruction") }
             instructionCount += 1
             let length = Int(instruction.pointee.length)
@@ -202,7 +234,10 @@ final class EmittedCodeVerifier {
                 case ZYDIS_CATEGORY_UNCOND_BR:
                     isReachable = false
                     if isInside {
-                        lead(to: target)
+                        branch(to: target)
+                        position = next
+                    } else if target > Int(block.entry) && target < position {
+                        backward.insert(target)
                         position = next
                     } else if target == thunks.indirectMiss {
                         if values[14].isHost { throw Violation("host address as a target") }
@@ -231,11 +266,17 @@ final class EmittedCodeVerifier {
                             checks[target] = Check(size: size, write: write)
                             current = target
                             values[14] = .offset(size: size, write: write)
+                        } else if case .slotDifference(let slot) = values[14], let size = wasCompared,
+                            instruction.pointee.mnemonic == ZYDIS_MNEMONIC_JNBE
+                        {
+                            checks[target] = Check(size: size, write: try slotWrites(slot, block), slot: slot)
+                            current = target
+                            values[14] = .slotOffset(slot: slot, size: size)
                         } else if values[13] == .jumpCompared, instruction.pointee.mnemonic == ZYDIS_MNEMONIC_JNZ {
                             // Outside of 64-bit code a miss leaves by a way out of its own.
                             values[13] = .jumpChecked
                         }
-                        lead(to: target)
+                        branch(to: target)
                     } else {
                         throw Violation("branch elsewhere")
                     }
@@ -261,7 +302,7 @@ final class EmittedCodeVerifier {
             try verifyMemory(block, values)
             try verifyTransfer()
             if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMP, operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER,
-                operands[0].reg.value == ZYDIS_REGISTER_R14, case .difference = values[14],
+                operands[0].reg.value == ZYDIS_REGISTER_R14, isDifference(values[14]),
                 operands[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
             {
                 let size = 4096 - Int(operands[1].imm.value.s)
@@ -269,13 +310,61 @@ final class EmittedCodeVerifier {
                 compared = size
             }
             if usesHost(values), let current { checks[current]?.lastUse = next }
-            followRun(block, &values)
+            try followRun(block, &values)
             if wasRun != nil { run.compared = nil }
             if case .host = values[14], let current, checks[current]?.operation == 0 { checks[current]?.operation = next }
             position = next
         }
         guard !isReachable else { throw Violation("runs out of its end") }
-        for label in labels.keys where !boundaries.contains(label) { throw Violation("branch into an instruction") }
+        for label in labels where !boundaries.contains(label) { throw Violation("branch into an instruction") }
+        for (_, check) in checks where check.operation == 0 { throw Violation("check without an operation") }
+        return backward
+    }
+
+    private func isDifference(_ value: Value) -> Bool {
+        switch value {
+        case .difference, .slotDifference: true
+        default: false
+        }
+    }
+
+    /// What holds on both ways to a label.
+    private static func merge(_ left: [Value], _ right: [Value]) -> [Value] {
+        zip(left, right).map { $0 == $1 ? $0 : $0.isHost || $1.isHost ? .stale : .unknown }
+    }
+
+    /// Whether a slot is one of the block's table's, and for writes.
+    private func slotWrites(_ slot: Int, _ block: Block) throws -> Bool {
+        let first = ContextOffset.slots + block.mode.table * TLBSlots.countPerTable * TLBSlots.size
+        let number = (slot - first) / TLBSlots.size
+        guard slot >= first, number < TLBSlots.countPerTable, (slot - first) % TLBSlots.size == 0 else {
+            throw Violation("slot of another table")
+        }
+        if number < 2 * TLBSlots.stackCount { return number >= TLBSlots.stackCount }
+        return number - 2 * TLBSlots.stackCount >= TLBSlots.loopCount
+    }
+
+    /// The sequence for a slot that missed: its place into the scratch register, a call, a jump behind the check.
+    private func refill(at position: Int, _ block: Block) throws -> (slot: Int, write: Bool, size: Int, operation: Int, next: Int)? {
+        var at = position
+        guard at + 16 <= Int(block.end), decode(at, limit: 15), instruction.pointee.mnemonic == ZYDIS_MNEMONIC_MOV,
+            operands[0].reg.value == ZYDIS_REGISTER_R13D, operands[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
+        else { return nil }
+        let slot = Int(operands[1].imm.value.u)
+        let write = try slotWrites(slot, block)
+        at += Int(instruction.pointee.length)
+        guard decode(at, limit: 15), instruction.pointee.meta.category == ZYDIS_CATEGORY_CALL else { return nil }
+        at += Int(instruction.pointee.length)
+        let thunks = cpu.thunks.pointee
+        guard let target = try branchTarget(at),
+            let sizeClass = (0..<TLBSlots.sizeClassCount).first(where: {
+                thunks.refill[Thunks.refillIndex(table: block.mode.table, writes: write, sizeClass: $0)] == target
+            }), decode(at, limit: 15), instruction.pointee.meta.category == ZYDIS_CATEGORY_UNCOND_BR,
+            instruction.pointee.length == 5
+        else { return nil }
+        at += 5
+        guard let operation = try branchTarget(at) else { return nil }
+        return (slot, write, 1 << sizeClass, operation, at)
     }
 
     /// Whether an operand's base is a checked address.
@@ -326,14 +415,14 @@ final class EmittedCodeVerifier {
     }
 
     /// The moves and checks that lead to a run; everything else as `follow` does it.
-    private func followRun(_ block: Block, _ values: inout [Value]) {
+    private func followRun(_ block: Block, _ values: inout [Value]) throws {
         let first = operands[0], second = operands[1]
         let tlb = ContextOffset.tlb + block.mode.table * TLB.entryCount * TLB.entrySize
         let isFirst14 = first.type == ZYDIS_OPERAND_TYPE_REGISTER && number(first.reg.value) == 14
         let isWide = first.size == 64
         let source = second.type == ZYDIS_OPERAND_TYPE_REGISTER ? number(second.reg.value) : -1
         let old = values[14]
-        follow(block, &values)
+        try follow(block, &values)
         switch instruction.pointee.mnemonic {
         case ZYDIS_MNEMONIC_MOV where isFirst14 && (source == 6 || source == 7):
             values[14] = isWide ? .copy(source) : .low(source)
@@ -578,6 +667,7 @@ final class EmittedCodeVerifier {
     ]
 
     private func verifyMemory(_ block: Block, _ values: [Value]) throws {
+        if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_NOP { return }
         for index in 0..<Int(instruction.pointee.operand_count) where operands[index].type == ZYDIS_OPERAND_TYPE_MEMORY {
             let operand = operands[index]
             let memory = operand.mem
@@ -591,6 +681,21 @@ final class EmittedCodeVerifier {
             guard size > 0 else { throw Violation("operand of unknown size") }
             let at = Int(memory.disp.value)
             if memory.segment == ZYDIS_REGISTER_GS {
+                if base < 0 && other < 0 && at >= ContextOffset.slots && memory.base == ZYDIS_REGISTER_NONE {
+                    if isWritten(operand) { throw Violation("write to a slot") }
+                    guard size == 8, operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER, operands[0].reg.value == ZYDIS_REGISTER_R14 else {
+                        throw Violation("slot in another register")
+                    }
+                    switch instruction.pointee.mnemonic {
+                    case ZYDIS_MNEMONIC_SUB: _ = try slotWrites(at, block)
+                    case ZYDIS_MNEMONIC_ADD:
+                        guard case .slotOffset(let slot, _) = values[14], at == slot + TLBSlots.host else {
+                            throw Violation("host address of an unchecked slot")
+                        }
+                    default: throw Violation("slot in another instruction")
+                    }
+                    continue
+                }
                 if base < 0 && other < 0 {
                     guard memory.base == ZYDIS_REGISTER_NONE, at >= 0, at + size <= MemoryLayout<Context>.size else {
                         throw Violation("outside of the context")
@@ -624,7 +729,7 @@ final class EmittedCodeVerifier {
     }
 
     /// The state behind an instruction that has passed.
-    private func follow(_ block: Block, _ values: inout [Value]) {
+    private func follow(_ block: Block, _ values: inout [Value]) throws {
         let first = operands[0], second = operands[1]
         let tlb = ContextOffset.tlb + block.mode.table * TLB.entryCount * TLB.entrySize
         func fromTLB() -> Int? {
@@ -641,12 +746,21 @@ final class EmittedCodeVerifier {
                 && second.mem.segment == ZYDIS_REGISTER_GS:
                 values[13] = .jumpIndex
                 return
+            case (ZYDIS_MNEMONIC_SUB, ZYDIS_REGISTER_R14)
+            where second.type == ZYDIS_OPERAND_TYPE_MEMORY && second.mem.base == ZYDIS_REGISTER_NONE
+                && second.mem.segment == ZYDIS_REGISTER_GS && Int(second.mem.disp.value) >= ContextOffset.slots:
+                values[14] = .slotDifference(slot: Int(second.mem.disp.value))
+                return
             case (ZYDIS_MNEMONIC_SUB, ZYDIS_REGISTER_R14):
                 if let field = fromTLB(), field == TLB.readTag || field == TLB.writeTag {
                     values[14] = .difference(write: field == TLB.writeTag)
                     return
                 }
             case (ZYDIS_MNEMONIC_ADD, ZYDIS_REGISTER_R14):
+                if case .slotOffset(let slot, let size) = values[14], second.type == ZYDIS_OPERAND_TYPE_MEMORY {
+                    values[14] = .host(size: size, write: try slotWrites(slot, block))
+                    return
+                }
                 if fromTLB() == TLB.host, case .offset(let size, let write) = values[14] {
                     values[14] = .host(size: size, write: write)
                     // The slow path comes back with another value.

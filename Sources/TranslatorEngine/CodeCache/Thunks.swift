@@ -67,7 +67,8 @@ package struct MemoryDescriptor {
     package var size: UInt16
     /// Offset of the guest instruction from the code page.
     package var guest: UInt16
-    package var padding: UInt16
+    /// One more than the number of the slot that the site may give up, 0 for none.
+    package var slot: UInt16
     package static let size = 12
 }
 
@@ -85,6 +86,10 @@ package struct Thunks {
     package var neverHit = 0
     /// Called on a TLB miss, followed by a `MemoryDescriptor`; index by `slowIndex`.
     package var slow: [12 of Int] = .init(repeating: 0)
+    /// Called with a slot's place in the scratch register and the address less the slot's tag in the address register.
+    /// Returns with the host address there, and the slot filled; or, when the TLB misses, behind the jump (5 bytes) that
+    /// follows the call, with the registers as `slow` wants them. Index by `refillIndex`.
+    package var refill: [54 of Int] = .init(repeating: 0)
     /// Called at the first vector instruction of a block when the guest's vectors are in the context.
     package var restoreVectors = 0
     package var signalDescriptor = 0
@@ -104,12 +109,16 @@ package struct Thunks {
         table * 4 + (writes ? 2 : 0) + (vectors ? 1 : 0)
     }
 
+    package static func refillIndex(table: Int, writes: Bool, sizeClass: Int) -> Int {
+        (table * 2 + (writes ? 1 : 0)) * TLBSlots.sizeClassCount + sizeClass
+    }
+
     /// - Parameters:
     ///   - memoryHelper: `(owner, linear address, descriptor) -> host address`, 0 to leave for a fault.
     ///   - bounceHelper: `(owner)`: writes the bounce buffer back.
     ///   - systemHelper: `(owner, descriptor) -> 0` to leave, 1 to go on behind the descriptor.
     package init(
-        in memory: CodeMemory, wideVectors: Bool, memoryHelper: UInt64, bounceHelper: UInt64, systemHelper: UInt64
+        in memory: CodeMemory, wideVectors: Bool, hasBMI2: Bool, memoryHelper: UInt64, bounceHelper: UInt64, systemHelper: UInt64
     ) {
         var code = Emitter(at: memory.writableBase)
         func offset(_ code: Emitter) -> Int { code.cursor - memory.writableBase }
@@ -212,6 +221,15 @@ package struct Thunks {
             }
         }
 
+        for table in 0..<TLB.tableCount {
+            for writes in [false, true] {
+                for sizeClass in 0..<TLBSlots.sizeClassCount {
+                    refill[Thunks.refillIndex(table: table, writes: writes, sizeClass: sizeClass)] = offset(code)
+                    code.refillSlot(table: table, writes: writes, size: 1 << sizeClass, hasBMI2: hasBMI2)
+                }
+            }
+        }
+
         // An instruction of the system half inside a block, followed by an `ExitDescriptor`.
         systemCall = offset(code)
         code.popContext(ContextOffset.exitReason)
@@ -286,6 +304,122 @@ package struct Thunks {
 }
 
 extension Emitter {
+    /// The index of an address's TLB entry, as its offset in the table, into a register.
+    @inline(__always) mutating func indexTLB(_ index: Int, address: Int, hasBMI2: Bool) {
+        if hasBMI2 {
+            rotateRight(index, address, TLB.shift)
+        } else {
+            move(index, address)
+            shiftRight(index, TLB.shift)
+        }
+        arithmetic(.and, index, immediate: TLB.mask, wide: false)
+    }
+
+    /// The check of an access against the TLB: behind it `RegisterMap.address` holds the host address in place of the
+    /// guest's. Clobbers flags and the scratch register.
+    /// - Parameters:
+    ///   - low: bits of the address that have to be clear.
+    ///   - misaligned: the displacement of the jump for when they are not.
+    /// - Returns: the displacement of the jump that a miss takes.
+    mutating func checkTLB(
+        table: Int, writes: Bool, size: Int, hasBMI2: Bool, low: Int, misaligned: inout UnsafeMutablePointer<UInt8>?
+    ) -> UnsafeMutablePointer<UInt8> {
+        let address = RegisterMap.address, scratch = RegisterMap.scratch
+        let entries = ContextOffset.tlb + table * TLB.entryCount * TLB.entrySize
+        indexTLB(scratch, address: address, hasBMI2: hasBMI2)
+        arithmeticContext(.sub, address, base: scratch, entries + (writes ? TLB.writeTag : TLB.readTag))
+        if low > 0 {
+            // Tags are pages: the low bits are still the address's.
+            test(address, immediate: Int32(low))
+            misaligned = jump(if: Condition.notEqual)
+        }
+        arithmetic(.cmp, address, immediate: Int32(4096 - size))
+        let displacement = jump(if: Condition.above)
+        arithmeticContext(.add, address, base: scratch, entries + TLB.host)
+        return displacement
+    }
+    mutating func checkTLB(table: Int, writes: Bool, size: Int, hasBMI2: Bool) -> UnsafeMutablePointer<UInt8> {
+        var none: UnsafeMutablePointer<UInt8>?
+        return checkTLB(table: table, writes: writes, size: size, hasBMI2: hasBMI2, low: 0, misaligned: &none)
+    }
+    /// The same against a slot; clobbers flags only. As long as `checkTLB`'s, which may take its place.
+    mutating func checkSlot(_ slot: Int, size: Int, mayRetire: Bool, hasBMI2: Bool) -> UnsafeMutablePointer<UInt8> {
+        if mayRetire {
+            // A NOP of 11 or 12 bytes.
+            for _ in 0..<(hasBMI2 ? 2 : 3) { byte(0x66) }
+            for value: UInt8 in [0x2E, 0x0F, 0x1F, 0x84, 0, 0, 0, 0, 0] { byte(value) }
+        }
+        arithmeticContext(.sub, RegisterMap.address, slot)
+        arithmetic(.cmp, RegisterMap.address, immediate: Int32(4096 - size))
+        let displacement = jump(if: Condition.above)
+        arithmeticContext(.add, RegisterMap.address, slot + TLBSlots.host)
+        return displacement
+    }
+    /// Bytes of `checkTLB`, and of a `checkSlot` that may retire.
+    static func checkByteCount(hasBMI2: Bool) -> Int { hasBMI2 ? 42 : 43 }
+
+    /// One `Thunks.refill`.
+    fileprivate mutating func refillSlot(table: Int, writes: Bool, size: Int, hasBMI2: Bool) {
+        let address = RegisterMap.address, scratch = RegisterMap.scratch
+        let entries = ContextOffset.tlb + table * TLB.entryCount * TLB.entrySize
+        let tag = entries + (writes ? TLB.writeTag : TLB.readTag)
+        storeContext(ContextOffset.spill, scratch)
+        arithmeticContext(.add, address, base: scratch, 0)
+        indexTLB(scratch, address: address, hasBMI2: hasBMI2)
+        arithmeticContext(.sub, address, base: scratch, tag)
+        arithmetic(.cmp, address, immediate: Int32(4096 - size))
+        let miss = jump(if: Condition.above)
+        // A walk through memory comes in at a page's edge.
+        arithmetic(.cmp, address, immediate: TLBSlots.edge)
+        let low = jump(if: Condition.below)
+        arithmetic(.cmp, address, immediate: 4096 - TLBSlots.edge - Int32(size))
+        let high = jump(if: Condition.above)
+        push(scratch)
+        loadContext(scratch, ContextOffset.spill)
+        byte(0x65)  // add qword gs:[slot + jumps], 1
+        rex(w: true, reg: 0, base: scratch)
+        byte(0x83)
+        memory(0, base: scratch, Int32(TLBSlots.jumps))
+        byte(1)
+        byte(0x65)  // cmp qword gs:[slot + jumps], limit
+        rex(w: true, reg: 0, base: scratch)
+        byte(0x83)
+        memory(7, base: scratch, Int32(TLBSlots.jumps))
+        byte(UInt8(TLBSlots.jumpLimit))
+        pop(scratch)
+        let jumping = jump(if: Condition.equal)
+        bind(low)
+        bind(high)
+        pushContext(base: scratch, tag)
+        pushContext(base: scratch, entries + TLB.host)
+        arithmeticContext(.add, address, base: scratch, entries + TLB.host)
+        loadContext(scratch, ContextOffset.spill)
+        popContext(base: scratch, TLBSlots.host)
+        popContext(base: scratch, 0)
+        storeContext32(ContextOffset.slotsUsed + table * 4, immediate: 1)
+        ret()
+        bind(miss)
+        bind(jumping)
+        for value: UInt8 in [0x48, 0x83, 0x04, 0x24, 0x05] { byte(value) }  // add qword [rsp], 5
+        ret()
+    }
+
+    /// `push qword gs:[base + offset]` and `pop`; `base` is not rsp or r12.
+    private mutating func pushContext(base: Int, _ offset: Int) {
+        byte(0x65)
+        rex(w: false, reg: 0, base: base)
+        byte(0xFF)
+        modRM(2, 6, base)
+        dword(Int32(truncatingIfNeeded: offset))
+    }
+    private mutating func popContext(base: Int, _ offset: Int) {
+        byte(0x65)
+        rex(w: false, reg: 0, base: base)
+        byte(0x8F)
+        modRM(2, 0, base)
+        dword(Int32(truncatingIfNeeded: offset))
+    }
+
     /// `pop qword gs:[offset]`.
     package mutating func popContext(_ offset: Int) {
         byte(0x65)

@@ -47,6 +47,7 @@ extension TranslatorCPU {
         context.pointee.spill[3] = operation
         let size = Int(descriptor.size)
         let writes = descriptor.access & Access.write != 0
+        if descriptor.slot != 0 { retireSlot(descriptor, pointer, operation) }
         do throws(GuestException) {
             if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !isCanonical(linear) {
                 throw beforePaging(linear, descriptor) ?? .stackFault()
@@ -81,6 +82,21 @@ extension TranslatorCPU {
             pendingException = error.vector == 14 || error.vector == 17 ? beforePaging(linear, descriptor) ?? error : error
             return leaveForFault()
         }
+    }
+
+    /// Lets a site whose slot is never right look into the TLB instead.
+    private func retireSlot(_ descriptor: MemoryDescriptor, _ pointer: UnsafeRawPointer, _ operation: UInt64) {
+        let slot = UnsafeMutableRawPointer(context) + ContextOffset.slots + Int(descriptor.slot - 1) * TLBSlots.size
+        guard slot.load(fromByteOffset: TLBSlots.jumps, as: UInt64.self) >= UInt64(TLBSlots.jumpLimit) else { return }
+        slot.storeBytes(of: 0, toByteOffset: TLBSlots.jumps, as: UInt64.self)
+        let base = cache.memory.writableBase
+        let start = base + Int(operation - cache.memory.executableBase) - Emitter.checkByteCount(hasBMI2: hasBMI2)
+        var code = Emitter(at: start)
+        let miss = code.checkTLB(
+            table: mode.table, writes: descriptor.access & Access.write != 0, size: Int(descriptor.size), hasBMI2: hasBMI2)
+        // To the call in front of the descriptor.
+        let descriptorOffset = Int(UInt(bitPattern: pointer) - UInt(cache.memory.executableBase))
+        code.link(miss, to: base + descriptorOffset - 5)
     }
 
     /// #AC comes before a page fault, but not before the fault of an address that is not canonical.

@@ -16,7 +16,8 @@ package enum TLB {
         case supervisorAC
     }
     package static let tableCount = 3
-    package static let indexBits = 10
+    /// 32 MB of reach: what a program walks through page by page must not throw itself out.
+    package static let indexBits = 13
     package static let entryCount = 1 << indexBits
     package static let entrySize = 32
     /// Shift that turns a linear address into an entry's byte offset before masking.

@@ -4,6 +4,9 @@ import Glibc
 final class TLBState: @unchecked Sendable {
     let entries: UnsafeMutablePointer<TLB.Entry>
     let jumps: UnsafeMutablePointer<JumpCache.Entry>
+    private let slots: UnsafeMutablePointer<TLBSlots.Slot>
+    /// Set by translated code when it fills a slot of a table.
+    private let slotsUsed: UnsafeMutablePointer<UInt32>
     /// Indices of filled TLB entries, all tables in one numbering: those of global pages apart, so that a switch of
     /// address spaces does not look at them.
     private let filledLocal: UnsafeMutablePointer<UInt16>
@@ -41,10 +44,15 @@ final class TLBState: @unchecked Sendable {
         filledJumps = .allocate(capacity: TLB.tableCount * JumpCache.entryCount)
         code = .allocate(capacity: Self.codeCount)
         code.initialize(repeating: CodeEntry(key: 0, physical: 0, host: 0, ramOffset: 0), count: Self.codeCount)
-        for index in 0..<TLB.tableCount * TLB.entryCount {
-            let missing = TLB.missingTag(index & (TLB.entryCount - 1))
-            entries[index] = TLB.Entry(readTag: missing, writeTag: missing, host: 0, info: 0)
+        // Fresh memory is zero, the missing tag of every entry but the first of each table.
+        for table in 0..<TLB.tableCount {
+            let missing = TLB.missingTag(0)
+            entries[table * TLB.entryCount] = TLB.Entry(readTag: missing, writeTag: missing, host: 0, info: 0)
         }
+        slots = (base + ContextOffset.slots).bindMemory(
+            to: TLBSlots.Slot.self, capacity: TLB.tableCount * TLBSlots.countPerTable)
+        slotsUsed = (base + ContextOffset.slotsUsed).bindMemory(to: UInt32.self, capacity: TLB.tableCount)
+        slots.initialize(repeating: TLBSlots.empty, count: TLB.tableCount * TLBSlots.countPerTable)
         for index in 0..<TLB.tableCount * JumpCache.entryCount {
             jumps[index] = JumpCache.Entry(linear: JumpCache.never, host: neverHit)
         }
@@ -58,6 +66,15 @@ final class TLBState: @unchecked Sendable {
 
     @inline(__always) static func index(_ linear: UInt64) -> Int {
         Int(truncatingIfNeeded: linear >> 12) & (TLB.entryCount - 1)
+    }
+
+    /// Empties the slots: they may hold what has just been dropped from the TLB.
+    @inline(__always) private func clearSlots() {
+        for table in 0..<TLB.tableCount where slotsUsed[table] != 0 {
+            slotsUsed[table] = 0
+            let first = table * TLBSlots.countPerTable
+            for slot in first..<first + TLBSlots.countPerTable { slots[slot] = TLBSlots.empty }
+        }
     }
 
     /// Enters a page. `sizeShift` is that of the guest's mapping.
@@ -80,6 +97,8 @@ final class TLBState: @unchecked Sendable {
             listed |= TLB.Entry.isListedLocal
         }
         let page = linear & ~0xFFF
+        // A changed mapping that the guest did not announce: no slot may lag behind.
+        if entries[slot].readTag == page && entries[slot].host != UInt64(UInt(bitPattern: host)) { clearSlots() }
         entries[slot] = TLB.Entry(
             readTag: page, writeTag: writable ? page : TLB.missingTag(index), host: UInt64(UInt(bitPattern: host)),
             info: UInt64(ramOffset & ~0xFFF) | listed | (global ? TLB.Entry.isGlobal : 0)
@@ -124,6 +143,7 @@ final class TLBState: @unchecked Sendable {
 
     /// Forgets translations; those of global pages only if `global`.
     func flush(global: Bool) {
+        clearSlots()
         for position in 0..<filledLocalCount {
             let slot = Int(filledLocal[position])
             if entries[slot].info & TLB.Entry.isGlobal == 0 { clear(slot: slot) }
@@ -149,6 +169,7 @@ final class TLBState: @unchecked Sendable {
 
     /// INVLPG: the page's entries in all tables, global or not; all of a large page's.
     func flush(page linear: UInt64) {
+        clearSlots()
         let index = Self.index(linear)
         let page = linear & ~0xFFF
         for table in 0..<TLB.tableCount {
@@ -194,6 +215,7 @@ final class TLBState: @unchecked Sendable {
 
     /// From now on writes to a page of RAM take the slow path: it holds translated code.
     func protect(ramPage: Int) {
+        clearSlots()
         let wanted = UInt64(ramPage) << 12
         forEachFilled { slot in
             if entries[slot].info & ~0xFFF == wanted {

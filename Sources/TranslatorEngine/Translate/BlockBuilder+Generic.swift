@@ -6,6 +6,8 @@ private enum Place {
     case register(Int)
     /// `[address]`.
     case address
+    /// `[address + displacement]`, in a run.
+    case held(Int32)
     /// `[base]` of an instruction that may not have a REX prefix.
     case legacyBase(Int)
     /// `gs:[offset]`: a guest register that lives in the context.
@@ -91,7 +93,11 @@ extension BlockBuilder {
         }
 
         var place = Place.register(rm)
-        if memory >= 0 {
+        if memory >= 0 && isHeld {
+            let displacement = operands[memory].mem.disp
+            place = .held(
+                Int32(truncatingIfNeeded: heldOffset + (displacement.has_displacement != 0 ? Int(displacement.value) : 0)))
+        } else if memory >= 0 {
             let operand = operands + memory
             let actions = operand.pointee.actions
             let reads = actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_READ.rawValue) != 0
@@ -106,7 +112,8 @@ extension BlockBuilder {
                 && Self.needsAlignment(instruction, operand.pointee.size)
             beginAccess(
                 size: Int(operand.pointee.size) / 8,
-                access: access | (isAligned ? Access.aligned : 0) | (isX87 ? Access.x87 : 0))
+                access: access | (isAligned ? Access.aligned : 0) | (isX87 ? Access.x87 : 0),
+                stackDistance: Self.stackDistance(operand.pointee.mem))
             place = .address
         }
         needFlags(for: info)
@@ -134,7 +141,7 @@ extension BlockBuilder {
 
         // Host registers for the displaced ones.
         var hosts = (-1, -1, -1)
-        var free: [2 of Int] = [scratch, memory < 0 ? address : -1]
+        var free: [2 of Int] = [scratch, memory < 0 && !isHeld ? address : -1]
         var borrowed: (register: Int, slot: Int) = (-1, -1)
         var borrowed2: (register: Int, slot: Int) = (-1, -1)
         for guest in 13..<16 where (loads | stores) & (1 << UInt32(guest)) != 0 {
@@ -190,7 +197,7 @@ extension BlockBuilder {
             if case .register = place { place = .register(host(rm)) }
             reencode(instruction, bytes, info, reg: host(reg), place: place, vvvv: host(vvvv), low: host(low))
         }
-        if memory >= 0 {
+        if memory >= 0 && !isHeld {
             hideInstructionPointer(instruction)
             endAccess()
         }
@@ -272,6 +279,12 @@ extension BlockBuilder {
 
     @inline(__always) static func stackBit(_ memory: ZydisDecodedOperandMem) -> UInt8 {
         memory.segment == ZYDIS_REGISTER_SS ? Access.stack : 0
+    }
+
+    /// How far from the stack pointer an operand relative to it is.
+    @inline(__always) static func stackDistance(_ memory: ZydisDecodedOperandMem) -> Int? {
+        guard Operand.general(memory.base) == 4 && memory.index == ZYDIS_REGISTER_NONE else { return nil }
+        return memory.disp.has_displacement != 0 ? Int(memory.disp.value) : 0
     }
 
     /// Whether a vector instruction's memory operand must be aligned (SDM Vol. 1, 11.4.4 and 14.9).
@@ -400,7 +413,7 @@ extension BlockBuilder {
             regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | originalR
             switch place {
             case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7 | originalB
-            case .address: rmField = address
+            case .address, .held: rmField = address
             case .legacyBase(let base): rmField = base
             case .context: rmField = 4
             }
@@ -445,7 +458,7 @@ extension BlockBuilder {
                 regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | Int(rexByte & 4) << 1
                 switch place {
                 case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7 | Int(rexByte & 1) << 3
-                case .address: rmField = address
+                case .address, .held: rmField = address
                 case .legacyBase(let base): rmField = base
                 case .context: rmField = 4
                 }
@@ -470,6 +483,7 @@ extension BlockBuilder {
             switch place {
             case .register: code.modRM(3, regField, rmField)
             case .address: code.modRM(0, regField, rmField)
+            case .held(let displacement): code.memory(regField, base: rmField, displacement)
             case .legacyBase(let base): code.modRM(0, regField, base)
             case .context(let offset): code.absolute(regField, Int32(truncatingIfNeeded: offset))
             }

@@ -14,20 +14,37 @@ extension BlockBuilder {
 
     /// Address of a push of `size` bytes, checked, in the address register.
     private mutating func beginPush(_ size: Int) {
+        if isHeld {
+            accessOffset = Int32(truncatingIfNeeded: heldOffset - size)
+            return
+        }
         clobberFlags()
         moveStack(address, -size)
         chooseStack()
-        beginAccess(size: size, access: Access.write | Access.stack)
+        beginAccess(size: size, access: Access.write | Access.stack, stackDistance: 0)
     }
     private mutating func endPush(_ size: Int) {
-        endAccess()
+        if isHeld { accessOffset = 0 } else { endAccess() }
         moveStack(stack, -size)
+    }
+    /// The same for a pop; the caller moves the stack pointer.
+    private mutating func beginPop(_ size: Int) {
+        if isHeld {
+            accessOffset = Int32(truncatingIfNeeded: heldOffset)
+            return
+        }
+        clobberFlags()
+        moveStack(address, 0)
+        beginAccess(size: size, access: Access.read | Access.stack, stackDistance: 0)
+    }
+    private mutating func endPop() {
+        if isHeld { accessOffset = 0 } else { endAccess() }
     }
     private mutating func storeToAddress(_ register: Int, size: Int) {
         if size == 2 { code.byte(0x66) }
         code.rex(w: size == 8, reg: register, base: address)
         code.byte(0x89)
-        code.memory(register, base: address, 0)
+        code.memory(register, base: address, accessOffset)
     }
     mutating func loadFromAddress(_ register: Int, size: Int) {
         if size == 2 {
@@ -38,7 +55,7 @@ extension BlockBuilder {
             code.rex(w: size == 8, reg: register, base: address)
             code.byte(0x8B)
         }
-        code.memory(register, base: address, 0)
+        code.memory(register, base: address, accessOffset)
     }
 
     mutating func push(
@@ -78,20 +95,17 @@ extension BlockBuilder {
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>
     ) {
         let size = stackSize(instruction.pointee.operand_width)
-        clobberFlags()
-        moveStack(address, 0)
-        chooseStack()
-        beginAccess(size: size, access: Access.read | Access.stack)
+        beginPop(size)
         if operands.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER {
             let guest = Operand.general(operands.pointee.reg.value)
             if size >= 4 && !RegisterMap.isDisplaced(guest) && guest != 4 {
                 loadFromAddress(RegisterMap.host(guest), size: size)
-                endAccess()
+                endPop()
                 moveStack(stack, size)
                 return
             }
             loadFromAddress(scratch, size: size)
-            endAccess()
+            endPop()
             moveStack(stack, size)
             if size >= 4 {
                 if guest == 4 {
@@ -195,7 +209,7 @@ extension BlockBuilder {
     mutating func ret(extra: Int) {
         clobberFlags()
         moveStack(address, 0)
-        beginAccess(size: pointerSize, access: Access.read | Access.stack)
+        beginAccess(size: pointerSize, access: Access.read | Access.stack, stackDistance: 0)
         loadFromAddress(address, size: pointerSize)
         endAccess()
         moveStack(stack, pointerSize + extra)
@@ -237,14 +251,25 @@ extension BlockBuilder {
         directExit(to: fallThrough, isBackward: false, isStraddling: false)
     }
 
+    /// Whether LEA computes into its own register.
+    static func isDirect(_ operands: UnsafePointer<ZydisDecodedOperand>) -> Bool {
+        let memory = operands[1].mem
+        // 16-bit addresses are cut behind the sum.
+        return !RegisterMap.isDisplaced(Operand.general(operands.pointee.reg.value))
+            && (operands.pointee.size == 64
+                || operands.pointee.size == 32 && !Operand.is16Bit(memory.base) && !Operand.is16Bit(memory.index))
+    }
+
     /// LEA computes and checks nothing.
     mutating func lea(
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>
     ) {
         let guest = Operand.general(operands.pointee.reg.value)
         let width = operands.pointee.size
-        let isDirect = !RegisterMap.isDisplaced(guest) && width == 64
-        emitAddress(operands[1].mem, withSegment: false, into: isDirect ? RegisterMap.host(guest) : address)
+        let isDirect = Self.isDirect(operands)
+        emitAddress(
+            operands[1].mem, withSegment: false, into: isDirect ? RegisterMap.host(guest) : address,
+            isNarrow: isDirect && width == 32)
         if isDirect { return }
         switch (width, RegisterMap.isDisplaced(guest)) {
         case (64, _): code.storeContext(RegisterMap.slot(guest), address)

@@ -9,6 +9,10 @@ struct SlowPath {
     var size: Int
     var guest: Int
     var vectors: Bool
+    /// Place of the access's slot in the context, 0 for none.
+    var slot: Int
+    /// The site may turn to the TLB for good.
+    var mayRetire: Bool
     /// Of the jump that the alignment check makes, under `BlockMode.alignmentCheck`.
     var misaligned: UnsafeMutablePointer<UInt8>?
 }
@@ -29,6 +33,8 @@ struct BlockWorkspace {
     let operands = UnsafeMutablePointer<ZydisDecodedOperand>.allocate(
         capacity: (instructionLimit + 1) * Decoder.operandLimit)
     let instructions = UnsafeMutablePointer<Instruction>.allocate(capacity: instructionLimit + 1)
+    let roles = UnsafeMutablePointer<RunRole>.allocate(capacity: instructionLimit)
+    let runs = UnsafeMutablePointer<AccessRun>.allocate(capacity: instructionLimit)
     let slowPaths = UnsafeMutablePointer<SlowPath>.allocate(capacity: instructionLimit * 4)
     let segmentFaults = UnsafeMutablePointer<SegmentFault>.allocate(capacity: instructionLimit * 8)
     /// A copy of the code that the block is made from.
@@ -38,6 +44,8 @@ struct BlockWorkspace {
         decoded.deallocate()
         operands.deallocate()
         instructions.deallocate()
+        roles.deallocate()
+        runs.deallocate()
         slowPaths.deallocate()
         segmentFaults.deallocate()
         bytes.deallocate()
@@ -70,6 +78,16 @@ struct BlockBuilder {
     var live: UInt32 = arithmeticFlags
     var vectorsReady = false
     var slowPathCount = 0
+    /// The block jumps back into itself: its accesses have slots.
+    var isLoop = false
+    /// In a run (`AccessRun`): the address register has a host address, and the run's base register's place is so many
+    /// bytes behind it.
+    var isHeld = false
+    var heldOffset = 0
+    /// Where `storeToAddress` and `loadFromAddress` go, from the address register.
+    var accessOffset: Int32 = 0
+    /// Spreads the accesses of loops over the slots.
+    var slotNumber = 0
     var segmentFaultCount = 0
     /// The segment that the next access has to be checked against and whose base is to be added; -1 for none.
     var pendingSegment = -1
@@ -140,7 +158,8 @@ struct BlockBuilder {
     /// Turns the linear address in the address register into a host address, after the checks that an access of
     /// `size` bytes needs. Clobbers flags and the scratch register. The caller emits the access next, then calls
     /// `endAccess`.
-    mutating func beginAccess(size: Int, access: UInt8) {
+    /// - Parameter stackDistance: how far from the stack pointer the access is, when it is relative to it.
+    mutating func beginAccess(size: Int, access: UInt8, stackDistance: Int? = nil) {
         clobberFlags()
         var access = access
         if pendingSegment >= 0 {
@@ -148,40 +167,52 @@ struct BlockBuilder {
         } else if !is64Bit {
             access |= Access.flat
         }
-        if hasBMI2 {
-            code.rotateRight(scratch, address, TLB.shift)
-        } else {
-            code.move(scratch, address)
-            code.shiftRight(scratch, TLB.shift)
-        }
-        code.arithmetic(.and, scratch, immediate: TLB.mask, wide: false)
-        code.arithmeticContext(.sub, address, base: scratch, tlb + (access & Access.write != 0 ? TLB.writeTag : TLB.readTag))
+        let slot = slot(size: size, writes: access & Access.write != 0, stackDistance: stackDistance)
+        let mayRetire = slot != 0 && stackDistance == nil
+        // Under RFLAGS.AC, the mask of the low bits that must be clear.
+        let low = mode.has(BlockMode.alignmentCheck) ? Access.alignment(size: size, access) - 1 : 0
         var misaligned: UnsafeMutablePointer<UInt8>?
-        if mode.has(BlockMode.alignmentCheck) {
-            // Tags are pages: the low bits are still the address's.
-            let low = Access.alignment(size: size, access) - 1
-            if low > 0 {
-                code.test(address, immediate: Int32(low))
-                misaligned = code.jump(if: Condition.notEqual)
-            }
-        }
-        code.arithmetic(.cmp, address, immediate: Int32(4096 - size))
-        let displacement = code.jump(if: Condition.above)
-        code.arithmeticContext(.add, address, base: scratch, tlb + TLB.host)
+        let displacement =
+            slot == 0
+            ? code.checkTLB(
+                table: mode.table, writes: access & Access.write != 0, size: size, hasBMI2: hasBMI2, low: low,
+                misaligned: &misaligned)
+            : code.checkSlot(slot, size: size, mayRetire: mayRetire, hasBMI2: hasBMI2)
         work.slowPaths[slowPathCount] = SlowPath(
             displacement: displacement, operation: code.cursor, operationLength: 0, access: access, size: size,
-            guest: here, vectors: vectorsReady, misaligned: misaligned)
+            guest: here, vectors: vectorsReady, slot: slot, mayRetire: mayRetire, misaligned: misaligned)
         slowPathCount += 1
     }
+
+    /// The slot that an access looks into before the TLB, 0 for none: the stack's, or one of its own in a loop.
+    mutating func slot(size: Int, writes: Bool, stackDistance: Int?) -> Int {
+        if isIsolated || mode.has(BlockMode.alignmentCheck) || TLBSlots.sizeClass(size) == nil { return 0 }
+        if let stackDistance { return TLBSlots.stack(table: mode.table, writes: writes, distance: stackDistance) }
+        guard isLoop else { return 0 }
+        slotNumber += 1
+        return TLBSlots.loop(table: mode.table, writes: writes, number: slotNumber)
+    }
+
     /// The access has been emitted: everything since `beginAccess` runs on the bounce buffer when it must.
     @inline(__always) mutating func endAccess() {
         work.slowPaths[slowPathCount - 1].operationLength = code.cursor - work.slowPaths[slowPathCount - 1].operation
+    }
+
+    /// A slot missed: goes on at `operation` when the TLB hits, falls through when not.
+    mutating func refillSlot(_ slot: Int, size: Int, writes: Bool, to operation: UnsafeMutablePointer<UInt8>) {
+        guard let sizeClass = TLBSlots.sizeClass(size) else { return }
+        code.move(scratch, immediate: UInt64(slot))
+        code.call(
+            to: origin + thunks.pointee.refill[
+                Thunks.refillIndex(table: mode.table, writes: writes, sizeClass: sizeClass)])
+        code.jumpTo(operation)
     }
 
     mutating func emitSlowPaths() {
         for index in 0..<slowPathCount {
             let path = work.slowPaths[index]
             code.bind(path.displacement)
+            if path.slot != 0 { refillSlot(path.slot, size: path.size, writes: path.access & Access.write != 0, to: path.operation) }
             if let misaligned = path.misaligned { code.bind(misaligned) }
             let thunk = thunks.pointee.slow[
                 Thunks.slowIndex(table: mode.table, writes: path.access & Access.write != 0, vectors: path.vectors)]
@@ -191,7 +222,7 @@ struct BlockBuilder {
             code.byte(path.access)
             code.word(UInt16(truncatingIfNeeded: path.size))
             code.word(UInt16(truncatingIfNeeded: path.guest))
-            code.word(0)
+            code.word(path.mayRetire ? TLBSlots.number(of: path.slot) : 0)
         }
         emitSegmentFaults()
     }
@@ -220,9 +251,12 @@ struct BlockBuilder {
 
     /// The effective address of a memory operand, with fs and gs bases added if `withSegment`, into the address
     /// register. Clobbers the scratch register; flags only when a segment base is added.
-    mutating func emitAddress(_ memory: ZydisDecodedOperandMem, withSegment: Bool, into target: Int = RegisterMap.address) {
+    /// - Parameter isNarrow: only the low half is wanted; the upper one becomes zero.
+    mutating func emitAddress(
+        _ memory: ZydisDecodedOperandMem, withSegment: Bool, into target: Int = RegisterMap.address, isNarrow: Bool = false
+    ) {
         let wide =
-            is64Bit && !(Operand.is32Bit(memory.base) || Operand.is32Bit(memory.index) || memory.base == ZYDIS_REGISTER_EIP)
+            is64Bit && !isNarrow && !(Operand.is32Bit(memory.base) || Operand.is32Bit(memory.index) || memory.base == ZYDIS_REGISTER_EIP)
         var displacement = memory.disp.has_displacement != 0 ? memory.disp.value : 0
         if !is64Bit { displacement &= addressWidth == 16 ? 0xFFFF : 0xFFFF_FFFF }
         if memory.base == ZYDIS_REGISTER_RIP || memory.base == ZYDIS_REGISTER_EIP {
@@ -260,7 +294,8 @@ struct BlockBuilder {
             } else if index >= 0 {
                 code.lea(target, index: index, scale: scale, short, wide: wide)
             } else {
-                code.move(target, immediate: UInt64(bitPattern: displacement))
+                code.move(
+                    target, immediate: isNarrow ? UInt64(UInt32(truncatingIfNeeded: displacement)) : UInt64(bitPattern: displacement))
             }
         }
         if !is64Bit && (Operand.is16Bit(memory.base) || Operand.is16Bit(memory.index)) {

@@ -164,11 +164,17 @@ extension TranslatorCPU {
         var builder = BlockBuilder(
             code: Emitter(at: origin + cache.codeOffset), origin: origin, thunks: thunks, work: work, mode: mode,
             hasBMI2: hasBMI2, isIsolated: isIsolated)
+        builder.slotNumber = cache.blockCount &* 5
+        switch last.kind {
+        case .conditional, .jump, .counted: builder.isLoop = taken >= start && taken < end
+        default: break
+        }
         let savedEntry = cache.codeOffset
         if live != 0 { builder.code.restoreFlags(scratch: RegisterMap.scratch) }
         let entry = builder.code.cursor - origin
         let mapStart = cache.mapCount
-        for index in 0..<count {
+        var mapped = 0
+        func emitInstruction(_ index: Int) {
             let instruction = work.instructions[index]
             let decoded = UnsafePointer(work.decoded + index)
             let operands = UnsafePointer(work.operands + index * Decoder.operandLimit)
@@ -178,7 +184,7 @@ extension TranslatorCPU {
             builder.operandWidth = decoded.pointee.operand_width
             builder.addressWidth = decoded.pointee.address_width
             if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
-            cache.map[mapStart + index] = MapEntry(
+            cache.map[mapStart + mapped] = MapEntry(
                 host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
                 guest: UInt16(truncatingIfNeeded: instruction.offset) | (builder.flagsInHost && !builder.flagsSaved ? 0x8000 : 0))
             let slowPathsBefore = builder.slowPathCount
@@ -223,7 +229,24 @@ extension TranslatorCPU {
             case .exception: builder.exit(.exception, vector: instruction.vector, value: instruction.offset)
             }
             // The check of a memory operand has put the flags into the context before the instruction itself can fault.
-            if builder.slowPathCount > slowPathsBefore { cache.map[mapStart + index].guest &= 0x7FFF }
+            if builder.slowPathCount > slowPathsBefore { cache.map[mapStart + mapped].guest &= 0x7FFF }
+            mapped += 1
+        }
+        let mayRun = mode.codeSize == 0 && !mode.has(BlockMode.alignmentCheck) && !isIsolated && secondPage < 0
+        let runCount = mayRun ? work.planRuns(count: count) : 0
+        var run = 0
+        for index in 0..<count {
+            if run < runCount && work.runs[run].first == index {
+                builder.live = work.instructions[index].flagsLive
+                builder.beginRun(run)
+            }
+            emitInstruction(index)
+            if builder.isHeld {
+                builder.followRun(
+                    run, instruction: index,
+                    liveBehind: index + 1 < count ? work.instructions[index + 1].flagsLive : liveFallThrough)
+                if !builder.isHeld { run += 1 }
+            }
         }
         switch last.kind {
         case .call, .callIndirect, .jump, .jumpIndirect, .ret, .conditional, .counted, .system, .exception: break
@@ -235,14 +258,19 @@ extension TranslatorCPU {
             builder.directExit(to: end, isBackward: false, isStraddling: fallThroughStraddles)
             builder.mode = modeHere
         }
+        for run in 0..<runCount {
+            builder.beginRunCopy(run)
+            for index in work.runs[run].first...work.runs[run].last { emitInstruction(index) }
+            builder.endRunCopy(run)
+        }
         builder.emitSlowPaths()
-        cache.mapCount += count
+        cache.mapCount += mapped
         let block = Block(
             physical: page.physical + UInt64(start), mode: mode, entry: UInt32(entry), savedEntry: UInt32(savedEntry),
             end: UInt32(builder.code.cursor - origin), length: UInt16(truncatingIfNeeded: end - start),
             ramOffset: page.ramOffset + start, watchedStart: page.ramOffset + min(start, scanned.lowerBound),
             watchedEnd: page.ramOffset + max(min(end, 4096), scanned.upperBound), secondPage: secondPage, flagsLive: UInt16(truncatingIfNeeded: live),
-            isAlive: true, firstLink: 0, mapStart: UInt32(mapStart), mapCount: UInt16(count), nextInHash: 0)
+            isAlive: true, firstLink: 0, mapStart: UInt32(mapStart), mapCount: UInt16(mapped), nextInHash: 0)
         if !isIsolated {
             protectCode(page: page.ramOffset >> 12)
             if secondPage >= 0 { protectCode(page: secondPage) }
