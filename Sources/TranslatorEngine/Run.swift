@@ -43,7 +43,7 @@ extension TranslatorCPU: VirtualCPU {
                 }
                 do throws(GuestException) {
                     let entry =
-                        limit == 1 ? try isolatedEntry() : try self.entry(at: context.pointee.rip, linkFrom: nil)
+                        limit == 1 ? try isolatedEntry() : try self.entry(at: context.pointee.rip)
                     enter(context, entry)
                     try leave(entry, isolated: limit == 1)
                 } catch {
@@ -60,11 +60,9 @@ extension TranslatorCPU: VirtualCPU {
     /// Clears the request flag, then looks at what it may stand for. Returns `true` to stop.
     private func takeRequests() -> Bool {
         interruptRequest.pointee.store(0, ordering: .sequentiallyConsistent)
-        jumpMask.pointee.store(JumpCache.mask, ordering: .sequentiallyConsistent)
-        // The other side stores the flag, then the mask: a store that came between ours must not be undone.
-        if interruptRequest.pointee.load(ordering: .sequentiallyConsistent) != 0 {
-            jumpMask.pointee.store(0, ordering: .sequentiallyConsistent)
-        }
+        turnPolls(on: false)
+        // The other side stores the flag, then the others: a store that came between ours must not be undone.
+        if interruptRequest.pointee.load(ordering: .sequentiallyConsistent) != 0 { turnPolls(on: true) }
         interruptWaiting = true
         return stopFlag.exchange(false, ordering: .sequentiallyConsistent)
     }
@@ -124,33 +122,38 @@ extension TranslatorCPU: VirtualCPU {
     // MARK: Entering
 
     /// The host address of the code at a linear address, translated if need be, and `ripPage` set for it.
-    /// - Parameter linkFrom: a direct jump to patch: its site, the thunk it calls, and which entry it wants.
-    private func entry(
-        at linear: UInt64, linkFrom: (site: Int, thunk: Int, saved: Bool)?
-    ) throws(GuestException) -> UInt64 {
+    /// - Parameter site: a direct jump to link, 0 for none; `saved`: to the entry for flags in the context.
+    private func entry(at linear: UInt64, site: Int = 0, saved: Bool = true) throws(GuestException) -> UInt64 {
         let page = try codePage(linear)
+        var isGlobal = page.isGlobal
         context.pointee.ripPage = linear & ~0xFFF
+        crossings.note(page: page.ramOffset >> 12, runsAt: linear, isGlobal: isGlobal)
         var index = cache.find(page.physical + (linear & 0xFFF), mode)
         if index != 0 && cache.blocks[index].secondPage >= 0 {
             // The instruction's other half may be elsewhere than when the block was made.
             let second = try codePage((linear & ~0xFFF) &+ 4096)
+            isGlobal = isGlobal && second.isGlobal
             if second.ramOffset >> 12 != cache.blocks[index].secondPage {
                 cache.remove(index)
                 index = 0
             }
         }
         if index == 0 {
-            let before = cache.blockCount
+            let before = cache.evictionCount
             index = try translate(
                 linear, page: page, mode: mode, limit: BlockWorkspace.instructionLimit, isIsolated: false)
-            if index < before { return executable(Int(cache.blocks[index].savedEntry)) }
+            if cache.blocks[index].secondPage >= 0 { isGlobal = false }
+            // The site is gone when room had to be made.
+            if before != cache.evictionCount { return executable(Int(cache.blocks[index].savedEntry)) }
         }
-        if let linkFrom, cache.blocks[index].secondPage < 0,
-            // Both in one page, or the link would hold for other address spaces too.
-            cache.blocks[cache.find(codeOffset: linkFrom.site)].physical >> 12 == page.physical >> 12
-        {
-            cache.link(site: linkFrom.site, thunk: linkFrom.thunk, to: index, saved: linkFrom.saved)
+        if site != 0 {
+            if cache.sites[site].movesPage || cache.blocks[index].secondPage >= 0 {
+                crossings.link(site, to: index, saved: saved, isGlobal: isGlobal)
+            } else {
+                cache.link(site, to: index, saved: saved)
+            }
         }
+        entryIsGlobal = isGlobal
         return executable(Int(cache.blocks[index].savedEntry))
     }
 
@@ -180,10 +183,8 @@ extension TranslatorCPU: VirtualCPU {
             case .chain:
                 let linear = context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))
                 context.pointee.rip = linear
-                let site = Int(UInt(bitPattern: pointer) - UInt(cache.memory.executableBase)) - 5
-                let inHost = descriptor.flagsInHost != 0
-                next = try entry(
-                    at: linear, linkFrom: (site, inHost ? thunks.pointee.exitHost : thunks.pointee.exitSaved, !inHost))
+                let site = Int(pointer.loadUnaligned(fromByteOffset: ExitDescriptor.size, as: UInt32.self))
+                next = try entry(at: linear, site: site, saved: descriptor.flagsInHost == 0)
             case .goto:
                 context.pointee.rip = (context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))) & instructionPointerMask
                 return
@@ -194,9 +195,8 @@ extension TranslatorCPU: VirtualCPU {
                     requestAttention()
                 }
                 let linear = context.pointee.rip
-                next = try entry(at: linear, linkFrom: nil)
-                let isGlobal = tlb.codeSlot(linear).pointee.key & 4 != 0
-                tlb.addJump(table: mode.table, linear: linear, host: next, isGlobal: isGlobal)
+                next = try entry(at: linear)
+                tlb.addJump(table: mode.table, linear: linear, host: next, isGlobal: entryIsGlobal)
             case .system:
                 context.pointee.rip = context.pointee.ripPage &+ UInt64(value & 0x1FFF)
                 try system(systemPool.entries + (value >> 13))

@@ -125,7 +125,7 @@ extension TranslatorCPU {
         let result = cache.removeBlocks(page: start >> 12, overlapping: start..<start + count, running: current)
         if result.removed {
             codeChanged = true
-            for table in 0..<TLB.tableCount { tlb.clearJumpCache(table) }
+            forgetJumps()
         }
         return result.running
     }
@@ -319,8 +319,16 @@ extension TranslatorCPU {
         try find(linear, count, writes: writes, user: user).host
     }
 
-    package func flushTLB(global: Bool) { tlb.flush(global: global) }
-    package func flushTLB(page linear: UInt64) { tlb.flush(page: linear) }
+    package func flushTLB(global: Bool) {
+        tlb.flush(global: global)
+        crossings.flush(global: global)
+        dropReturns()
+    }
+    package func flushTLB(page linear: UInt64) {
+        guard tlb.flush(page: linear) else { return }
+        crossings.flush(global: true)
+        dropReturns()
+    }
 
     // MARK: Extended state
 

@@ -15,7 +15,8 @@ final class TLBState: @unchecked Sendable {
     private var large: [16 of UInt64] = .init(repeating: 0)
     private var huge: UInt64 = 0
     /// Pages that code was fetched from (hashed).
-    private var executed: [16 of UInt64] = .init(repeating: 0)
+    private let executed: UnsafeMutablePointer<UInt64>
+    private static let executedBits = 15
     /// Recent translations of code pages.
     let code: UnsafeMutablePointer<CodeEntry>
     static let codeCount = 256
@@ -35,6 +36,8 @@ final class TLBState: @unchecked Sendable {
             to: JumpCache.Entry.self, capacity: TLB.tableCount * JumpCache.entryCount)
         filled = .allocate(capacity: TLB.tableCount * TLB.entryCount)
         filledJumps = .allocate(capacity: TLB.tableCount * JumpCache.entryCount)
+        executed = .allocate(capacity: 1 << (Self.executedBits - 6))
+        executed.initialize(repeating: 0, count: 1 << (Self.executedBits - 6))
         code = .allocate(capacity: Self.codeCount)
         code.initialize(repeating: CodeEntry(key: 0, physical: 0, host: 0, ramOffset: 0), count: Self.codeCount)
         for index in 0..<TLB.tableCount * TLB.entryCount {
@@ -49,6 +52,7 @@ final class TLBState: @unchecked Sendable {
         filled.deallocate()
         filledJumps.deallocate()
         code.deallocate()
+        executed.deallocate()
     }
 
     @inline(__always) static func index(_ linear: UInt64) -> Int {
@@ -109,11 +113,12 @@ final class TLBState: @unchecked Sendable {
         }
         for index in 0..<Self.codeCount where global || code[index].key & 4 == 0 { code[index].key = 0 }
         for table in 0..<TLB.tableCount where global || hasLocalJumps[table] { clearJumpCache(table) }
-        if global { executed = .init(repeating: 0) }
+        if global { executed.update(repeating: 0, count: 1 << (Self.executedBits - 6)) }
     }
 
     /// INVLPG: the page's entries in all tables, global or not; all of a large page's.
-    func flush(page linear: UInt64) {
+    /// - Returns: whether code may have been fetched from it.
+    func flush(page linear: UInt64) -> Bool {
         let index = Self.index(linear)
         let page = linear & ~0xFFF
         for table in 0..<TLB.tableCount {
@@ -128,13 +133,15 @@ final class TLBState: @unchecked Sendable {
         let region = linear >> 21
         if large[Int(region >> 6 & 15)] & (1 << (region & 63)) != 0 || huge & (1 << (linear >> 30 & 63)) != 0 {
             flushLarge()
+            return true
         }
-        let number = page >> 12
-        if executed[Int(number >> 6 & 15)] & (1 << (number & 63)) != 0 {
-            for index in 0..<Self.codeCount { code[index].key = 0 }
-            for table in 0..<TLB.tableCount { clearJumpCache(table) }
-        }
+        let number = Self.executedBit(page)
+        guard executed[number >> 6] & (1 << UInt64(number & 63)) != 0 else { return false }
+        for index in 0..<Self.codeCount { code[index].key = 0 }
+        for table in 0..<TLB.tableCount { clearJumpCache(table) }
+        return true
     }
+    private static func executedBit(_ linear: UInt64) -> Int { Int(linear >> 12 & (1 << UInt64(executedBits) - 1)) }
 
     private func flushLarge() {
         for position in 0..<filledCount {
@@ -189,8 +196,8 @@ final class TLBState: @unchecked Sendable {
         code + (Int(truncatingIfNeeded: linear >> 12) & (Self.codeCount - 1))
     }
     func noteExecuted(_ linear: UInt64, sizeShift: UInt8) {
-        let number = linear >> 12
-        executed[Int(number >> 6 & 15)] |= 1 << (number & 63)
+        let number = Self.executedBit(linear)
+        executed[number >> 6] |= 1 << UInt64(number & 63)
         if sizeShift > 12 { noteLarge(linear, sizeShift) }
     }
 }
