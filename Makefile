@@ -15,11 +15,11 @@ VMCTL   := .build/release/vmctl
 
 # What has to be there to build the product, and to make and test a guest.
 BUILD_PACKAGES := libzydis-dev
-GUEST_PACKAGES := busybox-static cpio gcc libc6-dev
+GUEST_PACKAGES := busybox-static cpio gcc libc6-dev libc6-dev-i386
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
-.PHONY: run test fuzz bench build setup guests install uninstall clean help
+.PHONY: run test fuzz bench build setup guests guests32 install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
@@ -28,7 +28,7 @@ help:
 	@echo 'make bench    measure against qemu-system-x86_64 -accel tcg, side by side'
 	@echo 'make build    build $(VMCTL)'
 	@echo 'make setup    install the packages that are missing (apt-get; needs root)'
-	@echo 'make guests   fetch the kernel and make the initramfs: $(KERNEL), $(INITRD)'
+	@echo 'make guests   fetch the kernels and make the initramfs: $(KERNEL), $(INITRD)'
 	@echo 'make install  copy vmctl and its manual page below PREFIX ($(PREFIX)), DESTDIR is honoured'
 	@echo 'make clean    remove everything that was built or fetched'
 	@echo
@@ -44,14 +44,29 @@ setup:
 build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmctl
 
-guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio
+guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
 	@Guests/fetch-kernel $@
 
-$(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-bench | setup
-	@Guests/make-initramfs $@ Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-bench
+$(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench | setup
+	@Guests/make-initramfs $@ /bin/busybox Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench
+
+# 32-bit guests come from another archive than the host's: where it cannot be reached, their tests are skipped.
+GUESTS32 := $(GUESTS)/i386
+
+guests32: $(GUESTS32)/guest-test | setup
+	@[ -e $(GUESTS32)/busybox ] || Guests/fetch-i386 $(GUESTS32)
+	@if [ -e $(GUESTS32)/busybox ]; then $(MAKE) --no-print-directory $(GUESTS32)/initramfs.cpio; fi
+
+$(GUESTS32)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS32)/busybox $(GUESTS32)/guest-test
+	@Guests/make-initramfs $@ $(GUESTS32)/busybox Guests/init $(GUESTS32)/guest-test
+
+# Without a C library: the host's compiler has none of 32 bit. No vectors where the program does not ask for them.
+$(GUESTS32)/guest-test: Guests/program32.c | setup
+	@mkdir -p $(GUESTS32)
+	gcc -m32 -std=gnu11 -Wall -Wextra -O1 -static -nostdlib -ffreestanding -no-pie -fno-pie -fno-stack-protector -mno-sse -o $@ $<
 
 # Static, since the guest has no C library. The test program's assembly pushes below the stack pointer's place
 # and takes 32-bit addresses of its data; its tests run in the order in which they are written.
@@ -62,9 +77,21 @@ $(GUESTS)/guest-test: $(wildcard Guests/test/*.c Guests/test/*.h) | setup
 	@mkdir -p $(GUESTS)
 	gcc $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
 
-$(GUESTS)/guest-bench: Guests/bench.c | setup
+# The same for 32-bit programs, which a 64-bit kernel runs in compatibility mode.
+$(GUESTS)/guest-test32: Guests/test/main.c Guests/test/timing.c Guests/test/check.h $(wildcard Guests/test32/*.c) | setup
 	@mkdir -p $(GUESTS)
-	gcc $(GUEST_CFLAGS) -O2 -o $@ $< -lm
+	gcc -m32 $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
+
+$(GUESTS)/guest-bench: $(wildcard Guests/bench/*.c Guests/bench/*.h) | setup
+	@mkdir -p $(GUESTS)
+	gcc $(GUEST_CFLAGS) -O2 -pthread -o $@ $(filter %.c,$^)
+
+# The benchmark's long jobs, and the initramfs with them: the kernel unpacks one archive after the other.
+$(GUESTS)/jobs.cpio: Guests/make-jobs | setup
+	@Guests/make-jobs $(GUESTS)/jobs
+
+$(GUESTS)/initramfs-jobs.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/jobs.cpio
+	@cat $^ >$@
 
 # Without a terminal nobody could leave the shell: the guest then shows what runs and powers itself off.
 run: build guests
@@ -80,7 +107,7 @@ SECONDS_TO_RUN ?= 60
 fuzz: setup
 	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter SiliconTests
 
-bench: build guests
+bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	$(call need,$(BENCH_PACKAGES))
 	Benchmarks/run
 

@@ -24,7 +24,7 @@ struct test {
 
 #define TEST(id)                                                                                     \
     static void id(void);                                                                            \
-    static const struct test test_##id __attribute__((section("tests"), used, aligned(16))) = {#id, id}; \
+    static const struct test test_##id __attribute__((section("tests"), used, aligned(2 * sizeof(void *)))) = {#id, id}; \
     static void id(void)
 
 // Ends the test. Only the first failure is told: later ones tend to be its echo.

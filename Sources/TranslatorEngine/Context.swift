@@ -12,7 +12,8 @@ package struct Context {
     package var gpr: [16 of UInt64] = .init(repeating: 0)
     /// Guest instruction pointer; exact in Swift helpers, stale in translated code.
     package var rip: UInt64 = 0
-    /// Linear address of the guest page that the running block lies in.
+    /// What added to an offset in the page that the running block lies in gives the instruction pointer: the page's
+    /// linear address less the base of CS.
     package var ripPage: UInt64 = 0
     /// Arithmetic flags as LAHF and SETO leave them: AH = SF ZF AF PF CF, AL = OF.
     package var lahf: UInt64 = 0x0200
@@ -60,6 +61,16 @@ package struct Context {
     /// The stack pointer of translated code while a helper runs on the host's stack.
     package var savedStack: UInt64 = 0
 
+    // MARK: Segments as generated code checks them outside of 64-bit code (`updateSegments` keeps them)
+
+    /// Added to an instruction pointer gives its linear address; 0 in 64-bit code.
+    package var csBase: UInt64 = 0
+    /// The last instruction pointer that a branch may lead to.
+    package var csLimit: UInt64 = ~0
+    /// The highest `ripPage` with which a whole page lies in CS; less than 0 when none does.
+    package var csPageLimit: Int64 = .max
+    package var segments: [6 of SegmentView] = .init(repeating: SegmentView())
+
     // MARK: Swift only
 
     package var es = SegmentRegister()
@@ -81,12 +92,15 @@ package struct Context {
     package var dr: [4 of UInt64] = .init(repeating: 0)
     package var dr6: UInt64 = 0
     package var dr7: UInt64 = 0
+    /// Conditions, in DR6's places, whose #DB is yet to be delivered.
+    package var pendingDebug: UInt64 = 0
     package var xcr0: UInt64 = 1
     package var msr = ModelSpecificRegisters()
     /// No interrupt before the next instruction has run (after STI, MOV SS, POP SS).
     package var interruptShadow = false
+    /// The shadow is that of MOV SS or POP SS, which holds debug exceptions back too.
+    package var stackShadow = false
     package var nmiBlocked = false
-    package var nmiPending = false
     package var isHalted = false
 
     // MARK: For the signal handler
@@ -100,6 +114,9 @@ package struct Context {
     package var faultAddress: UInt64 = 0
     package var faultFlags: UInt64 = 0
     package var faultTrap: Int64 = 0
+    /// Page faults of the host in translated code. There is no way to one but through a mistake of the translator's (or
+    /// a host that cannot back the guest's RAM): tests look that there is none.
+    package var hostPageFaults: UInt64 = 0
 
     package init() {}
 
@@ -155,6 +172,10 @@ package enum ContextOffset {
     package static let returnLimit = 1056
     package static let savedStack = 1064
     // Behind the fixed part: the compiler's own numbers.
+    package static let csBase = MemoryLayout<Context>.offset(of: \.csBase).unsafelyUnwrapped
+    package static let csLimit = MemoryLayout<Context>.offset(of: \.csLimit).unsafelyUnwrapped
+    package static let csPageLimit = MemoryLayout<Context>.offset(of: \.csPageLimit).unsafelyUnwrapped
+    package static let segments = MemoryLayout<Context>.offset(of: \.segments).unsafelyUnwrapped
     package static let selectors = MemoryLayout<Context>.offset(of: \.es).unsafelyUnwrapped
     package static let kernelGSBase = msr(\.kernelGSBase)
     package static let tscOffset = msr(\.tscOffset)
@@ -181,6 +202,7 @@ package struct GuestException: Error, Hashable {
     package static let divideError = GuestException(vector: 0)
     package static let invalidOpcode = GuestException(vector: 6)
     package static let deviceNotAvailable = GuestException(vector: 7)
+    package static let alignmentCheck = GuestException(vector: 17, errorCode: 0)
     package static func generalProtection(_ code: UInt32 = 0) -> Self { .init(vector: 13, errorCode: code) }
     package static func stackFault(_ code: UInt32 = 0) -> Self { .init(vector: 12, errorCode: code) }
     package static func segmentNotPresent(_ code: UInt32) -> Self { .init(vector: 11, errorCode: code) }

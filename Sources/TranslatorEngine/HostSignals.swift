@@ -40,6 +40,7 @@ enum HostSignals {
                 context.pointee.faultAddress = address
                 context.pointee.faultFlags = UInt64(bitPattern: registers[gregFlags])
                 context.pointee.faultTrap = registers[gregTrap]
+                if registers[gregTrap] == 14 { context.pointee.hostPageFaults &+= 1 }
                 context.pointee.exitReason = context.pointee.signalReason
                 registers[gregRIP] = Int64(bitPattern: context.pointee.signalExit)
                 return true

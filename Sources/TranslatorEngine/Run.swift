@@ -15,8 +15,16 @@ extension TranslatorCPU: VirtualCPU {
         defer { leaveHost() }
         do throws(TripleFault) {
             while true {
+                if debugHits != 0 {
+                    context.pointee.pendingDebug |= debugHits
+                    debugHits = 0
+                }
                 if interruptRequest.pointee.load(ordering: .relaxed) != 0 {
                     if takeRequests() { return .stopped }
+                }
+                // Traps of the instruction before come ahead of interrupts (SDM Vol. 3, table 6-2).
+                if context.pointee.pendingDebug != 0 && !context.pointee.stackShadow {
+                    try deliverDebug(context.pointee.pendingDebug)
                 }
                 var limit = BlockWorkspace.instructionLimit
                 if context.pointee.isHalted || interruptWaiting || nmiFlag.load(ordering: .relaxed) {
@@ -25,22 +33,13 @@ extension TranslatorCPU: VirtualCPU {
                         return .halt(interruptsEnabled: context.pointee.systemFlags & RFLAGS.if != 0)
                     }
                 }
+                followsStackLoad = context.pointee.stackShadow
                 context.pointee.interruptShadow = false
-                if mode.rawValue & (BlockMode.segmented | BlockMode.smallStack) != 0 || mode.codeSize == 2 {
-                    if context.pointee.privilegeLevel == 3 {
-                        // A program may not end the machine: it gets what a forbidden segment gets.
-                        try deliver(.generalProtection())
-                        modeChanged()
-                        continue
-                    }
-                    return .failure(
-                        "the translator runs 64-bit code and flat 32-bit code only; the guest is in \(modeName) "
-                            + "with other segments at rip 0x\(String(context.pointee.rip, radix: 16))")
-                }
-                if context.pointee.systemFlags & RFLAGS.tf != 0 {
-                    try singleStep(enter)
-                    continue
-                }
+                context.pointee.stackShadow = false
+                let isDebugging =
+                    context.pointee.systemFlags & (RFLAGS.tf | RFLAGS.rf) | context.pointee.pendingDebug
+                    | mode.rawValue & BlockMode.breakpoints
+                if isDebugging != 0, try runCarefully(afterStackLoad: followsStackLoad, enter) { continue }
                 do throws(GuestException) {
                     let entry =
                         limit == 1 ? try isolatedEntry() : try self.entry(at: context.pointee.rip)
@@ -64,6 +63,7 @@ extension TranslatorCPU: VirtualCPU {
         // The other side stores the flag, then the others: a store that came between ours must not be undone.
         if interruptRequest.pointee.load(ordering: .sequentiallyConsistent) != 0 { turnPolls(on: true) }
         interruptWaiting = true
+        if deviceWrites.areWaiting { takeDeviceWrites() }
         return stopFlag.exchange(false, ordering: .sequentiallyConsistent)
     }
 
@@ -93,76 +93,63 @@ extension TranslatorCPU: VirtualCPU {
         modeChanged()
     }
 
-    /// One instruction under RFLAGS.TF, and the trap behind it (SDM Vol. 3, 17.3.1.4). Instructions that enter a
-    /// handler have cleared TF and are not followed by a trap.
-    private func singleStep(_ enter: @convention(c) (UnsafeMutableRawPointer, UInt64) -> Void) throws(TripleFault) {
-        do throws(GuestException) {
-            let entry = try isolatedEntry()
-            let entersHandler = stepEntersHandler
-            enter(context, entry)
-            try leave(entry, isolated: true)
-            if entersHandler { return }
-            context.pointee.dr6 |= 1 << 14
-            throw GuestException(vector: 1)
-        } catch {
-            try deliver(error)
-            modeChanged()
-        }
-    }
-
-    /// Whether the instruction just decoded is INT n or a fast system call.
-    private var stepEntersHandler: Bool {
-        guard work.instructions.pointee.kind == .system else { return false }
-        switch systemPool.entries[work.instructions.pointee.system].kind {
-        case .int, .int3, .int1, .into, .syscall, .sysenter: return true
-        default: return false
-        }
-    }
-
     // MARK: Entering
 
-    /// The host address of the code at a linear address, translated if need be, and `ripPage` set for it.
+    /// The host address of the code at an instruction pointer, translated if need be, and `ripPage` set for it.
     /// - Parameter site: a direct jump to link, 0 for none; `saved`: to the entry for flags in the context.
-    private func entry(at linear: UInt64, site: Int = 0, saved: Bool = true) throws(GuestException) -> UInt64 {
+    private func entry(at ip: UInt64, site: Int = 0, saved: Bool = true) throws(GuestException) -> UInt64 {
+        let linear = linearCode(ip)
+        let blockMode = try blockMode(at: ip, linear)
         let page = try codePage(linear)
-        var isGlobal = page.isGlobal
-        context.pointee.ripPage = linear & ~0xFFF
-        crossings.note(page: page.ramOffset >> 12, runsAt: linear, isGlobal: isGlobal)
-        var index = cache.find(page.physical + (linear & 0xFFF), mode)
+        runsAlone = false
+        entryIsGlobal = page.isGlobal
+        crossings.note(page: page.ramOffset >> 12, runsAt: linear, isGlobal: page.isGlobal)
+        var index = cache.find(page.physical + (linear & 0xFFF), blockMode)
         if index != 0 && cache.blocks[index].secondPage >= 0 {
             // The instruction's other half may be elsewhere than when the block was made.
-            let second = try codePage((linear & ~0xFFF) &+ 4096)
-            isGlobal = isGlobal && second.isGlobal
+            let second = try nextCodePage(linear)
+            entryIsGlobal = entryIsGlobal && second.isGlobal
             if second.ramOffset >> 12 != cache.blocks[index].secondPage {
                 cache.remove(index)
                 index = 0
             }
         }
+        var isFlushed = false
         if index == 0 {
             let before = cache.evictionCount
             index = try translate(
-                linear, page: page, mode: mode, limit: BlockWorkspace.instructionLimit, isIsolated: false)
-            if cache.blocks[index].secondPage >= 0 { isGlobal = false }
-            // The site is gone when room had to be made.
-            if before != cache.evictionCount { return executable(Int(cache.blocks[index].savedEntry)) }
+                linear, page: page, mode: blockMode, limit: BlockWorkspace.instructionLimit, isIsolated: false)
+            if cache.blocks[index].secondPage >= 0 { entryIsGlobal = false }
+            isFlushed = before != cache.evictionCount
         }
-        if site != 0 {
+        var mayLink = site != 0
+        if blockMode.has(BlockMode.segmented) {
+            mayCacheJump = !blockMode.has(BlockMode.partialPage) && cache.blocks[index].secondPage < 0
+            if !mayCacheJump {
+                mayLink = false
+                if passesLimit(ip, block: index) { return try isolatedEntry() }
+            }
+        }
+        // The site is gone when room had to be made.
+        if mayLink && !isFlushed {
             if cache.sites[site].movesPage || cache.blocks[index].secondPage >= 0 {
-                crossings.link(site, to: index, saved: saved, isGlobal: isGlobal)
+                crossings.link(site, to: index, saved: saved, isGlobal: entryIsGlobal)
             } else {
                 cache.link(site, to: index, saved: saved)
             }
         }
-        entryIsGlobal = isGlobal
         return executable(Int(cache.blocks[index].savedEntry))
     }
 
     /// One instruction, translated for this once.
-    private func isolatedEntry() throws(GuestException) -> UInt64 {
-        let linear = context.pointee.rip
+    func isolatedEntry() throws(GuestException) -> UInt64 {
+        let ip = context.pointee.rip
+        let linear = linearCode(ip)
+        let blockMode = try blockMode(at: ip, linear)
         let page = try codePage(linear)
-        context.pointee.ripPage = linear & ~0xFFF
-        let index = try translate(linear, page: page, mode: mode, limit: 1, isIsolated: true)
+        let index = try translate(linear, page: page, mode: blockMode, limit: 1, isIsolated: true)
+        runsAlone = true
+        if blockMode.has(BlockMode.segmented) && passesLimit(ip, block: index) { throw .generalProtection() }
         return executable(Int(cache.blocks[index].savedEntry))
     }
 
@@ -172,8 +159,9 @@ extension TranslatorCPU: VirtualCPU {
 
     /// Acts on the descriptor that the exit thunk stored. Afterwards `rip` is where to go on.
     /// - Parameter isolated: come back after the block that was entered.
-    private func leave(_ entered: UInt64, isolated: Bool) throws(GuestException) {
+    func leave(_ entered: UInt64, isolated: Bool) throws(GuestException) {
         var next = entered
+        var isolated = isolated
         while true {
             let pointer = UnsafeRawPointer(bitPattern: UInt(context.pointee.exitReason)).unsafelyUnwrapped
             let descriptor = pointer.loadUnaligned(as: ExitDescriptor.self)
@@ -181,12 +169,13 @@ extension TranslatorCPU: VirtualCPU {
             let kind = ExitDescriptor.Kind(rawValue: descriptor.kind).unsafelyUnwrapped
             switch kind {
             case .chain:
-                let linear = context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))
-                context.pointee.rip = linear
+                let ip = instructionPointer(value)
+                context.pointee.rip = ip
+                if mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: Int(linearCode(ip) & 0xFFF)) { return }
                 let site = Int(pointer.loadUnaligned(fromByteOffset: ExitDescriptor.size, as: UInt32.self))
-                next = try entry(at: linear, site: site, saved: descriptor.flagsInHost == 0)
+                next = try entry(at: ip, site: site, saved: descriptor.flagsInHost == 0)
             case .goto:
-                context.pointee.rip = (context.pointee.ripPage &+ UInt64(bitPattern: Int64(value))) & instructionPointerMask
+                context.pointee.rip = instructionPointer(value)
                 return
             case .indirect:
                 if isolated { return }
@@ -194,20 +183,24 @@ extension TranslatorCPU: VirtualCPU {
                 if jumpMask.pointee.load(ordering: .relaxed) == 0 && interruptRequest.pointee.load(ordering: .relaxed) == 0 {
                     requestAttention()
                 }
-                let linear = context.pointee.rip
-                next = try entry(at: linear)
+                let linear = linearCode(context.pointee.rip)
+                if mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: Int(linear & 0xFFF)) { return }
+                next = try entry(at: context.pointee.rip)
+                if mode.has(BlockMode.segmented) && !mayCacheJump { break }
                 tlb.addJump(table: mode.table, linear: linear, host: next, isGlobal: entryIsGlobal)
             case .system:
-                context.pointee.rip = context.pointee.ripPage &+ UInt64(value & 0x1FFF)
+                context.pointee.rip = instructionPointer(value & 0x1FFF)
                 try system(systemPool.entries + (value >> 13))
                 return
             case .exception:
-                context.pointee.rip = context.pointee.ripPage &+ UInt64(value)
-                throw GuestException(vector: descriptor.vector, errorCode: descriptor.vector == 13 ? 0 : nil)
+                context.pointee.rip = instructionPointer(value)
+                let hasCode = descriptor.vector == 13 || descriptor.vector == 12
+                throw GuestException(vector: descriptor.vector, errorCode: hasCode ? 0 : nil)
             case .fault:
                 guard let exception = pendingException else {
-                    // The instruction writes into its own block: alone it is a block that nobody finds.
+                    // The instruction writes into its own block, or hits a breakpoint: it runs alone.
                     next = try isolatedEntry()
+                    isolated = true
                     break
                 }
                 throw exception
@@ -237,7 +230,7 @@ extension TranslatorCPU: VirtualCPU {
     /// An instruction of the system half in the middle of a block. `false`: leave the block.
     func systemInBlock(_ pointer: UnsafeRawPointer) -> Bool {
         let value = Int(pointer.loadUnaligned(as: ExitDescriptor.self).value)
-        let start = context.pointee.ripPage &+ UInt64(value & 0x1FFF)
+        let start = instructionPointer(value & 0x1FFF)
         context.pointee.rip = start
         codeChanged = false
         let modeBefore = mode
@@ -249,7 +242,10 @@ extension TranslatorCPU: VirtualCPU {
             context.pointee.exitReason = cache.memory.executableBase + UInt64(thunks.pointee.faultDescriptor)
             return false
         }
-        if context.pointee.rip == start &+ UInt64(instruction.pointee.length) && !codeChanged && mode == modeBefore {
+        // What the instruction asked for from outside (an interrupt of a device that it wrote to) is seen behind it.
+        if context.pointee.rip == (start &+ UInt64(instruction.pointee.length)) & codeMask && !codeChanged && mode == modeBefore
+            && debugHits == 0 && interruptRequest.pointee.load(ordering: .relaxed) == 0
+        {
             return true
         }
         context.pointee.exitReason = cache.memory.executableBase + UInt64(thunks.pointee.resumeDescriptor)
@@ -267,7 +263,7 @@ extension TranslatorCPU: VirtualCPU {
         let index = cache.find(codeOffset: host)
         guard index != 0 else { return .invalidOpcode }
         let (offset, flagsInHost) = cache.guestOffset(of: host, in: index)
-        context.pointee.rip = context.pointee.ripPage &+ UInt64(offset)
+        context.pointee.rip = instructionPointer(offset)
         if flagsInHost {
             context.pointee.rflags = context.pointee.systemFlags | context.pointee.faultFlags & UInt64(arithmeticFlags)
         }

@@ -1,3 +1,4 @@
+import Synchronization
 package import VMM
 
 /// Architectural state in the form that both engines share.
@@ -30,9 +31,11 @@ extension TranslatorCPU {
         state.dr7 = c.dr7
         state.xcr0 = c.xcr0
         state.msr = c.msr
+        state.pendingDebug = c.pendingDebug
         state.interruptShadow = c.interruptShadow
+        state.stackShadow = c.stackShadow
         state.nmiBlocked = c.nmiBlocked
-        state.nmiPending = c.nmiPending
+        state.nmiPending = nmiFlag.load(ordering: .sequentiallyConsistent)
         state.isHalted = c.isHalted
         let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
         defer { area.deallocate() }
@@ -71,9 +74,11 @@ extension TranslatorCPU {
         context.pointee.dr7 = state.dr7
         context.pointee.xcr0 = state.xcr0
         context.pointee.msr = state.msr
+        context.pointee.pendingDebug = state.pendingDebug
         context.pointee.interruptShadow = state.interruptShadow
+        context.pointee.stackShadow = state.stackShadow
         context.pointee.nmiBlocked = state.nmiBlocked
-        context.pointee.nmiPending = state.nmiPending
+        nmiFlag.store(state.nmiPending, ordering: .sequentiallyConsistent)
         context.pointee.isHalted = state.isHalted
         let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
         defer { area.deallocate() }
@@ -85,7 +90,7 @@ extension TranslatorCPU {
         // Memory may be another machine's: nothing that was derived from it holds.
         flushTLB(global: true)
         flushCode()
-        modeChanged()
+        debugChanged()
         interruptWaiting = true
     }
 }

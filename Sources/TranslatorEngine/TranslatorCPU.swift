@@ -25,7 +25,9 @@ package final class TranslatorCPU: @unchecked Sendable {
     let returnStack: ReturnStack
     let thunks: UnsafeMutablePointer<Thunks>
     let work: BlockWorkspace
-    var decoder = Decoder()
+    var decoder: Decoder
+    /// The instructions that CPUID shows.
+    let shown: InstructionSets
     /// An instruction that lies in two pages, put together.
     let straddleBuffer: UnsafeMutableRawPointer
     let hasBMI2: Bool
@@ -36,14 +38,28 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// The mode under which each jump cache was filled.
     var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
     let tlb: TLBState
+    let deviceWrites = DeviceWrites()
 
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
     var pendingException: GuestException?
     var bounce = BounceState()
+    var breakpoints = Breakpoints()
+    /// Where the blocks made under `BlockMode.breakpoints` end.
+    var cutOffsets: UInt64 = 0
+    /// Data and port breakpoints that the instruction at hand has hit, and its single step, in DR6's places.
+    var debugHits: UInt64 = 0
+    /// The block that runs is one instruction that nobody finds.
+    var runsAlone = false
+    /// An instruction since the flag was last cleared entered a handler, or saw to its single step itself.
+    var skipsStep = false
+    /// The instruction at hand follows a load of SS.
+    var followsStackLoad = false
     /// While a block is made: bytes of its page that were looked at for the flags they read.
     var scanned = 0..<0
     /// Whether the block that was found last lies in global pages.
     var entryIsGlobal = false
+    /// Whether jumps may lead to the block last found without another look at it, in segmented code.
+    var mayCacheJump = true
     /// Blocks were removed since the flag was last cleared.
     var codeChanged = false
     var interruptWaiting: Bool {
@@ -67,9 +83,12 @@ package final class TranslatorCPU: @unchecked Sendable {
         policy = wiring.policy
         clock = wiring.clock
         contextMapping = try MemoryMapping(
-            byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+            byteCount: ContextOffset.end, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS,
+            guardByteCount: MemoryMapping.standardGuard)
         context = contextMapping.base.bindMemory(to: Context.self, capacity: 1)
         context.initialize(to: Context())
+        shown = InstructionSets(policy.features)
+        decoder = Decoder(shown: shown)
         hasBMI2 = HostCPU.current.features.contains(.bmi2)
         hasAVX = HostCPU.current.features.contains(.avx)
         let code = try CodeMemory(byteCount: codeByteCount)
@@ -88,6 +107,8 @@ package final class TranslatorCPU: @unchecked Sendable {
         memset(x87Image, 0, 1024)
         systemPool = SystemPool(segmentCount: cache.segmentCount)
         returnStack = try ReturnStack(miss: code.executableBase + UInt64(thunks.pointee.neverHit))
+        // FCW as FNINIT leaves it.
+        x87Image.storeBytes(of: 0x37F, as: UInt16.self)
         tlb = TLBState(
             base: contextMapping.base, neverHit: code.executableBase + UInt64(thunks.pointee.neverHit))
         context.pointee.owner = UInt64(UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()))
@@ -101,6 +122,11 @@ package final class TranslatorCPU: @unchecked Sendable {
         context.pointee.signalExit = base + UInt64(thunks.pointee.exitSignal)
         context.pointee.signalReason = base + UInt64(thunks.pointee.signalDescriptor)
         modeChanged()
+        memory.onWatchedWrite { [weak self] range in
+            guard let self else { return }
+            deviceWrites.add(range)
+            requestAttention()
+        }
     }
 
     deinit {
@@ -140,6 +166,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         var value: UInt64
         if c.pointee.privilegeLevel == 3 {
             value = UInt64(TLB.Table.user.rawValue)
+            if c.pointee.cr0 & CR0.am != 0 && c.pointee.systemFlags & RFLAGS.ac != 0 { value |= BlockMode.alignmentCheck }
         } else if c.pointee.systemFlags & (1 << 18) != 0 && c.pointee.cr4 & (1 << 21) != 0 {
             value = UInt64(TLB.Table.supervisorAC.rawValue)
         } else {
@@ -147,34 +174,22 @@ package final class TranslatorCPU: @unchecked Sendable {
         }
         if !c.pointee.is64Bit {
             value |= (c.pointee.cs.isBig ? 1 : 2) << 2
-            if !c.pointee.ss.isBig { value |= BlockMode.smallStack }
-            if !isFlat { value |= BlockMode.segmented }
+            value |= updateSegments()
+        } else {
+            c.pointee.csBase = 0
         }
         if c.pointee.privilegeLevel == 1 || c.pointee.privilegeLevel == 2 { value |= BlockMode.outerRing }
         if c.pointee.cr4 & 4 != 0 { value |= BlockMode.timeStampTrap }
         if c.pointee.cr0 & 0xC != 0 { value |= BlockMode.fpuTrap }
         if c.pointee.cr4 & (1 << 9) == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
+        if breakpoints.stopsCode { value |= BlockMode.breakpoints }
         mode = BlockMode(rawValue: value)
         let table = mode.table
         if jumpCacheMode[table] != value {
             tlb.clearJumpCache(table)
             jumpCacheMode[table] = value
         }
-    }
-
-    /// Whether segmentation changes no address: base 0 and limit 4 GB in all but fs and gs.
-    private var isFlat: Bool {
-        let c = context
-        func isFlat(_ segment: SegmentRegister) -> Bool {
-            // Expand-down data segments turn the limit around.
-            segment.base == 0 && segment.limit == ~0 && segment.isPresent && !segment.isUnusable && segment.type & 0xC != 4
-        }
-        // 64-bit programs enter compatibility mode with null data segments and load them there.
-        func isFlatOrNull(_ segment: SegmentRegister) -> Bool { isFlat(segment) || segment.selector & 0xFFFC == 0 }
-        return c.pointee.cr0 & 1 != 0 && c.pointee.systemFlags & (1 << 17) == 0
-            && isFlat(c.pointee.cs) && isFlat(c.pointee.ss)
-            && isFlatOrNull(c.pointee.ds) && isFlatOrNull(c.pointee.es)
     }
 
     /// Drops all translated code.
@@ -207,7 +222,7 @@ final class SystemPool: @unchecked Sendable {
     /// In one segment. A number has to fit into an `ExitDescriptor` beside an offset in a page.
     static let limit = 1 << 11
     let entries: UnsafeMutablePointer<SystemInstruction>
-    private var count = 0
+    private(set) var count = 0
     private var end = limit
     init(segmentCount: Int) {
         precondition(segmentCount * Self.limit <= 1 << 18, "numbers have 18 bits")

@@ -150,7 +150,8 @@ public struct EngineFeatures: Hashable, Sendable {
         .fpu, .de, .pse, .tsc, .msr, .pae, .cx8, .sep, .pge, .cmov, .pat, .pse36, .clfsh, .mmx, .fxsr, .sse, .sse2,
         .fsgsbase, .bmi1, .avx2, .erms, .fdpExceptionOnly, .smep, .bmi2, .zeroFCSFDS, .rdseed, .adx, .smap, .sha,
         .rdpid, .lahf, .lzcnt, .syscall, .nx, .mmxext, .pdpe1gb, .rdtscp, .lm,
-        .invariantTSC, .restoreFPErrorPointers, .lfenceSerializing,
+        .invariantTSC, .restoreFPErrorPointers, .lfenceSerializing, .vaes, .vpclmulqdq, .gfni,
+        .clflushopt, .clwb, .prefetchw,
     ]
 
     /// What may be shown to a guest of a CPU with hardware virtualisation, given what the host's KVM reports.

@@ -105,6 +105,10 @@ public struct CPUState: Codable, Hashable, Sendable {
 
     /// Set for one instruction after STI or a load of SS (SDM Vol. 3, 6.8).
     public var interruptShadow = false
+    /// The shadow is that of a load of SS, which holds debug exceptions back too.
+    public var stackShadow = false
+    /// Debug conditions in DR6's places whose #DB is yet to be delivered.
+    public var pendingDebug: UInt64 = 0
     public var nmiBlocked = false
     public var nmiPending = false
     public var isHalted = false

@@ -25,6 +25,7 @@ extension GuestMemory {
                     pwrite(fileDescriptor, buffer.baseAddress! + written, got - written, start + done + written)
                 }
             }
+            noteWritten(hostBase + (start + done), count: got)
             done += got
             if got < part.count { break }
         }

@@ -21,6 +21,8 @@ public final class GuestMemory: @unchecked Sendable {
     public let byteCount: UInt64
     private let descriptor: FileDescriptor
     private let mapping: MemoryMapping
+    /// See `GuestMemory+Watch.swift`.
+    @usableFromInline let watch: MemoryWatch
 
     public static let pageSize: UInt64 = 4096
 
@@ -43,7 +45,8 @@ public final class GuestMemory: @unchecked Sendable {
         descriptor = try FileDescriptor.memory("guest", byteCount: size)
         mapping = try MemoryMapping(
             byteCount: size, protection: PROT_READ | PROT_WRITE, flags: MAP_SHARED | MAP_NORESERVE,
-            descriptor: descriptor.raw)
+            descriptor: descriptor.raw, guardByteCount: MemoryMapping.standardGuard)
+        watch = try MemoryWatch(pageCount: size / Int(Self.pageSize))
     }
 
     /// The start of the mapping, for engines that map it into a guest or a TLB.
@@ -83,6 +86,7 @@ public final class GuestMemory: @unchecked Sendable {
     public func store<T: FixedWidthInteger & BitwiseCopyable>(_ gpa: UInt64, _ value: T) -> Bool {
         guard let address = hostAddress(of: gpa, count: UInt64(MemoryLayout<T>.size)) else { return false }
         address.storeBytes(of: value.littleEndian, as: T.self)
+        noteWritten(address, count: MemoryLayout<T>.size)
         return true
     }
 
@@ -92,6 +96,7 @@ public final class GuestMemory: @unchecked Sendable {
         guard !bytes.isEmpty else { return true }
         guard let address = hostAddress(of: gpa, count: UInt64(bytes.count)) else { return false }
         bytes.withUnsafeBytes { address.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
+        noteWritten(address, count: bytes.count)
         return true
     }
 

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "CSilicon.h"
 
+#include <asm/ldt.h>
 #include <errno.h>
 #include <linux/futex.h>
 #include <signal.h>
@@ -16,7 +17,15 @@
 __attribute__((visibility("hidden"))) uint64_t silicon_code_target, silicon_host_stack, silicon_host_fs;
 __attribute__((visibility("hidden"))) struct silicon_state *silicon_in, *silicon_out;
 __attribute__((visibility("hidden"))) uint64_t silicon_scratch[2];
+// Where 32-bit code starts, with its selector; and the selectors of fs and gs there.
+struct far_pointer {
+    uint32_t offset;
+    uint16_t selector;
+} __attribute__((packed));
+__attribute__((visibility("hidden"))) struct far_pointer silicon_narrow_target;
+__attribute__((visibility("hidden"))) uint16_t silicon_fs_selector, silicon_gs_selector;
 void silicon_enter(void);
+void silicon_enter_narrow(void);
 void silicon_leave(void);
 void silicon_leave_fault(void);
 
@@ -29,9 +38,7 @@ _Static_assert(__builtin_offsetof(struct silicon_state, xsave) == 192, "layout")
 
 __asm__(
     ".text\n"
-    ".globl silicon_enter\n"
-    ".hidden silicon_enter\n"
-    "silicon_enter:\n"
+    ".macro enter_begin\n"
     "  push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
     "  mov %rsp, silicon_host_stack(%rip)\n"
     "  rdfsbase %rax\n"
@@ -40,10 +47,8 @@ __asm__(
     "  mov $7, %eax\n"
     "  xor %edx, %edx\n"
     "  xrstor64 192(%r15)\n"
-    "  mov 144(%r15), %rax\n"
-    "  wrfsbase %rax\n"
-    "  mov 152(%r15), %rax\n"
-    "  wrgsbase %rax\n"
+    ".endm\n"
+    ".macro enter_end\n"
     "  push 136(%r15)\n"
     "  popf\n"
     "  mov 0(%r15), %rax\n"
@@ -62,7 +67,31 @@ __asm__(
     "  mov 104(%r15), %r13\n"
     "  mov 112(%r15), %r14\n"
     "  mov 120(%r15), %r15\n"
+    ".endm\n"
+
+    ".globl silicon_enter\n"
+    ".hidden silicon_enter\n"
+    "silicon_enter:\n"
+    "  enter_begin\n"
+    "  mov 144(%r15), %rax\n"
+    "  wrfsbase %rax\n"
+    "  mov 152(%r15), %rax\n"
+    "  wrgsbase %rax\n"
+    "  enter_end\n"
     "  jmp *silicon_code_target(%rip)\n"
+
+    ".globl silicon_enter_narrow\n"
+    ".hidden silicon_enter_narrow\n"
+    "silicon_enter_narrow:\n"
+    "  enter_begin\n"
+    // Linux's data segment for user code.
+    "  mov $0x2b, %eax\n"
+    "  mov %eax, %ds\n"
+    "  mov %eax, %es\n"
+    "  mov silicon_fs_selector(%rip), %fs\n"
+    "  mov silicon_gs_selector(%rip), %gs\n"
+    "  enter_end\n"
+    "  ljmp *silicon_narrow_target(%rip)\n"
 
     ".globl silicon_leave\n"
     ".hidden silicon_leave\n"
@@ -121,6 +150,15 @@ void silicon_write_exit(uint8_t *code) {
     memcpy(code + sizeof jump, &target, sizeof target);
 }
 
+void silicon_write_narrow_exit(uint8_t *code) {
+    // jmp 0x33:gate, to Linux's 64-bit code segment.
+    const uint32_t gate = SILICON_GATE;
+    code[0] = 0xEA;
+    memcpy(code + 1, &gate, sizeof gate);
+    code[5] = 0x33;
+    code[6] = 0;
+}
+
 // MARK: The process that runs cases
 
 static struct silicon_shared *served;
@@ -159,6 +197,8 @@ static void take_fault(int number, siginfo_t *info, void *raw) {
     if (!(present & 4)) memset(out->xsave + 576, 0, 256);
     registers[REG_RIP] = (greg_t)(uintptr_t)silicon_leave_fault;
     registers[REG_EFL] = 2;
+    // Back to 64-bit code.
+    registers[REG_CSGSFS] = (registers[REG_CSGSFS] & ~(greg_t)0xFFFF) | 0x33;
 }
 
 static void run_case(struct silicon_case *one) {
@@ -174,10 +214,26 @@ static void run_case(struct silicon_case *one) {
     one->out.fault_address = 0;
     one->out.rip = 0;
     silicon_code_target = one->in.rip;
+    silicon_narrow_target.offset = (uint32_t)one->in.rip;
+    silicon_narrow_target.selector = 0x23;
     is_inside = 1;
-    silicon_enter();
+    if (one->is_narrow) silicon_enter_narrow();
+    else silicon_enter();
     is_inside = 0;
     memcpy(one->arena, (void *)(uintptr_t)SILICON_ARENA, SILICON_ARENA_BYTES);
+}
+
+// A data segment of the process, for fs and gs: in the LDT or, by the call of 32-bit programs, in the GDT.
+static uint16_t make_segment(unsigned number, uint32_t base) {
+    struct user_desc segment = {.entry_number = number, .base_addr = base, .limit = 0xFFFFF, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
+    if (syscall(SYS_modify_ldt, 1, &segment, sizeof segment) == 0) return (uint16_t)(number << 3 | 7);
+    segment.entry_number = (unsigned)-1;
+    // The arena lies where 32-bit programs reach it.
+    struct user_desc *low = (struct user_desc *)(uintptr_t)SILICON_ARENA;
+    *low = segment;
+    long result;
+    __asm__ volatile("int $0x80" : "=a"(result) : "a"(243), "b"(low) : "memory", "r8", "r9", "r10", "r11");
+    return result == 0 ? (uint16_t)(low->entry_number << 3 | 3) : 0;
 }
 
 static int wait_for(uint32_t *word, uint32_t old, int seconds) {
@@ -201,6 +257,14 @@ static void serve(pid_t parent, int descriptor) {
     void *arena = mmap((void *)(uintptr_t)SILICON_ARENA, SILICON_ARENA_BYTES, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     if (code != (void *)(uintptr_t)SILICON_CODE || arena != (void *)(uintptr_t)SILICON_ARENA) _exit(98);
+
+    uint8_t *gate = mmap((void *)(uintptr_t)SILICON_GATE, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (gate == (void *)(uintptr_t)SILICON_GATE) {
+        silicon_write_exit(gate);
+        served->fs_selector = silicon_fs_selector = make_segment(0, SILICON_FS_BASE);
+        served->gs_selector = silicon_gs_selector = make_segment(1, SILICON_GS_BASE);
+    }
 
     uint32_t done = 0;
     int is_prepared = 0;

@@ -3,8 +3,9 @@ import Testing
 extension GuestTests {
     /// What runs inside: the guest test program, and the kernel under other command lines.
     @Suite struct Programs {
-        @Test func `the guest test program passes`() throws {
-            let guest = try GuestProcess(boot("quiet vmd.run=test"), input: .nothing)
+        @Test(arguments: ["test", "test32"])
+        func `the guest test program passes`(program: String) throws {
+            let guest = try GuestProcess(boot("quiet vmd.run=\(program)"), input: .nothing)
             #expect(try guest.status(within: 5 * Paths.patience) == 0)
             let lines = guest.text.split(separator: "\n")
             for line in lines where line.hasPrefix("FAIL ") { Issue.record("\(line)") }

@@ -12,6 +12,9 @@ enum Paths {
     static let guests = variable("VMD_GUESTS") ?? root + ".build-guests"
     static let kernel = guests + "/vmlinuz"
     static let initrd = guests + "/initramfs.cpio"
+    /// Kernels, initramfs and program of 32 bit, where their archive could be reached.
+    static let guests32 = guests + "/i386"
+    static let has32BitGuests = access(guests32 + "/initramfs.cpio", R_OK) == 0
     /// Seconds to wait for anything that should take far less: the machine may be busy with other tests.
     static let patience = variable("GUEST_PATIENCE").flatMap(Double.init) ?? 60
 

@@ -48,6 +48,29 @@ func message(_ body: () throws -> Void) -> String {
         #expect([state.ds, state.es, state.ss].allSatisfy { $0.selector == 0x18 && $0.base == 0 })
     }
 
+    @Test(arguments: [
+        bzImage { $0.set(0x236, UInt16(0)) },
+        // The field that tells of a 64-bit entry came with 2.12.
+        bzImage { $0.set(0x206, UInt16(0x20B)) },
+        bzImage { $0.set(0x206, UInt16(0x20A)) },
+    ])
+    func `kernel without a 64-bit entry is entered at its first byte in protected mode`(kernel: [UInt8]) throws {
+        let (memory, state) = try load(kernel)
+        #expect(state.modeName == "protected mode")
+        #expect(state.cr0 & 0x8000_0001 == 1)
+        #expect(state.cr4 == 0)
+        #expect(state.msr.efer == 0)
+        #expect(state.rip == 0x100_0000)
+        #expect(state[.rsi] == 0x7000)
+        #expect([.rbx, .rbp, .rdi].allSatisfy { state[$0] == 0 })
+        #expect(state.rflags == 2)
+        #expect(state.cs.selector == 0x10 && state.cs.isBig && !state.cs.isLong && state.cs.limit == .max)
+        #expect([state.ds, state.es, state.ss].allSatisfy { $0.selector == 0x18 && $0.base == 0 && $0.limit == .max })
+        #expect(memory.load(state.gdtr.base + 0x10, as: UInt64.self) == 0x00CF_9B00_0000_FFFF)
+        // code32_start
+        #expect(memory.load(0x7214, as: UInt32.self) == 0x100_0000)
+    }
+
     @Test func `page tables map the first 4 GB to themselves`() throws {
         let (memory, state) = try load(bzImage())
         for address: UInt64 in [0, 0x7000, 0x100_0200, 0x4000_0000, 0xEFFF_0000, 0xFFFF_FFFF] {
@@ -132,9 +155,9 @@ func message(_ body: () throws -> Void) -> String {
         ("kernel FILE: has a damaged setup header: copy it again", bzImage { $0.set(0x230, UInt32(3)) }),
         ("kernel FILE: has a damaged setup header: copy it again", bzImage { $0.set(0x201, UInt8(0x10)) }),
         ("kernel FILE: has a damaged setup header: copy it again", bzImage { $0.set(0x201, UInt8(0xFF)) }),
-        ("kernel FILE: speaks boot protocol 2.11: give Linux 3.8 or newer", bzImage { $0.set(0x206, UInt16(0x20B)) }),
-        ("kernel FILE: is a 32-bit kernel: give a 64-bit one", bzImage { $0.set(0x236, UInt16(0)) }),
-        ("kernel FILE: is a 32-bit kernel: give a 64-bit one", bzImage { $0.set(0x211, UInt8(0)) }),
+        ("kernel FILE: speaks boot protocol 2.9: give Linux 2.6.31 or newer", bzImage { $0.set(0x206, UInt16(0x209)) }),
+        ("kernel FILE: speaks boot protocol 0.0: give Linux 2.6.31 or newer", bzImage { $0.set(0x206, UInt16(0)) }),
+        ("kernel FILE: is a zImage: give a bzImage", bzImage { $0.set(0x211, UInt8(0)) }),
         ("kernel FILE: is truncated: copy it again", bzImage { $0.set(0x1F1, UInt8(0xFF)) }),
         ("kernel FILE: is truncated: copy it again", bzImage { $0.set(0x1F4, UInt32.max) }),
         ("kernel FILE: is truncated: copy it again", bzImage { $0.set(0x1F4, UInt32(0)) }),

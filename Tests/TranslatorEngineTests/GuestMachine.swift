@@ -31,7 +31,7 @@ struct Outcome: Hashable, CustomStringConvertible {
 final class TestMachine {
     let memory: GuestMemory
     let cpu: TranslatorCPU
-    let interrupts = TestInterrupts()
+    let interrupts: TestInterrupts
     var context: UnsafeMutablePointer<Context> { cpu.context }
 
     static let kernelBase: UInt64 = 0xFFFF_8000_0000_0000
@@ -52,8 +52,10 @@ final class TestMachine {
     private var nextTable: UInt64 = 0x2000
 
     init(
-        ramByteCount: UInt64 = 8 << 20, mmio: [MMIOBus.Claim] = [], ports: [PortBus.Claim] = [], codeByteCount: Int = 48 << 20
+        ramByteCount: UInt64 = 8 << 20, mmio: [MMIOBus.Claim] = [], ports: [PortBus.Claim] = [], codeByteCount: Int = 48 << 20,
+        interrupts: TestInterrupts = TestInterrupts()
     ) throws {
+        self.interrupts = interrupts
         memory = try GuestMemory(ranges: [(0, ramByteCount)])
         let policy = try CPUPolicy(model: nil, engine: .translator, tscFrequencyHz: 2_000_000_000)
         cpu = try TranslatorCPU(
@@ -89,6 +91,8 @@ final class TestMachine {
         // IST 1: frames lie at the same place wherever the guest's stack pointer is.
         memory.store(Self.tss + 0x24, Self.kernelBase + Self.stackTop)
         memory.store(Self.tss + 4, Self.kernelBase + Self.stackTop)
+        // No I/O bitmap.
+        memory.store(Self.tss + 102, 0xFFFF as UInt16)
         for vector in 0..<256 as Range<UInt64> {
             memory.store(Self.handlers + vector, 0xF4 as UInt8)
             let handler = Self.kernelBase + Self.handlers + vector

@@ -23,6 +23,12 @@ struct SiliconCase {
     var faultFlags: UInt64 = 0
     /// Which fault comes first, and at which byte, is the CPU model's own choice.
     var isFaultLoose = false
+    /// The CPU runs UD2 in its place: CPUID does not show the instruction.
+    var isHidden = false
+    /// Zydis knows no such instruction.
+    var isUndefined = false
+    /// 32-bit code.
+    var isNarrow = false
     var pattern: UInt32 = 0
     /// Where in its two pages the code starts.
     var codeOffset = 0

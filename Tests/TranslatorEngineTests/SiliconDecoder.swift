@@ -1,14 +1,39 @@
 import CZydis
+import TranslatorEngine
+import VMM
 
-/// Zydis with room for one instruction of 64-bit code.
+/// What a test does with an instruction.
+enum SiliconTreatment {
+    /// Both sides are expected to do the same.
+    case compare
+    /// CPUID does not show it: the translator raises #UD, whatever the CPU would do.
+    case hidden
+    /// Not an instruction: both sides raise #UD.
+    case undefined
+    /// Answers differ by design, or the CPU may not be asked.
+    case skip
+}
+
+/// Zydis with room for one instruction of 64-bit or 32-bit code.
 final class SiliconDecoder {
+    let isLong: Bool
     private var decoder = ZydisDecoder()
     private var formatter = ZydisFormatter()
     let instruction = UnsafeMutablePointer<ZydisDecodedInstruction>.allocate(capacity: 1)
     let operands = UnsafeMutablePointer<ZydisDecodedOperand>.allocate(capacity: 10)
 
-    init() {
-        ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)
+    /// What the guest's CPUID shows.
+    let shown: InstructionSets
+
+    init(isLong: Bool = true, shown: InstructionSets = InstructionSets(.all)) {
+        self.isLong = isLong
+        self.shown = shown
+        if isLong {
+            ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)
+        } else {
+            ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32)
+        }
+        ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MPX, 0)
         ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL)
         instruction.initialize(to: ZydisDecodedInstruction())
         operands.initialize(repeating: ZydisDecodedOperand(), count: 10)
@@ -20,6 +45,10 @@ final class SiliconDecoder {
 
     func decode(_ bytes: [UInt8]) -> Bool {
         ZydisDecoderDecodeFull(&decoder, bytes, bytes.count, instruction, operands) & 0x8000_0000 == 0
+    }
+
+    func decode(_ bytes: UnsafePointer<UInt8>, _ count: Int) -> ZyanStatus {
+        ZydisDecoderDecodeFull(&decoder, bytes, count, instruction, operands)
     }
 
     func text(_ bytes: [UInt8], at address: UInt64) -> String {
@@ -43,13 +72,13 @@ final class SiliconDecoder {
     var testedFlags: UInt64 { UInt64(instruction.pointee.cpu_flags?.pointee.tested ?? 0) & SiliconState.arithmeticFlags }
     /// Flags that may be others behind it.
     var writtenFlags: UInt64 { definedFlags | undefinedFlags }
-    /// Two memory operands, or many elements chosen one by one: CPU models differ in which fault they find first, and
+    /// Two memory operands, one in several parts, or many elements chosen one by one: CPU models differ in which fault they find first, and
     /// whether what a mask leaves out may fault.
     var isFaultLoose: Bool { Self.loose.contains(mnemonic.rawValue) }
     private static let loose: Set<UInt32> = Set(
         [
             ZYDIS_MNEMONIC_CMPSB, ZYDIS_MNEMONIC_CMPSW, ZYDIS_MNEMONIC_CMPSD, ZYDIS_MNEMONIC_CMPSQ, ZYDIS_MNEMONIC_FLDENV,
-            ZYDIS_MNEMONIC_FRSTOR, ZYDIS_MNEMONIC_MASKMOVQ, ZYDIS_MNEMONIC_MASKMOVDQU, ZYDIS_MNEMONIC_VMASKMOVDQU,
+            ZYDIS_MNEMONIC_FRSTOR, ZYDIS_MNEMONIC_FBLD, ZYDIS_MNEMONIC_FBSTP, ZYDIS_MNEMONIC_MASKMOVQ, ZYDIS_MNEMONIC_MASKMOVDQU, ZYDIS_MNEMONIC_VMASKMOVDQU,
             ZYDIS_MNEMONIC_VGATHERDPS, ZYDIS_MNEMONIC_VGATHERDPD, ZYDIS_MNEMONIC_VGATHERQPS, ZYDIS_MNEMONIC_VGATHERQPD,
             ZYDIS_MNEMONIC_VPGATHERDD, ZYDIS_MNEMONIC_VPGATHERDQ, ZYDIS_MNEMONIC_VPGATHERQD, ZYDIS_MNEMONIC_VPGATHERQQ,
         ].map(\.rawValue))
@@ -108,7 +137,7 @@ final class SiliconDecoder {
             ZYDIS_MNEMONIC_LGS, ZYDIS_MNEMONIC_LSS, ZYDIS_MNEMONIC_SLDT, ZYDIS_MNEMONIC_STR, ZYDIS_MNEMONIC_SGDT,
             ZYDIS_MNEMONIC_SIDT, ZYDIS_MNEMONIC_SMSW,
             // TF, and IF under another IOPL.
-            ZYDIS_MNEMONIC_POPF, ZYDIS_MNEMONIC_POPFQ, ZYDIS_MNEMONIC_CLI, ZYDIS_MNEMONIC_STI,
+            ZYDIS_MNEMONIC_POPF, ZYDIS_MNEMONIC_POPFD, ZYDIS_MNEMONIC_POPFQ, ZYDIS_MNEMONIC_CLI, ZYDIS_MNEMONIC_STI,
             // Answers that differ by design.
             ZYDIS_MNEMONIC_CPUID, ZYDIS_MNEMONIC_XGETBV, ZYDIS_MNEMONIC_RDPID, ZYDIS_MNEMONIC_RDTSC, ZYDIS_MNEMONIC_RDTSCP,
         ].map(\.rawValue))

@@ -11,6 +11,21 @@ struct SiliconGenerator {
         self.decoder = decoder
     }
 
+    var isLong: Bool { decoder.isLong }
+    /// General registers that code can name.
+    var registerCount: Int { isLong ? 16 : 8 }
+
+    /// Registers to start with.
+    mutating func state() -> SiliconState {
+        var state = SiliconState.random(&random)
+        if !isLong {
+            state.cutToNarrow()
+            state.fsBase = UInt64(SILICON_FS_BASE)
+            state.gsBase = UInt64(SILICON_GS_BASE)
+        }
+        return state
+    }
+
     /// How the ModRM byte is made.
     enum Addressing {
         /// Anything, as often memory as not.
@@ -70,7 +85,7 @@ struct SiliconGenerator {
         if random.percent(8) { result.append(0xF3) } else if random.percent(6) { result.append(0xF2) }
         if map == .two || map == .three38, random.percent(12) { result.append(random.pick([0xF2, 0xF3])) }
         if random.percent(4) { result.append(0xF0) }
-        var rex: UInt8 = random.percent(60) ? 0x40 | random.byte() & 0xF : 0
+        var rex: UInt8 = isLong && random.percent(60) ? 0x40 | random.byte() & 0xF : 0
         if b > 0 || x > 0 { rex |= 0x40 }
         if rex != 0 {
             if b >= 0 { rex = rex & ~1 | UInt8(b) }
@@ -90,10 +105,10 @@ struct SiliconGenerator {
         let vvvv: UInt8 = random.percent(60) ? random.byte() & 0x78 : 0x78
         let prefix = random.percent(50) ? 1 : random.byte() & 3
         if b <= 0 && x <= 0 && random.percent(25) {
-            result += [0xC5, random.byte() & 0x84 | vvvv | prefix, opcode]
+            result += [0xC5, (isLong ? random.byte() & 0x84 : 0x80 | random.byte() & 4) | (isLong ? vvvv : vvvv | 0x40) | prefix, opcode]
             return
         }
-        var first = random.byte() & 0xE0 | UInt8(1 + random.below(3))
+        var first = (isLong ? random.byte() & 0xE0 : 0xC0 | random.byte() & 0x20) | UInt8(1 + random.below(3))
         if b >= 0 { first = first & ~0x20 | (b == 0 ? 0x20 : 0) }
         if x >= 0 { first = first & ~0x40 | (x == 0 ? 0x40 : 0) }
         result += [0xC4, first, random.byte() & 0x84 | vvvv | prefix, opcode]
@@ -119,15 +134,43 @@ struct SiliconGenerator {
             let opcode = map == .x87 ? 0xD8 | random.byte() & 7 : random.byte()
             let candidate = bytes(map, opcode: opcode, .any)
             guard decoder.decode(Array(candidate[..<15])), decoder.isComparable else { continue }
-            var piece = SiliconPiece(bytes: Array(candidate[..<decoder.length]))
-            var state = SiliconState.random(&random)
-            placeOperands(&piece, &state)
+            return decoded(Array(candidate[..<decoder.length]))
+        }
+    }
+
+    /// The instruction that the decoder has just seen, with registers for it.
+    private mutating func decoded(_ bytes: [UInt8]) -> SiliconCase {
+        var piece = SiliconPiece(bytes: bytes)
+        var state = state()
+        placeOperands(&piece, &state)
+        return SiliconCase(
+            pieces: [piece], state: state, flags: SiliconState.arithmeticFlags & ~decoder.undefinedFlags,
+            faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose, isNarrow: !isLong,
+            pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
+            devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0,
+            flushesTLB: random.percent(60))
+    }
+
+    /// An encoding of a form, or `nil` if there is nothing to compare.
+    mutating func instance(_ form: SiliconForms.Form) -> SiliconCase? {
+        switch form.treatment {
+        case .skip: return nil
+        case .compare:
+            var bytes = form.bytes
+            // Up to the longest that an instruction may be, and beyond.
+            if random.percent(2) && form.canBePadded {
+                while bytes.count < 14 || bytes.count == 14 && random.percent(70) || bytes.count == 15 && random.percent(30) {
+                    bytes.insert(0x2E, at: 0)
+                }
+            }
+            guard decoder.decode(bytes) else {
+                return SiliconCase(pieces: [SiliconPiece(bytes: bytes)], state: state(), faultFlags: 0, isNarrow: !isLong)
+            }
+            return decoded(bytes)
+        case .hidden, .undefined:
             return SiliconCase(
-                pieces: [piece], state: state, flags: SiliconState.arithmeticFlags & ~decoder.undefinedFlags,
-                faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose,
-                pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
-                devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0,
-                flushesTLB: random.percent(60))
+                pieces: [SiliconPiece(bytes: form.bytes)], state: state(), isHidden: form.treatment == .hidden,
+                isUndefined: form.treatment == .undefined, isNarrow: !isLong, codeOffset: random.below(2048))
         }
     }
 
@@ -136,8 +179,11 @@ struct SiliconGenerator {
         random.percent(25) ? 4096 - random.below(length + 2) : random.below(2048)
     }
 
+    /// Where addresses end: the canonical ones, and those of 32 bits.
+    private static let edges: [UInt64] = [0, 0x8000_0000_0000, 0xFFFF_8000_0000_0000, 0x1_0000_0000]
+
     /// An address in the arena for an access of `size` bytes.
-    mutating func target(_ size: Int) -> UInt64 {
+    mutating func target(_ size: Int, hasBase: Bool = false) -> UInt64 {
         let arena = UInt64(SILICON_ARENA)
         let readOnly = UInt64(SILICON_ARENA_READ_ONLY_PAGE) * 4096
         func before(_ border: UInt64, _ random: inout SiliconRandom) -> UInt64 {
@@ -152,7 +198,13 @@ struct SiliconGenerator {
         case 89..<92: return arena + readOnly + UInt64(random.below(4096 - size))
         case 92..<95: return before(0, &random)
         case 95..<98: return before(UInt64(SILICON_ARENA_BYTES), &random)
-        default: return random.percent(50) ? random.next() : arena &- UInt64(random.below(8192))
+        default:
+            // Of an address beyond an edge AMD's CPUs look at the effective address too, Intel's at the linear one alone.
+            switch random.below(hasBase ? 2 : 4) {
+            case 0: return random.next()
+            case 1: return arena &- UInt64(random.below(8192))
+            default: return random.pick(Self.edges) &- UInt64(random.below(size + 2))
+            }
         }
     }
 
@@ -161,7 +213,8 @@ struct SiliconGenerator {
         for number in 0..<Int(instruction.operand_count) where decoder.operands[number].type == ZYDIS_OPERAND_TYPE_MEMORY {
             let operand = decoder.operands[number]
             if operand.mem.type == ZYDIS_MEMOP_TYPE_MEM {
-                place(operand.mem, target(max(1, Int(operand.size) / 8)), &piece, &state)
+                let hasBase = operand.mem.segment == ZYDIS_REGISTER_FS || operand.mem.segment == ZYDIS_REGISTER_GS
+                place(operand.mem, target(max(1, Int(operand.size) / 8), hasBase: hasBase), &piece, &state)
             } else if operand.mem.type == ZYDIS_MEMOP_TYPE_VSIB {
                 placeVector(operand.mem, &state)
             }
@@ -207,23 +260,26 @@ struct SiliconGenerator {
         if memory.segment == ZYDIS_REGISTER_FS { wanted &-= state.fsBase }
         if memory.segment == ZYDIS_REGISTER_GS { wanted &-= state.gsBase }
         let raw = decoder.instruction.pointee.raw
-        let isNarrow = decoder.instruction.pointee.address_width == 32
+        let width = decoder.instruction.pointee.address_width
+        let isNarrow = width != 64
+        let mask: UInt64 = width == 64 ? ~0 : width == 32 ? 0xFFFF_FFFF : 0xFFFF
         if memory.base == ZYDIS_REGISTER_RIP || memory.base == ZYDIS_REGISTER_EIP {
             piece.fix = .displacement(at: Int(raw.disp.offset), target: wanted & 0x3FFF_FFFF)
             return
         }
         let base = number(memory.base), index = number(memory.index)
         if base < 0 && index < 0 {
-            guard raw.disp.size >= 32 else { return }
+            guard raw.disp.size >= 16 else { return }
             for byte in 0..<Int(raw.disp.size) / 8 {
                 piece.bytes[Int(raw.disp.offset) + byte] = UInt8(truncatingIfNeeded: wanted >> UInt64(byte * 8))
             }
             return
         }
         wanted &-= UInt64(bitPattern: memory.disp.value)
-        if isNarrow { wanted &= 0xFFFF_FFFF }
+        wanted &= mask
+        let registers: UInt64 = isLong ? ~0 : 0xFFFF_FFFF
         func high(_ value: UInt64, _ random: inout SiliconRandom) -> UInt64 {
-            isNarrow ? value & 0xFFFF_FFFF | (random.percent(50) ? random.next() << 32 : 0) : value
+            isNarrow ? (value & mask | (random.percent(50) ? random.next() & ~mask : 0)) & registers : value
         }
         if base < 0 {
             let value = isNarrow ? wanted / UInt64(memory.scale) : UInt64(bitPattern: Int64(bitPattern: wanted) / Int64(memory.scale))

@@ -18,7 +18,9 @@ final class SiliconRunner {
     private var silicon: silicon
     let machine: TestMachine
     private let device = ArenaDevice()
-    let decoder = SiliconDecoder()
+    let decoder: SiliconDecoder
+    /// The same for 32-bit code.
+    let narrowDecoder: SiliconDecoder
     private let image = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
     private var mappedDevices: UInt8 = 0
 
@@ -32,10 +34,15 @@ final class SiliconRunner {
         guard silicon.shared != nil else { throw NoSilicon() }
         machine = try TestMachine(
             mmio: [.init(Self.devicePhysical..<Self.devicePhysical + UInt64(SILICON_ARENA_BYTES), device)])
+        let shown = InstructionSets(machine.cpu.policy.features)
+        decoder = SiliconDecoder(shown: shown)
+        narrowDecoder = SiliconDecoder(isLong: false, shown: shown)
         machine.map(UInt64(SILICON_CODE), to: Self.codePhysical, count: UInt64(SILICON_CODE_PAGES), [.user])
         for page in 0..<Int(SILICON_ARENA_PAGES) { mapArena(page, isDevice: false) }
         image.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
         fillPatterns()
+        // The other process is ready once it has done nothing at all.
+        guard silicon_run(&silicon, 0) != 0 else { throw NoSilicon() }
         machine.watch(seconds: 5)
     }
     deinit {
@@ -99,14 +106,16 @@ final class SiliconRunner {
         let code = one.code(at: address)
         let offset = slot * SiliconCase.codeBytes + one.codeOffset
         let native = silicon_code(silicon.shared)! + offset
-        code.withUnsafeBytes { native.copyMemory(from: $0.baseAddress!, byteCount: code.count) }
-        silicon_write_exit((native + code.count).assumingMemoryBound(to: UInt8.self))
+        let onCPU = one.isHidden ? [0x0F, 0x0B] : code
+        onCPU.withUnsafeBytes { native.copyMemory(from: $0.baseAddress!, byteCount: onCPU.count) }
+        let end = (native + onCPU.count).assumingMemoryBound(to: UInt8.self)
+        if one.isNarrow { silicon_write_narrow_exit(end) } else { silicon_write_exit(end) }
         machine.memory.write(code + [0xCD, 0x80], at: Self.codePhysical + UInt64(offset))
         var state = one.state
         state.rip = address
         let input = silicon_input(silicon.shared, UInt32(slot))!
         withUnsafeBytes(of: state.words) { input.copyMemory(from: $0.baseAddress!, byteCount: SiliconState.byteCount) }
-        silicon_set_pattern(silicon.shared, UInt32(slot), one.pattern)
+        silicon_set_case(silicon.shared, UInt32(slot), one.pattern, one.isNarrow ? 1 : 0)
     }
 
     private func compare(_ one: SiliconCase, _ slot: Int, flushesTLB: Bool) throws -> [String] {
@@ -123,7 +132,7 @@ final class SiliconRunner {
             mappedDevices = one.devicePages
             machine.cpu.flushTLB(global: true)
         }
-        let guest: SiliconState
+        var guest: SiliconState
         do {
             guest = try runGuest(one, slot)
         } catch let error as TestMachine.UnexpectedExit {
@@ -132,7 +141,14 @@ final class SiliconRunner {
         var native = SiliconState()
         let output = silicon_output(silicon.shared, UInt32(slot))!
         withUnsafeMutableBytes(of: &native.words) { $0.baseAddress!.copyMemory(from: output, byteCount: SiliconState.byteCount) }
-        if one.isFaultLoose && 12...14 ~= native.vector { return [] }
+        if one.isNarrow {
+            native.cutToNarrow()
+            guest.cutToNarrow()
+        }
+        // The CPU has things that no manual has; the translator does not let them through.
+        let start = SiliconCase.codeBase(slot) + UInt64(one.codeOffset)
+        if one.isUndefined && guest.vector == 6 && guest.rip == start && (native.vector != 6 || native.rip != start) { return [] }
+        if one.isFaultLoose && (12...14 ~= native.vector || 12...14 ~= guest.vector) { return [] }
         // An x87 exception that is pending is found after the memory operand's page.
         if native.vector == 16 && 12...14 ~= guest.vector { return [] }
         let flags = SiliconState.direction | (native.vector == Int(SILICON_DONE) ? one.flags : one.faultFlags)
@@ -155,6 +171,7 @@ final class SiliconRunner {
     private func runGuest(_ one: SiliconCase, _ slot: Int) throws -> SiliconState {
         let context = machine.context
         machine.enter(level: 3)
+        if one.isNarrow { enterNarrow() }
         for number in 0..<16 { context.pointee.gpr[number] = one.state[gpr: number] }
         context.pointee.rflags = one.state.rflags
         context.pointee.fsBase = one.state.fsBase
@@ -180,6 +197,21 @@ final class SiliconRunner {
         return state
     }
 
+    /// Linux's segments of 32-bit programs, and the silicon's own for fs and gs.
+    private func enterNarrow() {
+        let context = machine.context
+        context.pointee.cs = SegmentRegister(selector: 0x23, attributes: 0xC0FB, limit: 0xFFFF_FFFF)
+        let data = SegmentRegister(selector: 0x2B, attributes: 0xC0F3, limit: 0xFFFF_FFFF)
+        context.pointee.ss = data
+        context.pointee.ds = data
+        context.pointee.es = data
+        context.pointee.fs = data
+        context.pointee.fs.selector = UInt16(silicon_selector(silicon.shared, 0))
+        context.pointee.gs = data
+        context.pointee.gs.selector = UInt16(silicon_selector(silicon.shared, 1))
+        machine.cpu.modeChanged()
+    }
+
     // MARK: Reporting
 
     /// The same failure with as few instructions as possible.
@@ -196,9 +228,11 @@ final class SiliconRunner {
         return smallest
     }
 
+    private func decoder(_ one: SiliconCase) -> SiliconDecoder { one.isNarrow ? narrowDecoder : decoder }
+
     /// Which instructions, and what differs: failures that are alike in these are likely to have one cause.
     func kind(_ failure: Failure) -> String {
-        let names = failure.one.pieces.map { decoder.name($0.bytes + [0, 0, 0, 0]) }
+        let names = failure.one.pieces.map { decoder(failure.one).name($0.bytes + [0, 0, 0, 0]) }
         let fields = failure.differences.prefix(2).map { $0.prefix(while: { $0 != ":" && !$0.isNumber }) }
         let vectors = failure.differences[0].hasPrefix("vector") ? failure.differences[0] : fields.joined(separator: ", ")
         return names.joined(separator: ", ") + " | " + vectors
@@ -207,7 +241,7 @@ final class SiliconRunner {
     func report(_ failure: Failure) -> String {
         let address = SiliconCase.codeBase(failure.slot) + UInt64(failure.one.codeOffset)
         let differences = failure.differences.map { "    " + $0 }.joined(separator: "\n")
-        return failure.one.description(at: address, decoder) + "\n" + differences
+        return failure.one.description(at: address, decoder(failure.one)) + "\n" + differences
     }
 }
 

@@ -26,20 +26,23 @@ struct SiliconSequence {
     }
 
     private init(_ generator: SiliconGenerator) {
-        self.generator = generator
+        var random = generator.random
+        let registers = generator.registerCount
         var pointers = [4]
-        if self.generator.random.percent(30) { pointers += [6, 7] }
+        if random.percent(30) { pointers += [6, 7] }
         while pointers.count < 4 {
-            let register = self.generator.random.percent(40) ? 13 + self.generator.random.below(3) : self.generator.random.below(16)
+            let register = registers == 16 && random.percent(40) ? 13 + random.below(3) : random.below(registers)
             if !pointers.contains(register) { pointers.append(register) }
         }
         var index = 4
-        while pointers.contains(index) { index = self.generator.random.below(16) }
+        while pointers.contains(index) { index = random.below(registers) }
         self.pointers = pointers
         self.index = index
-        let counter = self.generator.random.below(16)
-        self.counter = self.generator.random.percent(30) && counter != index && !pointers.contains(counter) ? counter : nil
-        count = 3 + self.generator.random.below(10)
+        let counter = random.below(registers)
+        self.counter = random.percent(30) && counter != index && !pointers.contains(counter) ? counter : nil
+        count = 3 + random.below(10)
+        self.generator = generator
+        self.generator.random = random
     }
 
     private mutating func build() -> SiliconCase {
@@ -49,7 +52,7 @@ struct SiliconSequence {
         }
         undefined |= undefinedAt[pieces.count] ?? 0
         loop()
-        var state = SiliconState.random(&generator.random)
+        var state = generator.state()
         for register in pointers {
             // Away from the arena's ends and the read-only page, at times across the two pages' border.
             let page: UInt64 = generator.random.percent(50) ? 0 : 3 * 4096
@@ -62,7 +65,7 @@ struct SiliconSequence {
         if let counter { state[gpr: counter] = 1 + UInt64(generator.random.below(4)) }
         let length = pieces.reduce(0) { $0 + $1.bytes.count }
         return SiliconCase(
-            pieces: pieces, state: state, flags: SiliconState.arithmeticFlags & ~undefined, isFaultLoose: isFaultLoose,
+            pieces: pieces, state: state, flags: SiliconState.arithmeticFlags & ~undefined, isFaultLoose: isFaultLoose, isNarrow: !generator.isLong,
             pattern: UInt32(generator.random.below(Int(SILICON_PATTERNS))), codeOffset: generator.codeOffset(length: length),
             devicePages: generator.random.percent(12) && !state.hasUnmaskedX87 ? generator.random.byte() & 0x1B : 0,
             flushesTLB: generator.random.percent(60))
@@ -75,10 +78,12 @@ struct SiliconSequence {
     /// Back to one of the instructions, with all flags defined as they may have been there.
     private mutating func loop() {
         guard let counter else { return }
-        let bytes: [UInt8] = [0x48 | UInt8(counter >> 3), 0x83, 0xE8 | UInt8(counter & 7), 1, 0x0F, 0x85, 0, 0, 0, 0]
+        // sub counter, 1; jnz
+        var bytes: [UInt8] = generator.isLong ? [0x48 | UInt8(counter >> 3)] : []
+        bytes += [0x83, 0xE8 | UInt8(counter & 7), 1, 0x0F, 0x85, 0, 0, 0, 0]
         let to = generator.random.below(pieces.count)
         undefined = 0
-        pieces.append(SiliconPiece(bytes: bytes, fix: .branch(at: 6, size: 4, from: 10, to: to)))
+        pieces.append(SiliconPiece(bytes: bytes, fix: .branch(at: bytes.count - 4, size: 4, from: bytes.count, to: to)))
     }
 
     /// A branch over a few of the next instructions.
@@ -112,6 +117,8 @@ struct SiliconSequence {
 
     /// LEA of the target, and a jump, call or return there: one piece, since the two belong together.
     private mutating func indirectBranch(_ to: Int) {
+        // LEA has the instruction pointer in 64-bit code only.
+        guard generator.isLong else { return instruction() }
         let register = generator.random.below(16)
         if reserved.contains(register) { return instruction() }
         let low = UInt8(register & 7), high = UInt8(register >> 3)

@@ -94,6 +94,12 @@ struct SiliconState {
         return state
     }
 
+    /// Outside of 64-bit code the upper halves of the registers are nobody's.
+    mutating func cutToNarrow() {
+        for number in 0..<8 { self[gpr: number] &= 0xFFFF_FFFF }
+        rip &= 0xFFFF_FFFF
+    }
+
     // MARK: Comparison
 
     static let registerNames = [

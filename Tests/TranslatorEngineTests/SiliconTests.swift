@@ -6,7 +6,7 @@ import VMM
 /// The translator against the CPU it runs on: the same instructions with the same registers and memory must do the same.
 ///
 /// `VMD_FUZZ_SECONDS=n` goes on with new seeds for so long; a failure's first line says how to repeat it alone
-/// (`VMD_FUZZ_SEED`).
+/// (`VMD_FUZZ_SEED`), and `VMD_FUZZ_ONLY` takes the test's short name.
 @Suite(.enabled(if: SiliconRunner.needed.isSubset(of: HostCPU.current.features), "made for hosts with AVX2"))
 struct SiliconTests {
     static let environment = ProcessInfo.processInfo.environment
@@ -16,22 +16,17 @@ struct SiliconTests {
     static let onlySeed = environment["VMD_FUZZ_SEED"].flatMap { UInt64($0) }
 
     /// Runs batches of cases with the seeds from 1, and with others as long as the environment says.
+    /// - Parameter make: all cases of a seed.
     private func run(
-        _ name: String, batches: Int, sourceLocation: SourceLocation = #_sourceLocation, _ make: (inout SiliconGenerator) -> SiliconCase
+        _ name: String, seeds: Int, isLong: Bool = true, sourceLocation: SourceLocation = #_sourceLocation,
+        _ make: (inout SiliconGenerator) -> [SiliconCase]
     ) throws {
+        if let only = Self.environment["VMD_FUZZ_ONLY"], only != name { return }
         let runner = try SiliconRunner()
         var failed = 0, count = 0, hangs = 0
         var kinds: [String: Int] = [:]
         var mnemonics: Set<String> = []
-        func batch(_ seed: UInt64) throws {
-            guard hangs < 3 else { return }
-            var generator = SiliconGenerator(seed: seed, decoder: runner.decoder)
-            var cases: [SiliconCase] = []
-            for _ in 0..<SILICON_CASES { cases.append(make(&generator)) }
-            count += cases.count
-            if Self.seconds > 0 {
-                for piece in cases.flatMap(\.pieces) { mnemonics.insert(runner.decoder.name(piece.bytes + [0, 0, 0, 0])) }
-            }
+        func batch(_ cases: [SiliconCase], _ seed: UInt64, _ first: Int) throws {
             for failure in try runner.run(cases) {
                 failed += 1
                 if failure.isHang { hangs += 1 }
@@ -41,8 +36,20 @@ struct SiliconTests {
                 kinds[kind, default: 0] += 1
                 guard kinds[kind] == 1 else { continue }
                 Issue.record(
-                    "\(name): VMD_FUZZ_SEED=\(seed), case \(failure.slot)\n\(runner.report(reduced))",
+                    "\(name): VMD_FUZZ_SEED=\(seed), case \(first + failure.slot)\n\(runner.report(reduced))",
                     sourceLocation: sourceLocation)
+            }
+        }
+        func all(_ seed: UInt64) throws {
+            var generator = SiliconGenerator(seed: seed, decoder: isLong ? runner.decoder : runner.narrowDecoder)
+            let cases = make(&generator)
+            count += cases.count
+            if Self.seconds > 0 {
+                for piece in cases.flatMap(\.pieces) { mnemonics.insert(runner.decoder.name(piece.bytes + [0, 0, 0, 0])) }
+            }
+            for start in stride(from: 0, to: cases.count, by: Int(SILICON_CASES)) {
+                guard hangs < 3 else { return }
+                try batch(Array(cases[start..<min(cases.count, start + Int(SILICON_CASES))]), seed, start)
             }
         }
         defer {
@@ -50,23 +57,44 @@ struct SiliconTests {
             for (kind, count) in kinds.sorted(by: { $0.key < $1.key }) { print("  \(count) x \(kind)") }
         }
         if let seed = Self.onlySeed {
-            try batch(seed)
+            try all(seed)
             return
         }
-        for seed in 1...UInt64(batches) { try batch(seed) }
+        for seed in 1...UInt64(seeds) { try all(seed) }
         let end = ContinuousClock.now + .seconds(Self.seconds)
         var seed = UInt64(Date().timeIntervalSince1970 * 1000) << 16
         while ContinuousClock.now < end {
-            try batch(seed)
+            try all(seed)
             seed += 1
         }
     }
 
+    /// A batch of cases that are made one by one.
+    private func batch(_ make: () -> SiliconCase) -> [SiliconCase] { (0..<SILICON_CASES).map { _ in make() } }
+
     @Test func `single instructions do what they do on the CPU`() throws {
-        try run("single", batches: 150) { $0.single() }
+        try run("single", seeds: 60) { generator in batch { generator.single() } }
     }
 
-    @Test func `sequences of instructions do what they do on the CPU`() throws {
-        try run("sequence", batches: 150) { SiliconSequence.make(&$0) }
+    @Test(arguments: [true, false])
+    func `every instruction form does what it does on the CPU`(isLong: Bool) throws {
+        try run(isLong ? "forms" : "32-bit forms", seeds: 1, isLong: isLong) { generator in
+            let forms = SiliconForms(
+                seed: generator.random.next(), decoder: generator.decoder, undefinedShare: Self.seconds > 0 ? 100 : 10)
+            if Self.seconds > 0 { Self.report(forms) }
+            return forms.forms.compactMap { generator.instance($0) }
+        }
+    }
+
+    @Test(arguments: [true, false])
+    func `sequences of instructions do what they do on the CPU`(isLong: Bool) throws {
+        try run(isLong ? "sequence" : "32-bit sequence", seeds: 100, isLong: isLong) { generator in batch { SiliconSequence.make(&generator) } }
+    }
+
+    /// How many forms there are, and what is done with them.
+    private static func report(_ forms: SiliconForms) {
+        var counts: [SiliconTreatment: Int] = [:]
+        for form in forms.forms { counts[form.treatment, default: 0] += 1 }
+        print("forms: \(counts.map { "\($0.key) \($0.value)" }.sorted().joined(separator: ", "))")
     }
 }

@@ -19,7 +19,7 @@ import VMM
         #expect(m.context.pointee.rip == M.code)
         #expect(m.context.pointee.privilegeLevel == 3)
         #expect(m.context.pointee.gpr[4] == M.userStack)
-        #expect(m.context.pointee.rflags == 0x206)
+        #expect(m.context.pointee.rflags == 0x1_0206)
     }
 
     @Test func `same-level interrupt pushes three words, 16-bit gates push halves`() throws {

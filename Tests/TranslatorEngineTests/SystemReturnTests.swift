@@ -7,7 +7,7 @@ import VMM
 
     // MARK: IRETQ
 
-    @Test func `IRETQ to level 3 loads RIP, CS, RFLAGS, RSP and SS`() throws {
+    @Test func `IRETQ to level 3 loads RIP, CS, RFLAGS with RF, RSP and SS`() throws {
         let m = try M()
         m.context.pointee.nmiBlocked = true
         m.push(0x80_1234, UInt64(M.userCode | 3), 0x13202, M.userStack, UInt64(M.userData | 3))
@@ -17,7 +17,7 @@ import VMM
         #expect(m.context.pointee.cs == m.loaded(M.userCode | 3))
         #expect(m.context.pointee.ss == m.loaded(M.userData | 3))
         #expect(m.context.pointee.gpr[4] == M.userStack)
-        #expect(m.context.pointee.rflags == 0x3202)
+        #expect(m.context.pointee.rflags == 0x13202)
         #expect(!m.context.pointee.nmiBlocked)
     }
 
@@ -100,7 +100,7 @@ import VMM
         try m.run(0x48, 0xCF)
         #expect(m.registers == before)
         #expect(m.context.pointee.rip == M.code)
-        #expect(m.context.pointee.rflags == 0xA97)
+        #expect(m.context.pointee.rflags == 0x10A97)
         #expect(m.context.pointee.cs == m.loaded(M.userCode | 3))
     }
 

@@ -5,12 +5,15 @@ import VMM
 enum BootStructures {
     static let globalDescriptorTable: UInt64 = 0x1000
     static let pvhStartInfo: UInt64 = 0x2000
+    static let multibootInformation: UInt64 = 0x2000
     static let zeroPage: UInt64 = 0x7000
     /// PML4, PDPT and four page directories.
     static let pageTables: UInt64 = 0x9000
     static let commandLine: UInt64 = 0x20000
     /// Space for the command line with its terminator.
     static let commandLineCapacity: UInt64 = 0x10000
+    static let multibootModules: UInt64 = 0x30000
+    static let multibootModulesCapacity = 0x40000
 
     /// __BOOT_CS and __BOOT_DS of the boot protocol.
     static let codeSelector: UInt16 = 0x10
@@ -58,7 +61,15 @@ enum BootStructures {
         memory.write(bytes + [0], at: commandLine)
     }
 
-    /// The segments that both entry protocols want: flat, and a task register that is valid but never used.
+    /// 32-bit protected mode without paging and with flat segments, as 32-bit Linux, PVH and multiboot are entered.
+    static func setProtectedMode(_ state: inout CPUState, _ memory: GuestMemory) {
+        setSegments(&state, code: 0xC09B)
+        state.gdtr = writeDescriptorTable(memory, code: code32)
+        // PE, ET
+        state.cr0 = 0x11
+    }
+
+    /// The segments that all entry protocols want: flat, and a task register that is valid but never used.
     static func setSegments(_ state: inout CPUState, code attributes: UInt32) {
         state.cs = SegmentRegister(selector: codeSelector, attributes: attributes, limit: .max)
         // Read/write, accessed, present, 32 bit, page granular.

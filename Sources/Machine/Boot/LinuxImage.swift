@@ -1,10 +1,11 @@
 import VMM
 
-/// A Linux bzImage, entered by the 64-bit boot protocol ("The Linux/x86 Boot Protocol", sections "The Real-Mode
-/// Kernel Header" and "64-bit Boot Protocol").
+/// A Linux bzImage, entered by the 64-bit or the 32-bit boot protocol ("The Linux/x86 Boot Protocol", sections "The
+/// Real-Mode Kernel Header", "32-bit Boot Protocol" and "64-bit Boot Protocol").
 ///
-/// The real-mode part of the file is skipped: its header is copied into the zero page, and the kernel is entered
-/// 0x200 bytes into the protected-mode part, in long mode, with the first 4 GB mapped to themselves.
+/// The real-mode part of the file is skipped: its header is copied into the zero page. A kernel that says that it has
+/// a 64-bit entry is entered there, 0x200 bytes into the protected-mode part, in long mode, with the first 4 GB mapped
+/// to themselves. Any other is entered at the first byte of that part, in protected mode without paging.
 ///
 /// The file is not trusted: each length and address is checked against the file and the guest's memory.
 struct LinuxImage {
@@ -17,6 +18,7 @@ struct LinuxImage {
         static let version = 0x206
         static let loaderType = 0x210
         static let loadFlags = 0x211
+        static let code32Start = 0x214
         static let ramdiskImage = 0x218
         static let ramdiskSize = 0x21C
         static let commandLinePointer = 0x228
@@ -37,6 +39,8 @@ struct LinuxImage {
         static let headerEnd = 0x290
     }
 
+    /// Whether there is a 64-bit entry point (XLF_KERNEL_64).
+    private let has64BitEntry: Bool
     private let setupByteCount: UInt64
     private let payloadByteCount: UInt64
     private let loadAddress: UInt64
@@ -45,6 +49,9 @@ struct LinuxImage {
     private let initrdAddressMax: UInt64
     private let commandLineLimit: UInt64
     private let header: [UInt8]
+
+    /// Where in the protected-mode part the 64-bit entry point lies.
+    private static let entry64: UInt64 = 0x200
 
     /// Takes the header apart.
     init(_ kernel: BootFile, _ head: ByteReader) throws(MachineError) {
@@ -56,10 +63,10 @@ struct LinuxImage {
             let loadFlags = head.load(Field.loadFlags, as: UInt8.self)
         else { throw kernel.truncated() }
         guard bootFlag == 0xAA55 else { throw kernel.error("has a damaged setup header", "copy it again") }
-        // 2.12 of Linux 3.8 brought xloadflags.
-        guard version >= 0x20C else {
+        // 2.10 brought the preferred address and the memory that the kernel needs until it reads its memory map.
+        guard version >= 0x20A else {
             throw kernel.error(
-                "speaks boot protocol \(version >> 8).\(version & 0xFF)", "give Linux 3.8 or newer")
+                "speaks boot protocol \(version >> 8).\(version & 0xFF)", "give Linux 2.6.31 or newer")
         }
         guard let alignment = head.load(Field.kernelAlignment, as: UInt32.self),
             let extendedLoadFlags = head.load(Field.extendedLoadFlags, as: UInt16.self),
@@ -68,10 +75,10 @@ struct LinuxImage {
             let preferredAddress = head.load(Field.preferredAddress, as: UInt64.self),
             let initSize = head.load(Field.initSize, as: UInt32.self)
         else { throw kernel.truncated() }
-        // LOADED_HIGH; XLF_KERNEL_64
-        guard loadFlags & 1 != 0, extendedLoadFlags & 1 != 0 else {
-            throw kernel.error("is a 32-bit kernel", "give a 64-bit one")
-        }
+        // LOADED_HIGH
+        guard loadFlags & 1 != 0 else { throw kernel.error("is a zImage", "give a bzImage") }
+        // XLF_KERNEL_64; the field came with 2.12.
+        has64BitEntry = version >= 0x20C && extendedLoadFlags & 1 != 0
         let headerEnd = 0x202 + Int(headerLength)
         guard headerEnd >= Field.initSize + 4, headerEnd <= ZeroPage.headerEnd, alignment.nonzeroBitCount == 1 else {
             throw kernel.error("has a damaged setup header", "copy it again")
@@ -86,8 +93,7 @@ struct LinuxImage {
         // Some builds round the length up to a paragraph without padding the file.
         guard available + 15 >= claimed else { throw kernel.truncated() }
         payloadByteCount = min(claimed, available)
-        // The 64-bit entry point lies 0x200 into it.
-        guard payloadByteCount > 0x200 else { throw kernel.truncated() }
+        guard payloadByteCount > (has64BitEntry ? Self.entry64 : 0) else { throw kernel.truncated() }
 
         // A kernel with no preference, or one below the memory a PC keeps for itself, goes to the first aligned
         // address above that. Otherwise the preference is an order: loaded elsewhere, the kernel would move there.
@@ -122,6 +128,7 @@ struct LinuxImage {
         func set<T: FixedWidthInteger & BitwiseCopyable>(_ field: Int, _ value: T) {
             memory.store(zeroPage + UInt64(field), value)
         }
+        set(Field.code32Start, UInt32(truncatingIfNeeded: loadAddress))
         // A loader without a number of its own.
         set(Field.loaderType, UInt8(0xFF))
         set(Field.ramdiskImage, UInt32(truncatingIfNeeded: initrd?.lowerBound ?? 0))
@@ -138,17 +145,22 @@ struct LinuxImage {
         memory.write(table.bytes, at: zeroPage + ZeroPage.e820Table)
 
         var state = CPUState()
-        BootStructures.setSegments(&state, code: 0xA09B)
-        state.gdtr = BootStructures.writeDescriptorTable(memory, code: BootStructures.code64)
-        state.cr3 = BootStructures.writePageTables(memory)
-        // PE, ET, NE, WP, PG
-        state.cr0 = 0x8001_0031
-        // PAE
-        state.cr4 = 1 << 5
-        // LME, LMA
-        state.msr.efer = 1 << 8 | 1 << 10
-        state.rip = loadAddress + 0x200
         state[.rsi] = zeroPage
+        if has64BitEntry {
+            BootStructures.setSegments(&state, code: 0xA09B)
+            state.gdtr = BootStructures.writeDescriptorTable(memory, code: BootStructures.code64)
+            state.cr3 = BootStructures.writePageTables(memory)
+            // PE, ET, NE, WP, PG
+            state.cr0 = 0x8001_0031
+            // PAE
+            state.cr4 = 1 << 5
+            // LME, LMA
+            state.msr.efer = 1 << 8 | 1 << 10
+            state.rip = loadAddress + Self.entry64
+        } else {
+            BootStructures.setProtectedMode(&state, memory)
+            state.rip = loadAddress
+        }
         return state
     }
 }

@@ -12,14 +12,25 @@ package struct BlockMode: Hashable {
     package static let noSSE: UInt64 = 1 << 5
     /// CR4.OSXSAVE clear or XCR0 without AVX: VEX vector instructions raise #UD.
     package static let noAVX: UInt64 = 1 << 6
-    /// 32- and 16-bit code with segments that are not flat.
+    /// Outside of 64-bit code, with any segment but fs and gs that is not flat, or 16 bits of code or stack: accesses
+    /// and branches are checked against their segments.
     package static let segmented: UInt64 = 1 << 7
     /// CPL 1 or 2: a supervisor for paging, but not for privileged instructions.
     package static let outerRing: UInt64 = 1 << 9
     /// CR4.TSD.
     package static let timeStampTrap: UInt64 = 1 << 10
+    /// An instruction breakpoint is enabled: blocks end before the offsets of such.
+    package static let breakpoints: UInt64 = 1 << 11
+    /// CR0.AM and RFLAGS.AC at CPL 3: every access is checked for its natural alignment.
+    package static let alignmentCheck: UInt64 = 1 << 12
     /// 16-bit stack: SS.B clear outside 64-bit code.
     package static let smallStack: UInt64 = 1 << 8
+    /// Real or virtual-8086 mode: no VEX encodings.
+    package static let eightySix: UInt64 = 1 << 20
+    /// Some data segment is expand-down: accesses have a lower bound too.
+    package static let expandDown: UInt64 = 1 << 21
+    /// The page of code does not lie wholly in CS: a branch out of the block is looked at each time.
+    package static let partialPage: UInt64 = 1 << 22
     @inline(__always) package func has(_ bit: UInt64) -> Bool { rawValue & bit != 0 }
 }
 

@@ -71,7 +71,7 @@ package final class CodeCache: @unchecked Sendable {
         ].map(align)
         storage = try MemoryMapping(
             byteCount: sizes.reduce(0, +), protection: PROT_READ | PROT_WRITE,
-            flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+            flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, guardByteCount: MemoryMapping.standardGuard)
         var offset = storage.base
         blocks = offset.assumingMemoryBound(to: Block.self)
         offset += sizes[0]
@@ -219,6 +219,11 @@ package final class CodeCache: @unchecked Sendable {
 
     /// Whether a page of guest RAM holds code of any block.
     @inline(__always) package func hasCode(page: Int) -> Bool { pages[page] != 0 }
+
+    /// The blocks of a segment, living or not.
+    package func blocks(inSegment segment: Int) -> Range<Int> {
+        firstBlock(segment)..<firstBlock(segment) + segments[segment].blockCount
+    }
 
     // MARK: Linking
 

@@ -12,9 +12,11 @@ package final class CodeMemory: @unchecked Sendable {
     package init(byteCount: Int) throws(SystemError) {
         let descriptor = try FileDescriptor.memory("translated", byteCount: byteCount)
         writable = try MemoryMapping(
-            byteCount: byteCount, protection: PROT_READ | PROT_WRITE, flags: MAP_SHARED, descriptor: descriptor.raw)
+            byteCount: byteCount, protection: PROT_READ | PROT_WRITE, flags: MAP_SHARED, descriptor: descriptor.raw,
+            guardByteCount: MemoryMapping.standardGuard)
         executable = try MemoryMapping(
-            byteCount: byteCount, protection: PROT_READ | PROT_EXEC, flags: MAP_SHARED, descriptor: descriptor.raw)
+            byteCount: byteCount, protection: PROT_READ | PROT_EXEC, flags: MAP_SHARED, descriptor: descriptor.raw,
+            guardByteCount: MemoryMapping.standardGuard)
         self.byteCount = byteCount
     }
 

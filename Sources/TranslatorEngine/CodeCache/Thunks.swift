@@ -39,6 +39,21 @@ package enum Access {
     package static let aligned: UInt8 = 8
     /// Of an x87 instruction: an exception that is pending there comes before a page fault.
     package static let x87: UInt8 = 16
+    /// Outside of 64-bit code: not through a segment that was checked, so an access that passes 4 GB passes the limit.
+    package static let flat: UInt8 = 32
+
+    /// What #AC wants an access's address to be a multiple of (SDM Vol. 3, table 6-7): its size up to 16, 8 for
+    /// ten bytes, 4 or 2 for the x87 environment and state. Accesses that raise #GP when misaligned want nothing here.
+    static func alignment(size: Int, _ access: UInt8) -> Int {
+        if access & aligned != 0 { return 1 }
+        switch size {
+        case 1, 2, 4, 8, 16: return size
+        case 10: return 8
+        case 14, 94: return 2
+        case 6, 28, 108: return 4
+        default: return size > 16 ? 16 : 1
+        }
+    }
 }
 
 /// What a memory access tells its slow path: stored in the code behind the call.

@@ -4,8 +4,10 @@ import CZydis
 /// appendix A).
 enum Classifier {
     /// Sets everything but `offset`, `flagsLive` and `system`. `.system` still has to be taken apart.
+    /// - Parameter shown: what CPUID shows; the rest raises #UD.
     static func classify(
-        _ decoded: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>, mode: BlockMode
+        _ decoded: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>, mode: BlockMode,
+        shown: InstructionSets
     ) -> Instruction {
         var result = Instruction(
             kind: .generic, vector: 0, length: decoded.pointee.length, usesVectors: false, offset: 0, flagsRead: 0,
@@ -24,7 +26,12 @@ enum Classifier {
                 result.kind = isUser ? .generic : .system
             }
         }
-        if mode.codeSize != 0 { restrictLegacy(decoded, &result) }
+        // Hints of hidden extensions are NOPs; LAHF is in doubt in 64-bit code only.
+        if result.kind != .nothing && !shown.contains(decoded.pointee.meta.isa_set)
+            && (decoded.pointee.meta.isa_set != ZYDIS_ISA_SET_LAHF || mode.codeSize == 0)
+        {
+            raise(6, &result)
+        }
         switch result.kind {
         case .generic: restrict(decoded, operands, mode, &result)
         case .ret, .callIndirect, .jumpIndirect, .call, .jump, .system:
@@ -32,19 +39,6 @@ enum Classifier {
         default: break
         }
         return result
-    }
-
-    /// Forms that mean something else outside of 64-bit code, and that the translator does not have yet.
-    private static func restrictLegacy(_ decoded: UnsafePointer<ZydisDecodedInstruction>, _ result: inout Instruction) {
-        switch result.kind {
-        case .ret, .call, .callIndirect, .jump, .jumpIndirect, .conditional:
-            // The instruction pointer would be cut to 16 bits.
-            if decoded.pointee.operand_width == 16 { raise(6, &result) }
-        case .counted:
-            // CX would count.
-            if decoded.pointee.operand_width == 16 || decoded.pointee.address_width == 16 { raise(6, &result) }
-        default: break
-        }
     }
 
     /// What Zydis says of the arithmetic flags.
@@ -155,7 +149,8 @@ enum Classifier {
         _ result: inout Instruction
     ) {
         switch decoded.pointee.encoding {
-        case ZYDIS_INSTRUCTION_ENCODING_LEGACY, ZYDIS_INSTRUCTION_ENCODING_VEX: break
+        case ZYDIS_INSTRUCTION_ENCODING_LEGACY: break
+        case ZYDIS_INSTRUCTION_ENCODING_VEX where !mode.has(BlockMode.eightySix): break
         default:
             raise(6, &result)
             return
@@ -181,22 +176,19 @@ enum Classifier {
             isVector = false
             if mode.has(BlockMode.fpuTrap) { raise(7, &result) }
             return
-        case ZYDIS_ISA_EXT_AVX, ZYDIS_ISA_EXT_AVX2, ZYDIS_ISA_EXT_AVX2GATHER, ZYDIS_ISA_EXT_AVXAES, ZYDIS_ISA_EXT_F16C, ZYDIS_ISA_EXT_FMA,
-            ZYDIS_ISA_EXT_VAES, ZYDIS_ISA_EXT_VPCLMULQDQ:
+        case ZYDIS_ISA_EXT_AVX, ZYDIS_ISA_EXT_AVX2, ZYDIS_ISA_EXT_AVX2GATHER, ZYDIS_ISA_EXT_AVXAES, ZYDIS_ISA_EXT_F16C,
+            ZYDIS_ISA_EXT_FMA, ZYDIS_ISA_EXT_VAES, ZYDIS_ISA_EXT_VPCLMULQDQ:
             isVector = true
-        case ZYDIS_ISA_EXT_RTM, ZYDIS_ISA_EXT_MPX, ZYDIS_ISA_EXT_XOP, ZYDIS_ISA_EXT_FMA4, ZYDIS_ISA_EXT_TBM,
-            ZYDIS_ISA_EXT_SSE4A, ZYDIS_ISA_EXT_AMD3DNOW, ZYDIS_ISA_EXT_CET, ZYDIS_ISA_EXT_AVX512VEX,
-            ZYDIS_ISA_EXT_AVX_VNNI, ZYDIS_ISA_EXT_GFNI, ZYDIS_ISA_EXT_MOVDIR, ZYDIS_ISA_EXT_ENQCMD,
-            ZYDIS_ISA_EXT_AMX_TILE, ZYDIS_ISA_EXT_AMX_INT8, ZYDIS_ISA_EXT_AMX_BF16, ZYDIS_ISA_EXT_CLZERO, ZYDIS_ISA_EXT_WAITPKG, ZYDIS_ISA_EXT_SERIALIZE, ZYDIS_ISA_EXT_PADLOCK:
-            raise(6, &result)
-            return
         default: break
         }
         if !isVector && usesControl(decoded.pointee.mnemonic) { isVector = true }
         if isVector {
             result.usesVectors = true
             if decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX {
-                if mode.has(BlockMode.noAVX) {
+                // A move of 64 bits to or from a general register, which 32-bit code does not have.
+                let isWide = decoded.pointee.raw.vex.W != 0 && mode.codeSize != 0 && decoded.pointee.opcode_map == ZYDIS_OPCODE_MAP_0F3A
+                    && (decoded.pointee.opcode == 0x16 || decoded.pointee.opcode == 0x22)
+                if mode.has(BlockMode.noAVX) || isWide {
                     raise(6, &result)
                     return
                 }

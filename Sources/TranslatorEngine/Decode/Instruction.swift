@@ -49,10 +49,20 @@ package struct Decoder {
     private var real = ZydisDecoder()
     package static let operandLimit = 10
 
-    package init() {
+    package init(shown: InstructionSets) {
         ZydisDecoderInit(&long, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)
         ZydisDecoderInit(&protected, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32)
         ZydisDecoderInit(&real, ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16)
+        setModes(&long, shown)
+        setModes(&protected, shown)
+        setModes(&real, shown)
+    }
+
+    private func setModes(_ decoder: UnsafeMutablePointer<ZydisDecoder>, _ shown: InstructionSets) {
+        // Without MPX its opcodes are NOPs with any operands (SDM Vol. 2, appendix A).
+        ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, 0)
+        ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_LZCNT, shown.hasLZCNT ? 1 : 0)
+        ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_TZCNT, shown.hasTZCNT ? 1 : 0)
     }
 
     /// Decodes with operands. `false`: not an instruction, or cut short.

@@ -43,7 +43,7 @@ extension TranslatorCPU {
     func slowAccess(_ linear: UInt64, _ pointer: UnsafeRawPointer) -> UInt64 {
         let descriptor = pointer.loadUnaligned(as: MemoryDescriptor.self)
         let operation = UInt64(UInt(bitPattern: pointer)) &+ UInt64(bitPattern: Int64(descriptor.operation))
-        context.pointee.rip = context.pointee.ripPage &+ UInt64(descriptor.guest)
+        context.pointee.rip = instructionPointer(Int(descriptor.guest))
         context.pointee.spill[3] = operation
         let size = Int(descriptor.size)
         let writes = descriptor.access & Access.write != 0
@@ -51,8 +51,12 @@ extension TranslatorCPU {
             if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !isCanonical(linear) {
                 throw beforePaging(linear, descriptor) ?? .stackFault()
             }
+            if mode.has(BlockMode.alignmentCheck) {
+                try checkAlignment(linear, Access.alignment(size: size, descriptor.access))
+            }
             if Int(linear & 0xFFF) + size <= 4096 {
                 let part = try resolve(linear, count: size, writes: writes, table: mode.table)
+                if debugHits != 0 && !runsAlone { return leaveToRunAlone() }
                 if let host = part.host {
                     if writes && invalidateCode(host, size, running: pointer) {
                         pendingException = nil
@@ -63,14 +67,27 @@ extension TranslatorCPU {
                 return try startBounce(part, AccessPart(host: nil, physical: 0, count: 0), linear, descriptor, operation, pointer)
             }
             let inFirst = 4096 - Int(linear & 0xFFF)
+            // Addresses are checked before pages are.
+            let last = linear &+ UInt64(size - 1)
+            if context.pointee.isLongMode && !isCanonical(last) || descriptor.access & Access.flat != 0 && last > 0xFFFF_FFFF {
+                throw beforePaging(linear, descriptor) ?? (descriptor.access & Access.stack != 0 ? .stackFault() : .generalProtection())
+            }
             let first = try resolve(linear, count: inFirst, writes: writes, table: mode.table)
             let second = try resolve(
                 (linear &+ UInt64(inFirst)) & linearMask, count: size - inFirst, writes: writes, table: mode.table)
+            if debugHits != 0 && !runsAlone { return leaveToRunAlone() }
             return try startBounce(first, second, linear, descriptor, operation, pointer)
         } catch {
             pendingException = error.vector == 14 ? beforePaging(linear, descriptor) ?? error : error
             return leaveForFault()
         }
+    }
+
+    /// #AC comes before a page fault, but not before the fault of an address that is not canonical.
+    private func checkAlignment(_ linear: UInt64, _ alignment: Int) throws(GuestException) {
+        if Int(truncatingIfNeeded: linear) & (alignment - 1) == 0 { return }
+        if context.pointee.isLongMode && !isCanonical(linear) { throw .generalProtection() }
+        throw .alignmentCheck
     }
 
     /// The fault that comes before a page fault on the same instruction (SDM Vol. 3, table 6-2).
@@ -89,6 +106,13 @@ extension TranslatorCPU {
         return 0
     }
 
+    /// A breakpoint's trap comes behind this instruction, so the block may not go on.
+    private func leaveToRunAlone() -> UInt64 {
+        debugHits = 0
+        pendingException = nil
+        return leaveForFault()
+    }
+
     /// Finds memory for an access inside one page, and fills the TLB when it is RAM.
     private func resolve(
         _ linear: UInt64, count: Int, writes: Bool, table: Int
@@ -98,10 +122,13 @@ extension TranslatorCPU {
             linear, access: writes ? .write : .read, user: table == TLB.Table.user.rawValue,
             smapExempt: table == TLB.Table.supervisorAC.rawValue)
         let inside = linear & 0xFFF
+        let isWatched = breakpoints.watchesData && breakpoints.watches(page: linear)
+        if isWatched { debugHits |= breakpoints.data(linear, count, writes: writes) }
         guard let page = memory.hostAddress(of: translation.physical, count: 4096) else {
             return AccessPart(host: nil, physical: translation.physical | inside, count: count)
         }
         let ramOffset = page - memory.hostBase
+        if isWatched { return AccessPart(host: page + Int(inside), physical: translation.physical | inside, count: count) }
         // A page is written through the TLB once its dirty flag is set and it holds no code.
         let mayWrite =
             (writes || (translation.facts.contains(.writable) && translation.facts.contains(.dirty)))

@@ -1,6 +1,6 @@
 internal import VMM
 
-// Control, debug and extended control registers (SDM Vol. 2, MOV and XSETBV; Vol. 3, 2.5, 4.1 and 10.11).
+// Control and extended control registers (SDM Vol. 2, MOV and XSETBV; Vol. 3, 2.5, 4.1 and 10.11).
 extension TranslatorCPU {
     // MARK: MOV to and from CRn
 
@@ -76,6 +76,7 @@ extension TranslatorCPU {
         }
         context.pointee.cr4 = value
         if changed & (pagingBits | CR4.smap) != 0 { flushTLB(global: true) }
+        if changed & CR4.de != 0 { debugChanged() }
         if changed != 0 { modeChanged() }
     }
 
@@ -115,47 +116,6 @@ extension TranslatorCPU {
     @inline(__always)
     func requireNoUMIP() throws(GuestException) {
         if context.pointee.cr4 & CR4.umip != 0 && isUser { throw .generalProtection() }
-    }
-
-    // MARK: Debug registers
-
-    func accessDebug(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
-        let i = instruction.pointee
-        var number = i.register
-        if number > 7 { throw .invalidOpcode }
-        if number == 4 || number == 5 {
-            if context.pointee.cr4 & CR4.de != 0 { throw .invalidOpcode }
-            number &+= 2
-        }
-        try requireSupervisor()
-        if context.pointee.dr7 & 1 << 13 != 0 {
-            // General detect: DR6.BD says so, and the handler gets to use the registers.
-            context.pointee.dr6 |= 1 << 13
-            context.pointee.dr7 &= ~(1 << 13)
-            throw GuestException(vector: 1)
-        }
-        if i.kind == .readDebug {
-            let value: UInt64
-            switch number {
-            case 6: value = context.pointee.dr6
-            case 7: value = context.pointee.dr7
-            default: value = context.pointee.dr[Int(number & 3)]
-            }
-            setRegister(i.rm, value, size: i.operandSize)
-            return
-        }
-        let value = register(i.rm) & Self.mask(i.operandSize)
-        switch number {
-        case 6:
-            if value >> 32 != 0 { throw .generalProtection() }
-            // Reserved bits are fixed (SDM Vol. 3, figure 18-1).
-            context.pointee.dr6 = value & 0xE00F | 0xFFFF_0FF0
-        case 7:
-            if value >> 32 != 0 { throw .generalProtection() }
-            context.pointee.dr7 = value & 0xFFFF_23FF | 0x400
-            modeChanged()
-        default: context.pointee.dr[Int(number & 3)] = value
-        }
     }
 
     // MARK: XCR0

@@ -33,6 +33,7 @@ extension TranslatorCPU {
         _ = try linear(i.segment, baseOffset, UInt64(size), write: true)
         var image: [10 of UInt8] = .init(repeating: 0)
         let start = try linear(i.segment, address, 2, write: true)
+        try requireAlignment(start, 4)
         try withUnsafeMutableBytes(of: &image) { (raw) throws(GuestException) in
             raw.storeBytes(of: table.limit.littleEndian, as: UInt16.self)
             raw.storeBytes(of: table.base.littleEndian, toByteOffset: 2, as: UInt64.self)
@@ -177,7 +178,15 @@ extension TranslatorCPU {
         if i.register == SegmentNumber.cs || i.register > SegmentNumber.gs { throw .invalidOpcode }
         let selector = UInt16(truncatingIfNeeded: try readOperand(instruction, size: 2))
         try loadSegment(i.register, selector)
-        if i.register == SegmentNumber.ss { context.pointee.interruptShadow = true }
+        if i.register == SegmentNumber.ss { shadowStackLoad() }
+    }
+
+    /// Interrupts and debug exceptions wait for the instruction behind a load of SS, but not for a second one (SDM
+    /// Vol. 3, 6.8.3).
+    private func shadowStackLoad() {
+        if followsStackLoad { return }
+        context.pointee.interruptShadow = true
+        context.pointee.stackShadow = true
     }
 
     func pushSegment(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
@@ -194,7 +203,7 @@ extension TranslatorCPU {
         let mask = stackMask
         try loadSegment(i.register, selector)
         rsp = mask == 0xFFFF ? rsp & ~mask | stack : stack
-        if i.register == SegmentNumber.ss { context.pointee.interruptShadow = true }
+        if i.register == SegmentNumber.ss { shadowStackLoad() }
     }
 
     /// LDS, LES, LFS, LGS, LSS.

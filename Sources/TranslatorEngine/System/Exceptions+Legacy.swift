@@ -184,6 +184,7 @@ extension TranslatorCPU {
             context.pointee.systemFlags &= ~(RFLAGS.tf | hidden)
             loadRealSegment(SegmentNumber.cs, UInt16(truncatingIfNeeded: entry >> 16))
             context.pointee.rip = entry & 0xFFFF
+            skipsStep = true
             return
         }
         if ioPrivilegeLevel != 3 { throw .generalProtection() }

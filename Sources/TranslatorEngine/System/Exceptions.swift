@@ -25,6 +25,8 @@ extension TranslatorCPU {
     /// (SDM Vol. 3, 6.15 and table 6-5).
     package func deliver(_ exception: GuestException) throws(TripleFault) {
         var current = exception
+        // An instruction that faults has hit no data breakpoint; the delivery may.
+        debugHits = 0
         while true {
             if current.vector == 14 { context.pointee.cr2 = current.address }
             do throws(GuestException) {
@@ -56,7 +58,6 @@ extension TranslatorCPU {
 
     /// Delivers a non-maskable interrupt and blocks further ones until IRET.
     package func deliverNMI() throws(TripleFault) {
-        context.pointee.nmiPending = false
         context.pointee.nmiBlocked = true
         try deliverInterrupt(vector: 2)
     }
@@ -125,6 +126,8 @@ extension TranslatorCPU {
             try enterLegacyHandler(vector, source: source, errorCode: errorCode, returnAddress: returnAddress)
         }
         context.pointee.interruptShadow = false
+        context.pointee.stackShadow = false
+        skipsStep = true
     }
 
     /// RFLAGS as the handler's frame shows it.

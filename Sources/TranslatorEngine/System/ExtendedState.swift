@@ -86,6 +86,8 @@ extension TranslatorCPU {
     ) throws(GuestException) -> UInt64 {
         let address = try linear(
             instruction.pointee.segment, effectiveAddress(instruction), count, write: write)
+        // FXSAVE's and FXRSTOR's #AC is for addresses that are not even multiples of 4; XSAVE has none.
+        if alignment == 16 { try requireAlignment(address, 4) }
         if address & (alignment &- 1) != 0 { throw .generalProtection() }
         return address
     }

@@ -32,6 +32,7 @@ extension TranslatorCPU {
         context.pointee.cs = Self.flat(selector, Self.code64)
         context.pointee.ss = Self.flat(selector &+ 8, Self.data)
         modeChanged()
+        stepByNewFlag()
     }
 
     private func narrowSystemCall(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
@@ -51,6 +52,7 @@ extension TranslatorCPU {
         }
         context.pointee.ss = Self.flat(selector &+ 8, Self.data)
         modeChanged()
+        stepByNewFlag()
     }
 
     /// SYSRET. Intel's CPUs refuse a return address that is not canonical while still at CPL 0; on AMD's the fault
@@ -80,6 +82,7 @@ extension TranslatorCPU {
         }
         context.pointee.ss = Self.flat(selector &+ 8 | 3, Self.data | Self.level3)
         modeChanged()
+        stepByNewFlag()
     }
 
     private func checkNarrowSystemReturn() throws(GuestException) {

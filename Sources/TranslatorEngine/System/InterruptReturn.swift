@@ -2,9 +2,8 @@ internal import VMM
 
 // IRET (SDM Vol. 2, IRET/IRETD/IRETQ).
 extension TranslatorCPU {
-    /// Flags that a return may load at all: RF is dropped, since without instruction breakpoints it has no effect
-    /// and would only show up in later frames.
-    private static let returnFlags = RFLAGS.defined & ~(RFLAGS.rf | RFLAGS.vm)
+    /// Flags that a return may load at all. RF holds until the run loop enters the next instruction.
+    private static let returnFlags = RFLAGS.defined & ~RFLAGS.vm
 
     @inline(__always)
     func interruptReturn(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
@@ -26,7 +25,7 @@ extension TranslatorCPU {
         if level != 0 { writable &= ~(RFLAGS.iopl | RFLAGS.vif | RFLAGS.vip) }
         if level > ioPrivilegeLevel { writable &= ~RFLAGS.if }
         let old = context.pointee.rflags
-        return (old & ~writable | image & writable) & ~RFLAGS.rf
+        return old & ~(writable | RFLAGS.rf) | image & writable
     }
 
     private func longInterruptReturn(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
@@ -39,6 +38,7 @@ extension TranslatorCPU {
         var pointer = context.pointee.gpr[4]
         if is64Bit && size == 8 {
             guard Self.isCanonical(pointer), Self.isCanonical(pointer &+ 39) else { throw .stackFault() }
+            try requireAlignment(pointer, 8)
             try withUnsafeMutableBytes(of: &frame) { (raw) throws(GuestException) in
                 try self.load(pointer, into: raw, user: level == 3)
             }
@@ -92,7 +92,7 @@ extension TranslatorCPU {
         }
         if newLevel != level { dropPrivilegedSegments() }
         let watched = RFLAGS.tf | RFLAGS.ac
-        if newLevel != level || oldAttributes != context.pointee.cs.attributes
+        if newLevel != level || oldAttributes != context.pointee.cs.attributes || !code.isLong
             || (oldFlags ^ context.pointee.systemFlags) & watched != 0
         {
             modeChanged()
@@ -193,7 +193,7 @@ extension TranslatorCPU {
         var values: [6 of UInt64] = .init(repeating: 0)
         for index in 0..<6 { values[index] = try pop(&pointer, size: 4) }
         guard target <= 0xFFFF else { throw .generalProtection() }
-        context.pointee.rflags = image & RFLAGS.defined & ~RFLAGS.rf
+        context.pointee.rflags = image & RFLAGS.defined
         rsp = values[0]
         loadRealSegment(SegmentNumber.cs, selector)
         loadRealSegment(SegmentNumber.ss, UInt16(truncatingIfNeeded: values[1]))

@@ -64,16 +64,11 @@ extension TranslatorCPU {
         }
     }
 
-    /// Instruction pointers have the width of the code segment.
-    @inline(__always)
-    var instructionPointerMask: UInt64 {
-        if context.pointee.is64Bit { return ~0 }
-        return context.pointee.cs.isBig ? 0xFFFF_FFFF : 0xFFFF
-    }
-
+    /// Running on over the end of a 64 KB segment does not wrap: it meets the limit. Only branches of 16-bit operand
+    /// size cut the instruction pointer.
     @inline(__always)
     func next(_ instruction: UnsafePointer<SystemInstruction>) -> UInt64 {
-        (context.pointee.rip &+ UInt64(instruction.pointee.length)) & instructionPointerMask
+        (context.pointee.rip &+ UInt64(instruction.pointee.length)) & (context.pointee.is64Bit ? ~0 : 0xFFFF_FFFF)
     }
 
     // MARK: Segment registers by number
@@ -160,18 +155,26 @@ extension TranslatorCPU {
         return last <= UInt64(segment.limit)
     }
 
+    /// #AC for explicit accesses of user code (SDM Vol. 3, 6.15, interrupt 17).
+    @inline(__always)
+    func requireAlignment(_ linear: UInt64, _ alignment: UInt64) throws(GuestException) {
+        if mode.has(BlockMode.alignmentCheck) && linear & (alignment &- 1) != 0 { throw .alignmentCheck }
+    }
+
     // MARK: Operands
 
     /// A value at segment:offset, at the current privilege.
     @inline(__always)
     func read(_ segment: UInt8, _ offset: UInt64, size: UInt8) throws(GuestException) -> UInt64 {
         let address = try linear(segment, offset, UInt64(size), write: false)
+        try requireAlignment(address, UInt64(size))
         return try load(address, byteCount: Int(size), user: isUser)
     }
 
     @inline(__always)
     func write(_ segment: UInt8, _ offset: UInt64, _ value: UInt64, size: UInt8) throws(GuestException) {
         let address = try linear(segment, offset, UInt64(size), write: true)
+        try requireAlignment(address, UInt64(size))
         try store(address, value, byteCount: Int(size), user: isUser)
     }
 

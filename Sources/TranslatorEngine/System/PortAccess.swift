@@ -39,6 +39,7 @@ extension TranslatorCPU {
         let port = port(instruction)
         try checkPort(port, size: size)
         setRegister(0, UInt64(ports.read(port, width(size))), size: size)
+        notePort(port, size)
     }
 
     @inline(__always)
@@ -47,6 +48,13 @@ extension TranslatorCPU {
         let port = port(instruction)
         try checkPort(port, size: size)
         ports.write(port, width(size), UInt32(truncatingIfNeeded: rax & Self.mask(size)))
+        notePort(port, size)
+    }
+
+    /// I/O breakpoints are traps (SDM Vol. 3, 18.3.1.2).
+    @inline(__always)
+    private func notePort(_ port: UInt16, _ size: UInt8) {
+        if breakpoints.watchesPorts { debugHits |= breakpoints.port(port, size) }
     }
 
     // MARK: Strings
@@ -62,9 +70,11 @@ extension TranslatorCPU {
         return try repeatString(i) { (cpu) throws(GuestException) in
             let offset = cpu.register(7) & Self.mask(i.addressSize)
             let address = try cpu.linear(SegmentNumber.es, offset, UInt64(i.operandSize), write: true)
+            try cpu.requireAlignment(address, UInt64(i.operandSize))
             try cpu.probeWrite(address, size: i.operandSize)
             let value = UInt64(cpu.ports.read(port, cpu.width(i.operandSize)))
             try cpu.store(address, value, byteCount: Int(i.operandSize), user: cpu.isUser)
+            cpu.notePort(port, i.operandSize)
             cpu.advance(7, i)
             return true
         }
@@ -77,6 +87,7 @@ extension TranslatorCPU {
         return try repeatString(i) { (cpu) throws(GuestException) in
             let value = try cpu.read(i.segment, cpu.register(6) & Self.mask(i.addressSize), size: i.operandSize)
             cpu.ports.write(port, cpu.width(i.operandSize), UInt32(truncatingIfNeeded: value))
+            cpu.notePort(port, i.operandSize)
             cpu.advance(6, i)
             return true
         }

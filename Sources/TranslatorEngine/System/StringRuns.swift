@@ -10,7 +10,8 @@ extension TranslatorCPU {
     /// - Returns: `true` when it is done or has to be run again and `rip` says so; `false` for the general way.
     func stringRun(_ i: SystemInstruction) throws(GuestException) -> Bool {
         guard i.kind == .movs || i.kind == .stos, i.addressSize == 8, i.options.contains(.rep),
-            context.pointee.systemFlags & RFLAGS.df == 0, context.pointee.is64Bit,
+            context.pointee.systemFlags & (RFLAGS.df | RFLAGS.tf) == 0, context.pointee.is64Bit,
+            !breakpoints.watchesData, !mode.has(BlockMode.alignmentCheck),
             i.kind == .stos || (i.segment != SegmentNumber.fs && i.segment != SegmentNumber.gs)
         else { return false }
         let size = Int(i.operandSize)
@@ -36,7 +37,10 @@ extension TranslatorCPU {
             context.pointee.gpr[7] = destination &+ UInt64(byteCount)
             remaining &-= UInt64(count)
             context.pointee.gpr[1] = remaining
-            if remaining != 0 && interruptRequest.pointee.load(ordering: .relaxed) != 0 { return true }
+            if remaining != 0 && interruptRequest.pointee.load(ordering: .relaxed) != 0 {
+                context.pointee.systemFlags |= RFLAGS.rf
+                return true
+            }
         }
         context.pointee.rip &+= UInt64(i.length)
         return true

@@ -20,7 +20,11 @@ extension TranslatorCPU {
             let goesOn = try step(self)
             setRegister(1, (rcx &- 1) & mask, size: i.addressSize)
             if !goesOn { return true }
-            if context.pointee.interruptRequest != 0 && rcx & mask != 0 { return false }
+            if (context.pointee.interruptRequest != 0 || stopsAfterElement) && rcx & mask != 0 {
+                // What is delivered now pushes RF: the instruction is under way (SDM Vol. 3, 18.3.1.1).
+                context.pointee.systemFlags |= RFLAGS.rf
+                return false
+            }
         }
         return true
     }

@@ -12,6 +12,8 @@ private struct TaskImage {
     /// ES, CS, SS, DS, FS, GS.
     var selectors: [6 of UInt16] = .init(repeating: 0)
     var ldt: UInt16 = 0
+    /// The T bit: a debug exception follows the switch.
+    var traps = false
 }
 
 // Hardware task switching, which long mode does not have (SDM Vol. 3, chapter 8).
@@ -95,6 +97,12 @@ extension TranslatorCPU {
         busy.low |= 2 << 40
         context.pointee.tr = busy.register(selector)
         context.pointee.cr0 |= CR0.ts
+        // Local breakpoints are a task's own (SDM Vol. 3, 18.2.4).
+        if context.pointee.dr7 & (DR7.localEnables | DR7.localExact) != 0 {
+            context.pointee.dr7 &= ~(DR7.localEnables | DR7.localExact)
+            debugChanged()
+        }
+        if image.traps { debugHits |= DR6.taskSwitch }
         try commit(image, isWide: isWide, nests: nests)
     }
 
@@ -127,6 +135,7 @@ extension TranslatorCPU {
         }
         let ldtOffset: UInt64 = isWide ? 0x60 : 0x2A
         image.ldt = UInt16(truncatingIfNeeded: try field(base, ldtOffset, 2))
+        if isWide { image.traps = try field(base, 0x64, 1) & 1 != 0 }
         return image
     }
 
@@ -158,7 +167,7 @@ extension TranslatorCPU {
             context.pointee.gpr[index] = image.registers[index] | (isWide ? 0 : 0xFFFF_0000)
         }
         context.pointee.rip = image.rip & mask
-        context.pointee.rflags = image.flags & RFLAGS.defined & ~RFLAGS.rf | (nests ? RFLAGS.nt : 0)
+        context.pointee.rflags = image.flags & RFLAGS.defined | (nests ? RFLAGS.nt : 0)
         for number in 0..<6 as Range<UInt8> {
             setSegmentRegister(number, SegmentRegister(selector: image.selectors[Int(number)]))
         }

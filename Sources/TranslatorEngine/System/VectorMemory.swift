@@ -91,7 +91,7 @@ extension TranslatorCPU {
         }
         var loaded: [8 of UInt64] = .init(repeating: 0)
         for number in 0..<count where isChosen(i.rm, number, size) {
-            loaded[number] = try load(try linear(i, base, number * size), byteCount: size, user: isUser)
+            loaded[number] = try load(try linear(i, base, number * size, size), byteCount: size, user: isUser)
         }
         for number in 0..<count { setElement(i.register, number, size, loaded[number]) }
         clearAbove(i.register, count * size)
@@ -101,7 +101,7 @@ extension TranslatorCPU {
     private func maskedStore(_ i: SystemInstruction, _ base: UInt64, count: Int, size: Int) throws(GuestException) {
         for pass in 0..<2 {
             for number in 0..<count where isChosen(i.rm, number, size) {
-                let address = try linear(i, base, number * size)
+                let address = try linear(i, base, number * size, size, write: true)
                 if pass == 0 {
                     try probeWrite(address, size)
                 } else {
@@ -122,6 +122,7 @@ extension TranslatorCPU {
     func maskedBytes(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
         let i = instruction.pointee
         let base = context.pointee.gpr[7] & Self.mask(i.addressSize)
+        try requireAlignment(base, 8)
         if i.immediate & 0xFF == 8 {
             try maskedMMX(i, base)
             return
@@ -141,10 +142,10 @@ extension TranslatorCPU {
         for pass in 0..<2 {
             for number in 0..<8 where (mmx(i.rm) + number).load(as: UInt8.self) & 0x80 != 0 {
                 if pass == 0 {
-                    try probeWrite(try linear(i, base, number), 1)
+                    try probeWrite(try linear(i, base, number, 1, write: true), 1)
                 } else {
                     let value = UInt64((mmx(i.register) + number).load(as: UInt8.self))
-                    try store(try linear(i, base, number), value, byteCount: 1, user: isUser)
+                    try store(try linear(i, base, number, 1, write: true), value, byteCount: 1, user: isUser)
                 }
             }
         }
@@ -175,7 +176,7 @@ extension TranslatorCPU {
             let index = indexSize == 4 ? UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: raw))) : raw
             guard isChosen(i.rm, number, size) else { continue }
             let address = (base &+ index &* UInt64(max(1, i.scale))) & Self.mask(i.addressSize)
-            let value = try load(try linear(i, address, 0), byteCount: size, user: isUser)
+            let value = try load(try linear(i, address, 0, size), byteCount: size, user: isUser)
             setElement(i.register, number, size, value)
             setElement(i.rm, number, size, 0)
         }
@@ -191,13 +192,12 @@ extension TranslatorCPU {
         }
     }
 
-    /// The linear address of an element: fs and gs have bases.
-    private func linear(_ i: SystemInstruction, _ offset: UInt64, _ distance: Int) throws(GuestException) -> UInt64 {
+    /// The linear address of an element.
+    private func linear(
+        _ i: SystemInstruction, _ offset: UInt64, _ distance: Int, _ size: Int, write: Bool = false
+    ) throws(GuestException) -> UInt64 {
         var address = offset &+ UInt64(distance)
-        if i.segment == SegmentNumber.fs { address &+= context.pointee.fsBase }
-        if i.segment == SegmentNumber.gs { address &+= context.pointee.gsBase }
-        guard context.pointee.is64Bit else { return address & 0xFFFF_FFFF }
-        if i.segment == SegmentNumber.ss && !isCanonical(address) { throw .stackFault() }
-        return address
+        if !context.pointee.is64Bit { address &= 0xFFFF_FFFF }
+        return try linear(i.segment, address, UInt64(size), write: write)
     }
 }

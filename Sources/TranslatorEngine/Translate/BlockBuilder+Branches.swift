@@ -35,8 +35,12 @@ extension BlockBuilder {
         code.exitDescriptor(kind, flagsInHost: inHost, vector: vector, value: Int32(truncatingIfNeeded: value))
     }
 
-    /// From the code page to `target`'s, if that can be added in one instruction.
-    private func pageDistance(_ target: Int) -> Int32? { Int32(exactly: target & ~0xFFF) }
+    /// From the code page to `target`'s, if that can be added in one instruction. Where segments are checked no branch
+    /// leaves the page by itself.
+    private func pageDistance(_ target: Int) -> Int32? {
+        if mode.has(BlockMode.segmented) && (target & ~0xFFF != 0 || mode.has(BlockMode.partialPage)) { return nil }
+        return Int32(exactly: target & ~0xFFF)
+    }
 
     /// Moves `ripPage`; flags stay. Clobbers the address register.
     private mutating func movePage(_ distance: Int32) {
@@ -83,7 +87,8 @@ extension BlockBuilder {
     }
 
     /// Goes on at the linear address in the address register, through the jump cache. Flags are put away already.
-    private mutating func lookUp(isCall: Bool) {
+    mutating func lookUp(isCall: Bool) {
+        if mode.has(BlockMode.segmented) { return lookUpSegmented() }
         let miss = origin + thunks.pointee.indirectMiss
         if isIsolated { return code.jumpTo(miss) }
         code.lookUp(table: mode.table, address: address, scratch: scratch, hasBMI2: hasBMI2, isCall: isCall, miss: miss)
@@ -235,14 +240,14 @@ extension Emitter {
         jumpContext(index: scratch, cache + 8, isCall: isCall)
     }
     /// `cmp register, gs:[index * 8 + offset]`.
-    @inline(__always) private mutating func compareContext(_ register: Int, index: Int, _ offset: Int) {
+    @inline(__always) mutating func compareContext(_ register: Int, index: Int, _ offset: Int) {
         byte(0x65)
         rex(w: true, reg: register, index: index, base: 0)
         byte(0x3B)
         indexed(register, index, offset)
     }
     /// `jmp` or `call gs:[index * 8 + offset]`.
-    @inline(__always) private mutating func jumpContext(index: Int, _ offset: Int, isCall: Bool) {
+    @inline(__always) mutating func jumpContext(index: Int, _ offset: Int, isCall: Bool) {
         byte(0x65)
         rex(w: false, reg: 0, index: index, base: 0)
         byte(0xFF)
@@ -252,6 +257,13 @@ extension Emitter {
         modRM(0, register, 4)
         byte(UInt8(truncatingIfNeeded: 3 << 6 | (index & 7) << 3 | 5))
         dword(Int32(truncatingIfNeeded: offset))
+    }
+    /// `test register32, immediate`.
+    mutating func test(_ register: Int, immediate: Int32) {
+        rex(w: false, reg: 0, base: register)
+        byte(0xF7)
+        modRM(3, 0, register)
+        dword(immediate)
     }
     /// `jmp rel32` to an address in the same code memory.
     @inline(__always) mutating func jumpTo(_ target: UnsafeMutablePointer<UInt8>) {

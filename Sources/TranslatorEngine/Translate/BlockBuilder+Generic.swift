@@ -19,6 +19,11 @@ extension BlockBuilder {
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>,
         bytes: UnsafePointer<UInt8>, info: Instruction
     ) {
+        if !is64Bit
+            && (instruction.pointee.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_VZEROALL)
+        {
+            return clearNarrow(instruction)
+        }
         var memory = -1
         // Guest numbers of general registers in each place of the encoding, -1 for none.
         var reg = -1, rm = -1, vvvv = -1, low = -1
@@ -76,7 +81,8 @@ extension BlockBuilder {
 
         let touchesStackPointer = used & (1 << 4) != 0
         if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction)
-            && !isByteAlias(instruction) && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+            && !isByteAlias(instruction) && !isPlainScan(instruction) && mode.codeSize != 2
+            && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
         {
             needFlags(for: info)
             for index in 0..<Int(info.length) { code.byte(bytes[index]) }
@@ -305,6 +311,41 @@ extension BlockBuilder {
             && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode == 0x82
     }
 
+    /// Whether VEX.W is the width of a general register.
+    private static func hasGeneralWidth(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        let set = instruction.pointee.meta.isa_ext
+        if set == ZYDIS_ISA_EXT_BMI1 || set == ZYDIS_ISA_EXT_BMI2 { return true }
+        switch instruction.pointee.mnemonic {
+        case ZYDIS_MNEMONIC_VCVTSI2SS, ZYDIS_MNEMONIC_VCVTSI2SD, ZYDIS_MNEMONIC_VCVTSS2SI, ZYDIS_MNEMONIC_VCVTSD2SI,
+            ZYDIS_MNEMONIC_VCVTTSS2SI, ZYDIS_MNEMONIC_VCVTTSD2SI, ZYDIS_MNEMONIC_VMOVD, ZYDIS_MNEMONIC_VPCMPESTRI,
+            ZYDIS_MNEMONIC_VPCMPESTRM:
+            return true
+        default: return false
+        }
+    }
+
+    /// VZEROUPPER and VZEROALL outside of 64-bit code: registers 8 to 15 keep their values.
+    private mutating func clearNarrow(_ instruction: UnsafePointer<ZydisDecodedInstruction>) {
+        for register in 0..<8 as Range<UInt8> {
+            code.byte(0xC5)
+            if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER {
+                // vmovaps xmm, xmm
+                code.byte(0xF8)
+                code.byte(0x28)
+            } else {
+                // vxorps xmm, xmm, xmm
+                code.byte(0x80 | (~register & 15) << 3)
+                code.byte(0x57)
+            }
+            code.byte(0xC0 | register << 3 | register)
+        }
+    }
+
+    /// BSF and BSR, where the host may have TZCNT and LZCNT: a prefix before them is not copied.
+    private func isPlainScan(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+        instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSF || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSR
+    }
+
     /// Writes the instruction anew with other registers and operand places; -1 keeps what the original has.
     private mutating func reencode(
         _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bytes: UnsafePointer<UInt8>, _ info: Instruction,
@@ -346,8 +387,7 @@ extension BlockBuilder {
             let originalB = short || first & 0x20 != 0 || !is64Bit ? 0 : 8
             if !is64Bit {
                 second |= 0x40
-                let set = instruction.pointee.meta.isa_ext
-                if set == ZYDIS_ISA_EXT_BMI1 || set == ZYDIS_ISA_EXT_BMI2 { second &= 0x7F }
+                if Self.hasGeneralWidth(instruction) { second &= 0x7F }
             }
             let opcodeAt = vex + (short ? 2 : 3)
             regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | originalR
@@ -366,12 +406,17 @@ extension BlockBuilder {
         } else {
             // Prefixes that mean something to the copy: operand size, lock, and what F2 and F3 say.
             if case .context = place { code.byte(0x65) }
+            // Each once: the copy may need bytes more than the original has, and 15 is the limit.
+            // In 16-bit code the prefix means the other size.
+            let isTurned = mode.codeSize == 2 && takesOperandSize(instruction)
             var position = 0
             var rexByte: UInt8 = 0
+            var hasOperandSize = false, hasLock = false
+            var repetition: UInt8 = 0
             while position < length {
                 let prefix = bytes[position]
                 if prefix == 0x66 || prefix == 0xF0 || prefix == 0xF2 || prefix == 0xF3 {
-                    code.byte(prefix)
+                    if prefix == 0x66 { hasOperandSize = true } else if prefix == 0xF0 { hasLock = true } else { repetition = prefix }
                     rexByte = 0
                 } else if mode.codeSize == 0 && prefix & 0xF0 == 0x40 {
                     rexByte = prefix
@@ -384,6 +429,10 @@ extension BlockBuilder {
                 }
                 position += 1
             }
+            if isTurned { hasOperandSize = instruction.pointee.operand_width == 16 }
+            if hasOperandSize { code.byte(0x66) }
+            if hasLock { code.byte(0xF0) }
+            if repetition != 0 && (repetition != 0xF3 || !isPlainScan(instruction)) { code.byte(repetition) }
             let w = rexByte & 8
             if hasModRM {
                 regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | Int(rexByte & 4) << 1

@@ -16,6 +16,7 @@ extension BlockBuilder {
     private mutating func beginPush(_ size: Int) {
         clobberFlags()
         moveStack(address, -size)
+        chooseStack()
         beginAccess(size: size, access: Access.write | Access.stack)
     }
     private mutating func endPush(_ size: Int) {
@@ -28,7 +29,7 @@ extension BlockBuilder {
         code.byte(0x89)
         code.memory(register, base: address, 0)
     }
-    private mutating func loadFromAddress(_ register: Int, size: Int) {
+    mutating func loadFromAddress(_ register: Int, size: Int) {
         if size == 2 {
             code.rex(w: false, reg: register, base: address)
             code.byte(0x0F)
@@ -79,6 +80,7 @@ extension BlockBuilder {
         let size = stackSize(instruction.pointee.operand_width)
         clobberFlags()
         moveStack(address, 0)
+        chooseStack()
         beginAccess(size: size, access: Access.read | Access.stack)
         if operands.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER {
             let guest = Operand.general(operands.pointee.reg.value)
@@ -134,12 +136,13 @@ extension BlockBuilder {
     mutating func leave(_ instruction: UnsafePointer<ZydisDecodedInstruction>) {
         let size = stackSize(instruction.pointee.operand_width)
         clobberFlags()
-        if is64Bit { code.move(address, HostRegister.rbp) } else { code.move32(address, HostRegister.rbp) }
+        if is64Bit { code.move(address, HostRegister.rbp) } else { moveFrame(address, 0) }
+        chooseStack()
         beginAccess(size: size, access: Access.read | Access.stack)
         // The new stack pointer comes from the old rbp, which the load replaces.
         loadFromAddress(scratch, size: size)
         endAccess()
-        code.lea(stack, base: HostRegister.rbp, Int32(size), wide: is64Bit)
+        if is64Bit { code.lea(stack, base: HostRegister.rbp, Int32(size)) } else { moveFrame(stack, size) }
         if size == 2 {
             code.byte(0x66)
             code.move32(HostRegister.rbp, scratch)
@@ -161,7 +164,7 @@ extension BlockBuilder {
     mutating func loadTarget(_ operand: UnsafePointer<ZydisDecodedOperand>) {
         if operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER {
             read(address, guest: Operand.general(operand.pointee.reg.value))
-            if !is64Bit { code.move32(address, address) }
+            if !is64Bit { cutTarget() }
         } else {
             clobberFlags()
             emitAddress(operand.pointee.mem, withSegment: true)
@@ -236,6 +239,7 @@ extension BlockBuilder {
         code.shiftRightArithmetic(scratch, UInt8(log2 + 3), wide: true)
         // The offset wraps as any part of an address does.
         code.lea(address, base: address, index: scratch, scale: log2, 0, wide: instruction.pointee.address_width == 64)
+        if addressWidth == 16 { code.zeroExtend16(address) }
         addSegment(operands.pointee.mem, into: address)
         let writes = operands.pointee.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
         beginAccess(

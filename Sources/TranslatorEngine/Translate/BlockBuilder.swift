@@ -1,5 +1,4 @@
 import CZydis
-import Glibc
 
 /// A slow path to be emitted behind the block: where the inline check jumps from, and what the helper must know.
 struct SlowPath {
@@ -10,19 +9,31 @@ struct SlowPath {
     var size: Int
     var guest: Int
     var vectors: Bool
+    /// Of the jump that the alignment check makes, under `BlockMode.alignmentCheck`.
+    var misaligned: UnsafeMutablePointer<UInt8>?
+}
+
+/// A way out for an access or a branch that its segment forbids.
+struct SegmentFault {
+    var displacement: UnsafeMutablePointer<UInt8>
+    var vector: UInt8
+    var guest: Int
+    /// LOOP has counted already: the width of its count, 0 for other instructions.
+    var countWidth: Int
 }
 
 /// Memory that translation of a block works in; one per CPU, reused for each block.
 struct BlockWorkspace {
     static let instructionLimit = 64
     /// Conditional branches in a block: it goes on behind all but the last.
-    static let branchLimit: Int = Int(getenv("VMD_BR").map { atoi($0) } ?? 6)
+    static let branchLimit = 6
     let decoded = UnsafeMutablePointer<ZydisDecodedInstruction>.allocate(capacity: instructionLimit + 1)
     let operands = UnsafeMutablePointer<ZydisDecodedOperand>.allocate(
         capacity: (instructionLimit + 1) * Decoder.operandLimit)
     let instructions = UnsafeMutablePointer<Instruction>.allocate(capacity: instructionLimit + 1)
     let slowPaths = UnsafeMutablePointer<SlowPath>.allocate(capacity: instructionLimit * 4)
     let exits = UnsafeMutablePointer<PendingExit>.allocate(capacity: CodeCache.siteLimit)
+    let segmentFaults = UnsafeMutablePointer<SegmentFault>.allocate(capacity: instructionLimit * 8)
     /// A copy of the code that the block is made from.
     static let byteLimit = instructionLimit * 15 + 16
     let bytes = UnsafeMutablePointer<UInt8>.allocate(capacity: byteLimit)
@@ -32,6 +43,7 @@ struct BlockWorkspace {
         instructions.deallocate()
         slowPaths.deallocate()
         exits.deallocate()
+        segmentFaults.deallocate()
         bytes.deallocate()
     }
 }
@@ -61,6 +73,12 @@ struct BlockBuilder {
     var vectorsReady = false
     var slowPathCount = 0
     var exitCount = 0
+    var segmentFaultCount = 0
+    /// The segment that the next access has to be checked against and whose base is to be added; -1 for none.
+    var pendingSegment = -1
+    /// Of the instruction at hand, in bits.
+    var operandWidth: UInt8 = 32
+    var addressWidth: UInt8 = 32
     /// Offset of the instruction at hand from the code page, and of the next.
     var here = 0
     var next = 0
@@ -84,9 +102,10 @@ struct BlockBuilder {
         is64Bit ? (operandWidth == 16 ? 2 : 8) : (operandWidth == 16 ? 2 : 4)
     }
     /// Bytes of a near branch's return address.
-    var pointerSize: Int { is64Bit ? 8 : 4 }
-    /// `lea` on the stack pointer: outside 64-bit code it has 32 bits.
+    var pointerSize: Int { is64Bit ? 8 : operandWidth == 16 ? 2 : 4 }
+    /// `lea` on the stack pointer: outside 64-bit code it has 32 or 16 bits.
     @inline(__always) mutating func moveStack(_ destination: Int, _ distance: Int) {
+        if mode.has(BlockMode.smallStack) { return moveSmallStack(destination, from: RegisterMap.guestStack, distance) }
         code.lea(destination, base: RegisterMap.guestStack, Int32(truncatingIfNeeded: distance), wide: is64Bit)
     }
 
@@ -126,6 +145,12 @@ struct BlockBuilder {
     /// `endAccess`.
     mutating func beginAccess(size: Int, access: UInt8) {
         clobberFlags()
+        var access = access
+        if pendingSegment >= 0 {
+            checkSegment(size: size, writes: access & Access.write != 0)
+        } else if !is64Bit {
+            access |= Access.flat
+        }
         if hasBMI2 {
             code.rotateRight(scratch, address, TLB.shift)
         } else {
@@ -134,12 +159,21 @@ struct BlockBuilder {
         }
         code.arithmetic(.and, scratch, immediate: TLB.mask, wide: false)
         code.arithmeticContext(.sub, address, base: scratch, tlb + (access & Access.write != 0 ? TLB.writeTag : TLB.readTag))
+        var misaligned: UnsafeMutablePointer<UInt8>?
+        if mode.has(BlockMode.alignmentCheck) {
+            // Tags are pages: the low bits are still the address's.
+            let low = Access.alignment(size: size, access) - 1
+            if low > 0 {
+                code.test(address, immediate: Int32(low))
+                misaligned = code.jump(if: Condition.notEqual)
+            }
+        }
         code.arithmetic(.cmp, address, immediate: Int32(4096 - size))
         let displacement = code.jump(if: Condition.above)
         code.arithmeticContext(.add, address, base: scratch, tlb + TLB.host)
         work.slowPaths[slowPathCount] = SlowPath(
             displacement: displacement, operation: code.cursor, operationLength: 0, access: access, size: size,
-            guest: here, vectors: vectorsReady)
+            guest: here, vectors: vectorsReady, misaligned: misaligned)
         slowPathCount += 1
     }
     /// The access has been emitted: everything since `beginAccess` runs on the bounce buffer when it must.
@@ -151,6 +185,7 @@ struct BlockBuilder {
         for index in 0..<slowPathCount {
             let path = work.slowPaths[index]
             code.bind(path.displacement)
+            if let misaligned = path.misaligned { code.bind(misaligned) }
             let thunk = thunks.pointee.slow[
                 Thunks.slowIndex(table: mode.table, writes: path.access & Access.write != 0, vectors: path.vectors)]
             code.call(to: origin + thunk)
@@ -161,6 +196,7 @@ struct BlockBuilder {
             code.word(UInt16(truncatingIfNeeded: path.guest))
             code.word(0)
         }
+        emitSegmentFaults()
     }
 
     /// The linear address of `offset` from the code page, into a register. Needs no flags.
@@ -191,7 +227,7 @@ struct BlockBuilder {
         let wide =
             is64Bit && !(Operand.is32Bit(memory.base) || Operand.is32Bit(memory.index) || memory.base == ZYDIS_REGISTER_EIP)
         var displacement = memory.disp.has_displacement != 0 ? memory.disp.value : 0
-        if !is64Bit { displacement = ZyanI64(UInt32(truncatingIfNeeded: displacement)) }
+        if !is64Bit { displacement &= addressWidth == 16 ? 0xFFFF : 0xFFFF_FFFF }
         if memory.base == ZYDIS_REGISTER_RIP || memory.base == ZYDIS_REGISTER_EIP {
             loadCodeAddress(target, next &+ Int(displacement))
             if !wide { code.move32(target, target) }
@@ -236,14 +272,14 @@ struct BlockBuilder {
         if withSegment { addSegment(memory, into: target) }
     }
 
-    /// Adds fs's or gs's base to an effective address.
+    /// Adds fs's or gs's base to an effective address. Outside of 64-bit code `beginAccess` does it, with the check.
     mutating func addSegment(_ memory: ZydisDecodedOperandMem, into target: Int) {
-        if memory.segment == ZYDIS_REGISTER_GS {
+        if !is64Bit {
+            chooseSegment(memory.segment)
+        } else if memory.segment == ZYDIS_REGISTER_GS {
             code.arithmeticContext(.add, target, ContextOffset.gsBase)
-            if !is64Bit { code.move32(target, target) }
         } else if memory.segment == ZYDIS_REGISTER_FS {
             code.arithmeticContext(.add, target, ContextOffset.fsBase)
-            if !is64Bit { code.move32(target, target) }
         }
     }
 

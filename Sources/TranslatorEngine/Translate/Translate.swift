@@ -18,12 +18,13 @@ extension TranslatorCPU {
         var secondPage = -1
         var isOver = false
         var branches = 0
+        memory.setWatched(page: page.ramOffset >> 12, true)
         // Read once: what is checked is what is emitted, whatever other writers do meanwhile.
         let source = work.bytes - start
         work.bytes.update(from: page.host + start, count: min(4096 - start, BlockWorkspace.byteLimit))
         scanned = start..<start
         while count < limit && !isOver {
-            if offset >= 4096 { break }
+            if offset >= 4096 || count > 0 && mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: offset) { break }
             let decoded = work.decoded + count
             let operands = work.operands + count * Decoder.operandLimit
             var available = 4096 - offset
@@ -36,7 +37,8 @@ extension TranslatorCPU {
                 if status & 0x8000_0000 != 0 && status == zydisNoMoreData {
                     // The instruction goes on in the next page.
                     if count > 0 { break }
-                    let next = try codePage((linear & ~0xFFF) &+ 4096)
+                    let next = try nextCodePage(linear)
+                    memory.setWatched(page: next.ramOffset >> 12, true)
                     straddleBuffer.copyMemory(from: bytes, byteCount: available)
                     (straddleBuffer + available).copyMemory(from: next.host, byteCount: 16)
                     bytes = UnsafeRawPointer(straddleBuffer)
@@ -54,7 +56,7 @@ extension TranslatorCPU {
                 isOver = true
             } else {
                 if decoded.pointee.address_width == 32 && mode.codeSize == 0 { Self.correctNarrowAddress(decoded, operands) }
-                instruction = Classifier.classify(decoded, operands, mode: mode)
+                instruction = Classifier.classify(decoded, operands, mode: mode, shown: shown)
                 instruction.offset = offset
                 switch instruction.kind {
                 case .system:
@@ -83,13 +85,20 @@ extension TranslatorCPU {
                 case .exception, .call, .callIndirect, .jump, .jumpIndirect, .ret: isOver = true
                 case .conditional, .counted:
                     branches += 1
-                    isOver = branches == BlockWorkspace.branchLimit
+                    isOver = branches == BlockWorkspace.branchLimit || BlockBuilder.needsBranchCheck(instruction.kind, decoded, mode)
                 default: break
                 }
             }
             work.instructions[count] = instruction
             count += 1
             offset += Int(instruction.length)
+        }
+        // The instruction behind STI has to run before an interrupt: only the system half can say so to the run loop.
+        if work.instructions[count - 1].kind == .systemInline,
+            systemPool.entries[work.instructions[count - 1].system].kind == .sti
+        {
+            work.instructions[count - 1].kind = .system
+            work.instructions[count - 1].flagsRead = arithmeticFlags
         }
         return emit(
             count: count, source: source, start: start, end: offset, page: page, mode: mode, secondPage: secondPage,
@@ -133,7 +142,8 @@ extension TranslatorCPU {
             var read = instruction.flagsRead
             switch instruction.kind {
             case .call, .jump, .conditional, .counted:
-                let taken = liveFlags(at: branchTarget(index), from: start, page: page, mode: mode)
+                let isPlain = BlockBuilder.isPlainTarget(mode, operandWidth: work.decoded[index].operand_width)
+                let taken = isPlain ? liveFlags(at: branchTarget(index), from: start, page: page, mode: mode) : arithmeticFlags
                 work.instructions[index].flagsTaken = taken
                 if instruction.kind == .call || instruction.kind == .jump { read = 0 }
                 read |= taken
@@ -152,6 +162,8 @@ extension TranslatorCPU {
         let entry = builder.code.cursor - origin
         let mapStart = cache.mapStart
         let siteStart = cache.nextSite
+        // Branches that are checked make both ways out themselves.
+        var goesOn = true
         for index in 0..<count {
             let instruction = work.instructions[index]
             let decoded = UnsafePointer(work.decoded + index)
@@ -159,6 +171,8 @@ extension TranslatorCPU {
             builder.here = instruction.offset
             builder.next = instruction.offset + Int(instruction.length)
             builder.live = instruction.flagsLive
+            builder.operandWidth = decoded.pointee.operand_width
+            builder.addressWidth = decoded.pointee.address_width
             if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
             cache.map[mapStart + index] = MapEntry(
                 host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
@@ -167,6 +181,11 @@ extension TranslatorCPU {
             let bytes = instruction.offset + Int(instruction.length) > 4096
                 ? UnsafePointer(straddleBuffer.assumingMemoryBound(to: UInt8.self)) : UnsafePointer(source + instruction.offset)
             switch instruction.kind {
+            case let kind where BlockBuilder.needsBranchCheck(kind, decoded, mode):
+                builder.branch(
+                    instruction.kind, decoded, operands, taken: branchTarget(index), fallThrough: end,
+                    liveTaken: instruction.flagsTaken, liveFallThrough: liveFallThrough)
+                goesOn = false
             case .generic: builder.generic(decoded, operands, bytes: bytes, info: instruction)
             case .nothing: break
             case .lea: builder.lea(decoded, operands)
@@ -201,9 +220,10 @@ extension TranslatorCPU {
         }
         switch last.kind {
         case .call, .callIndirect, .jump, .jumpIndirect, .ret, .system, .exception: break
-        default:
+        case _ where goesOn:
             builder.live = liveFallThrough
             builder.directExit(to: end, isBackward: false)
+        default: break
         }
         builder.emitSlowPaths()
         builder.emitExits(cache)
@@ -233,6 +253,8 @@ extension TranslatorCPU {
     /// Links a new block's ways out to blocks of the same page that are there already, itself among them.
     private func linkKnown(_ index: Int, page: CodePage) {
         let block = cache.blocks[index]
+        // Which offsets are to be stopped at may change while blocks stay.
+        if block.mode.has(BlockMode.breakpoints) { return }
         for site in Int(block.siteStart)..<Int(block.siteStart) + Int(block.siteCount) {
             let stub = UnsafeRawPointer(cache.memory.writableBase + Int(cache.sites[site].stub) + 5)
             let descriptor = stub.loadUnaligned(as: ExitDescriptor.self)

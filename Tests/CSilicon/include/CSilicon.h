@@ -17,6 +17,11 @@ enum {
     SILICON_ARENA_PAGES = 5,
     SILICON_ARENA_READ_ONLY_PAGE = 2,
     SILICON_ARENA_BYTES = SILICON_ARENA_PAGES * 4096,
+    // 32-bit code jumps here to get out; a page of the silicon's own.
+    SILICON_GATE = 0x22000000,
+    // Bases of fs and gs in 32-bit code.
+    SILICON_FS_BASE = SILICON_ARENA + 64,
+    SILICON_GS_BASE = SILICON_ARENA + 4096,
     SILICON_CASES = 64,
     SILICON_XSAVE_BYTES = 832,
     // `vector` of a case that came to its end.
@@ -37,7 +42,9 @@ struct silicon_case {
     struct silicon_state in, out;
     // What the arena holds before.
     uint32_t pattern;
-    uint32_t reserved[15];
+    // Not 0: the code is 32-bit code, for the code segment of Linux's 32-bit programs.
+    uint32_t is_narrow;
+    uint32_t reserved[14];
     uint8_t arena[SILICON_ARENA_BYTES];
 };
 
@@ -47,6 +54,8 @@ enum { SILICON_PATTERNS = 4 };
 struct silicon_shared {
     uint32_t requested, completed, count, is_closed;
     uint32_t running;
+    // Selectors of fs and gs in 32-bit code; 0 where the host has none.
+    uint32_t fs_selector, gs_selector;
     _Alignas(4096) uint8_t patterns[SILICON_PATTERNS][SILICON_ARENA_BYTES];
     _Alignas(4096) uint8_t code[SILICON_CODE_PAGES * 4096];
     _Alignas(4096) struct silicon_case cases[SILICON_CASES];
@@ -64,13 +73,19 @@ static inline void *silicon_input(struct silicon_shared *shared, uint32_t slot) 
 static inline void *silicon_output(struct silicon_shared *shared, uint32_t slot) { return &shared->cases[slot].out; }
 static inline void *silicon_arena(struct silicon_shared *shared, uint32_t slot) { return shared->cases[slot].arena; }
 static inline uint32_t silicon_running(struct silicon_shared *shared) { return shared->running; }
-static inline void silicon_set_pattern(struct silicon_shared *shared, uint32_t slot, uint32_t pattern) {
+static inline uint32_t silicon_selector(struct silicon_shared *shared, int is_gs) {
+    return is_gs ? shared->gs_selector : shared->fs_selector;
+}
+static inline void silicon_set_case(struct silicon_shared *shared, uint32_t slot, uint32_t pattern, uint32_t is_narrow) {
     shared->cases[slot].pattern = pattern;
+    shared->cases[slot].is_narrow = is_narrow;
 }
 
 // What the code of a case ends with: a jump out. At most this many bytes.
 enum { SILICON_EXIT_BYTES = 14 };
 void silicon_write_exit(uint8_t *code);
+// The same for 32-bit code.
+void silicon_write_narrow_exit(uint8_t *code);
 
 // Forks the process. `shared` is null on failure.
 struct silicon silicon_start(void);

@@ -1,0 +1,586 @@
+import CZydis
+
+@testable import TranslatorEngine
+
+/// Proves of emitted blocks, by reading their host code, what the isolation claim says of them.
+///
+/// Each instruction is disassembled and followed with a small abstract state of the registers that may hold host
+/// addresses. A block passes when
+/// - each memory operand is a field of the context that blocks may use, an entry of this mode's TLB or jump cache
+///   behind a masked index, or lies inside the bytes that a TLB check before it has found good, for reading or writing;
+/// - no host address gets into a guest register, the context or guest memory;
+/// - each direct branch goes forward inside the block, to a thunk, or, where the cache knows of it as a `Site`, to the
+///   entry of the living block of the same mode that it is linked to (of the same page, unless the site says otherwise);
+///   each indirect one through a compared entry of the jump cache;
+/// - the host's stack is used in three sequences only: a call pushes the guest's return address after a look at the
+///   limit, its landing drops it, and a return compares it first;
+/// - no instruction is of a kind that must not be copied: those that reach the kernel, the host's stack, segments,
+///   system registers or protection keys, that have operands of no fixed place, or whose extension is hidden;
+/// - what the slow path of each check says (size, access, place and length of the operation) is what the code does.
+final class EmittedCodeVerifier {
+    /// What is known of a host register.
+    private enum Value: Equatable {
+        case unknown
+        /// An offset of an entry in the TLB.
+        case tlbIndex
+        /// A jump cache index; looked up; found equal.
+        case jumpIndex, jumpCompared, jumpChecked
+        /// An address less the tag of its TLB entry; the same, known to be an offset that `size` bytes fit behind.
+        case difference(write: Bool)
+        case offset(size: Int, write: Bool)
+        /// The host address of so many bytes of guest memory (or of the bounce buffer).
+        case host(size: Int, write: Bool)
+        /// Perhaps a host address that is no longer good for anything.
+        case stale
+
+        var isHost: Bool { if case .host = self { true } else { self == .stale } }
+    }
+
+    /// A TLB check of the block at hand.
+    private struct Check {
+        var size: Int
+        var write: Bool
+        var operation = 0
+        /// End of the last instruction that uses the address.
+        var lastUse = 0
+    }
+
+    /// Behind a branch or a helper the scratch registers may hold host addresses.
+    private static let atLabel: [Value] = (0..<16).map { $0 == 13 || $0 == 14 ? .stale : .unknown }
+
+    /// Stand-ins for the address register are guest registers: they must have their values back.
+    private func checkStandIns(_ values: [Value]) throws {
+        for register in 0..<13 where values[register].isHost { throw Violation("host address in a guest register at a branch") }
+    }
+
+    private let cpu: TranslatorCPU
+    private var decoder = ZydisDecoder()
+    private let instruction = UnsafeMutablePointer<ZydisDecodedInstruction>.allocate(capacity: 1)
+    private let operands = UnsafeMutablePointer<ZydisDecodedOperand>.allocate(capacity: 10)
+    private(set) var instructionCount = 0
+    private(set) var blockCount = 0
+    private var entries: Set<Int> = []
+
+    init(_ cpu: TranslatorCPU) {
+        self.cpu = cpu
+        ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)
+    }
+    deinit {
+        instruction.deallocate()
+        operands.deallocate()
+    }
+
+    /// What is wrong with the blocks from an index on; empty when all is well.
+    /// `first` has an index for each segment of the cache, or none.
+    func violations(from first: [Int] = []) -> [String] {
+        var result: [String] = []
+        for segment in 0..<cpu.cache.segmentCount {
+            let blocks = cpu.cache.blocks(inSegment: segment)
+            for index in blocks where first.isEmpty || index >= first[segment] {
+                if let violation = violation(block: index) { result.append(violation) }
+                if result.count > 20 { return result }
+            }
+        }
+        return result
+    }
+
+    private struct Violation: Error {
+        let what: String
+        init(_ what: String) { self.what = what }
+    }
+
+    private func violation(block index: Int) -> String? {
+        let block = cpu.cache.blocks[index]
+        blockCount += 1
+        var position = Int(block.savedEntry)
+        do {
+            try verify(block, &position)
+            return nil
+        } catch {
+            let what = (error as? Violation)?.what ?? "\(error)"
+            let base = cpu.cache.memory.writableBase
+            let bytes = (0..<15).map { hex(Int(base[position + $0])) }.joined(separator: " ")
+            return "block \(index) mode \(block.mode.rawValue) at \(hex(Int(block.physical))): \(what) at +\(position - Int(block.savedEntry)): \(text(position)) (\(bytes))"
+        }
+    }
+
+    private func hex(_ value: Int) -> String { String(value, radix: 16) }
+
+    private func text(_ position: Int) -> String {
+        var formatter = ZydisFormatter()
+        ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL)
+        guard decode(position, limit: 15) else { return "?" }
+        return withUnsafeTemporaryAllocation(of: CChar.self, capacity: 128) { buffer in
+            guard let base = buffer.baseAddress else { return "" }
+            let status = ZydisFormatterFormatInstruction(
+                &formatter, instruction, operands, instruction.pointee.operand_count_visible, base, 128, UInt64(position), nil)
+            return status & 0x8000_0000 == 0 ? String(cString: base) : "?"
+        }
+    }
+
+    private func decode(_ position: Int, limit: Int) -> Bool {
+        ZydisDecoderDecodeFull(
+            &decoder, cpu.cache.memory.writableBase + position, ZyanUSize(limit), instruction, operands) & 0x8000_0000 == 0
+    }
+
+    // MARK: One block
+
+    private func verify(_ block: Block, _ position: inout Int) throws {
+        let thunks = cpu.thunks.pointee
+        let end = Int(block.end)
+        guard block.savedEntry <= block.entry, Int(block.entry) < end, end <= cpu.cache.memory.byteCount,
+            Int(block.savedEntry) >= cpu.cache.firstBlockOffset, end - Int(block.savedEntry) <= CodeCache.longestBlock
+        else { throw Violation("block out of bounds") }
+        var values = Self.atLabel
+        var boundaries: Set<Int> = []
+        var labels: Set<Int> = []
+        /// TLB checks by the place of their slow path.
+        var checks: [Int: Check] = [:]
+        /// The check that stands behind `values[14]`.
+        var current: Int?
+        var compared: Int?
+        var isReachable = true
+        /// The host's stack holds the guest's return address of a call to come, or of one that has returned.
+        var hasPushed = false, hasReturned = false
+        var sites: [Int: Int] = [:]
+        for site in Int(block.siteStart)..<Int(block.siteStart) + Int(block.siteCount) {
+            let stub = Int(cpu.cache.sites[site].stub)
+            guard stub > Int(block.entry), stub < end else { throw Violation("stub elsewhere") }
+            sites[Int(cpu.cache.sites[site].displacement)] = site
+            labels.insert(stub)
+        }
+
+        while position < end {
+            boundaries.insert(position)
+            let isLabel = labels.contains(position)
+            if isLabel {
+                if isReachable { try checkStandIns(values) }
+                values = Self.atLabel
+            } else if !isReachable && position != Int(block.entry) {
+                throw Violation("code that nothing leads to")
+            }
+            isReachable = true
+            guard decode(position, limit: min(15, end - position)) else { throw Violation("no instruction") }
+            instructionCount += 1
+            let length = Int(instruction.pointee.length)
+            let next = position + length
+            let wasCompared = compared
+            compared = nil
+
+            if starts(position, Self.limitCheck) {
+                // cmp rsp, gs:[returnLimit]; jbe; push r13
+                guard !hasPushed, !hasReturned, starts(next, [0x0F, 0x86]), starts(next + 6, [0x41, 0x55]), !values[13].isHost,
+                    decode(next, limit: 6), let target = try branchTarget(next + 6), target > next + 8, target < end
+                else { throw Violation("stack limit without a push") }
+                labels.insert(target)
+                boundaries.formUnion([next, next + 6])
+                position = next + 8
+                hasPushed = true
+                continue
+            }
+            if starts(position, [0x4C, 0x3B, 0x74, 0x24, 0x08]) {
+                // cmp r14, [rsp + 8]; jne; ret
+                guard !hasPushed, !hasReturned, starts(next, [0x0F, 0x85]), starts(next + 6, [0xC3]), !values[14].isHost,
+                    decode(next, limit: 6), try branchTarget(next + 6) == thunks.returnMiss[block.mode.table]
+                else { throw Violation("return without a comparison") }
+                boundaries.formUnion([next, next + 6])
+                position = next + 7
+                isReachable = false
+                continue
+            }
+            if starts(position, [0x48, 0x8D, 0x64, 0x24, 0x08]) {
+                guard hasReturned else { throw Violation("the host's stack pointer") }
+                hasReturned = false
+                position = next
+                continue
+            }
+            if let site = sites[next - 4], let target = try branchTarget(next) {
+                try checkStandIns(values)
+                if hasReturned { throw Violation("landing without a pop") }
+                try verifySite(site, target, block)
+                isReachable = false
+                switch instruction.pointee.meta.category {
+                case ZYDIS_CATEGORY_CALL:
+                    guard hasPushed else { throw Violation("call without a push") }
+                    (hasPushed, hasReturned, isReachable) = (false, true, true)
+                    values = Self.atLabel
+                    values[14] = .unknown
+                case ZYDIS_CATEGORY_COND_BR: isReachable = true
+                default: break
+                }
+                position = next
+                continue
+            }
+            if let target = try branchTarget(next) {
+                let isInside = target > position && target < end && !isEntry(target, of: block)
+                try checkStandIns(values)
+                switch instruction.pointee.meta.category {
+                case ZYDIS_CATEGORY_CALL:
+                    if target == thunks.exitHost || target == thunks.exitSaved {
+                        let kind = try verifyExit(next, block)
+                        if kind == .chain {
+                            let site = Int(UnsafeRawPointer(cpu.cache.memory.writableBase + next).loadUnaligned(
+                                fromByteOffset: ExitDescriptor.size, as: UInt32.self))
+                            guard sites.values.contains(site), Int(cpu.cache.sites[site].stub) == position else {
+                                throw Violation("chain exit of another site")
+                            }
+                            position = next + ExitDescriptor.size + 4
+                        } else {
+                            position = next + ExitDescriptor.size
+                        }
+                        isReachable = false
+                    } else if target == thunks.systemCall {
+                        _ = try verifyExit(next, block)
+                        position = next + ExitDescriptor.size
+                        values = Self.atLabel
+                    } else if target == thunks.restoreVectors {
+                        position = next
+                    } else if let check = checks[position] {
+                        try verifySlowPath(next, target, check, block)
+                        position = next + MemoryDescriptor.size
+                        isReachable = false
+                    } else {
+                        throw Violation("call elsewhere")
+                    }
+                    continue
+                case ZYDIS_CATEGORY_UNCOND_BR:
+                    isReachable = false
+                    if isInside {
+                        labels.insert(target)
+                        position = next
+                    } else if target == thunks.indirectMiss {
+                        if values[14].isHost { throw Violation("host address as a target") }
+                        position = next
+                    } else {
+                        throw Violation("jump elsewhere")
+                    }
+                    continue
+                default:
+                    if target == thunks.indirectMiss {
+                        guard values[13] == .jumpCompared, !values[14].isHost else { throw Violation("branch to the miss thunk without a look-up") }
+                        values[13] = .jumpChecked
+                    } else if isInside {
+                        if case .difference(let write) = values[14], let size = wasCompared,
+                            instruction.pointee.mnemonic == ZYDIS_MNEMONIC_JNBE
+                        {
+                            checks[target] = Check(size: size, write: write)
+                            current = target
+                            values[14] = .offset(size: size, write: write)
+                        }
+                        labels.insert(target)
+                    } else {
+                        throw Violation("branch elsewhere")
+                    }
+                    position = next
+                    continue
+                }
+            }
+            let category = instruction.pointee.meta.category
+            if category == ZYDIS_CATEGORY_UNCOND_BR || category == ZYDIS_CATEGORY_CALL {
+                let isCall = category == ZYDIS_CATEGORY_CALL
+                guard hasPushed == isCall, !hasReturned else { throw Violation("call without a push, or a push without a call") }
+                try verifyIndirect(block, values)
+                (isReachable, hasReturned, hasPushed) = (isCall, isCall, false)
+                values = Self.atLabel
+                values[14] = .unknown
+                position = next
+                continue
+            }
+            try verifyKind()
+            try verifyRegisters(values)
+            try verifyMemory(block, values)
+            if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMP, operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER,
+                operands[0].reg.value == ZYDIS_REGISTER_R14, case .difference = values[14],
+                operands[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
+            {
+                let size = 4096 - Int(operands[1].imm.value.s)
+                guard size > 0 && size <= 4096 else { throw Violation("check of \(size) bytes") }
+                compared = size
+            }
+            if usesHost(values), let current { checks[current]?.lastUse = next }
+            follow(block, &values)
+            if case .host = values[14], let current, checks[current]?.operation == 0 { checks[current]?.operation = next }
+            position = next
+        }
+        guard !isReachable else { throw Violation("runs out of its end") }
+        for label in labels where !boundaries.contains(label) { throw Violation("branch into an instruction") }
+        for (_, check) in checks where check.operation == 0 { throw Violation("check without an operation") }
+    }
+
+    /// Whether an operand's base is a checked address.
+    private func usesHost(_ values: [Value]) -> Bool {
+        for index in 0..<Int(instruction.pointee.operand_count) where operands[index].type == ZYDIS_OPERAND_TYPE_MEMORY {
+            let base = number(operands[index].mem.base)
+            if base >= 0, case .host = values[base] { return true }
+        }
+        return isStandIn
+    }
+
+    private func isEntry(_ target: Int, of block: Block) -> Bool { target == Int(block.entry) || target == Int(block.savedEntry) }
+
+    /// Where a relative branch leads, `nil` for anything else.
+    private func branchTarget(_ next: Int) throws -> Int? {
+        switch instruction.pointee.meta.category {
+        case ZYDIS_CATEGORY_CALL, ZYDIS_CATEGORY_UNCOND_BR, ZYDIS_CATEGORY_COND_BR:
+            guard operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE, operands[0].imm.is_relative != 0 else {
+                return nil
+            }
+            guard instruction.pointee.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR else { throw Violation("far branch") }
+            return next + Int(operands[0].imm.value.s)
+        default: return nil
+        }
+    }
+
+    private func verifyExit(_ at: Int, _ block: Block) throws -> ExitDescriptor.Kind {
+        let descriptor = UnsafeRawPointer(cpu.cache.memory.writableBase + at).loadUnaligned(as: ExitDescriptor.self)
+        guard let kind = ExitDescriptor.Kind(rawValue: descriptor.kind), at + ExitDescriptor.size <= Int(block.end) else {
+            throw Violation("exit without a descriptor")
+        }
+        switch kind {
+        case .system: if Int(descriptor.value) >> 13 >= cpu.systemPool.count { throw Violation("system instruction out of bounds") }
+        case .chain: if descriptor.value < 0 || descriptor.value > 4095 { throw Violation("chain out of its page") }
+        case .goto, .exception: break
+        default: throw Violation("exit of a thunk's kind")
+        }
+        return kind
+    }
+
+    /// `cmp rsp, gs:[returnLimit]`.
+    private static let limitCheck: [UInt8] =
+        [0x65, 0x48, 0x3B, 0x24, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: ContextOffset.returnLimit >> ($0 * 8)) }
+
+    private func starts(_ position: Int, _ bytes: [UInt8]) -> Bool {
+        position + bytes.count <= cpu.cache.memory.byteCount
+            && bytes.indices.allSatisfy { cpu.cache.memory.writableBase[position + $0] == bytes[$0] }
+    }
+
+    /// A branch that the cache links: to its stub, or to the block that it is linked to.
+    private func verifySite(_ number: Int, _ target: Int, _ block: Block) throws {
+        let site = cpu.cache.sites[number]
+        if site.target == 0 {
+            guard target == Int(site.stub) else { throw Violation("branch past its stub") }
+            return
+        }
+        let other = cpu.cache.blocks[Int(site.target)]
+        guard isEntry(target, of: other) else { throw Violation("jump into the middle of a block") }
+        guard other.isAlive, other.mode == block.mode,
+            site.movesPage || other.secondPage >= 0 || other.physical >> 12 == block.physical >> 12
+        else { throw Violation("link to a block that must not be linked to") }
+    }
+
+    private func verifySlowPath(_ at: Int, _ target: Int, _ check: Check, _ block: Block) throws {
+        let thunks = cpu.thunks.pointee
+        let isOurs = [false, true].contains {
+            target == thunks.slow[Thunks.slowIndex(table: block.mode.table, writes: check.write, vectors: $0)]
+        }
+        guard isOurs else { throw Violation("slow path of another TLB or access") }
+        let descriptor = UnsafeRawPointer(cpu.cache.memory.writableBase + at).loadUnaligned(as: MemoryDescriptor.self)
+        guard at + Int(descriptor.operation) == check.operation, check.operation != 0 else {
+            throw Violation("slow path that comes back elsewhere")
+        }
+        guard check.lastUse <= check.operation + Int(descriptor.operationLength) else {
+            throw Violation("the address is used behind the operation")
+        }
+        guard Int(descriptor.size) == check.size, (descriptor.access & Access.write != 0) == check.write else {
+            throw Violation("slow path of another size or access")
+        }
+        guard descriptor.size <= 128, descriptor.operationLength > 0, Int(descriptor.operationLength) <= Thunks.bounceSlotSize - 8 else {
+            throw Violation("operation that the bounce buffer cannot take")
+        }
+        // Whole instructions, none of which depends on where it stands.
+        var position = check.operation
+        let end = position + Int(descriptor.operationLength)
+        while position < end {
+            guard decode(position, limit: end - position) else { throw Violation("operation ends inside an instruction") }
+            if try branchTarget(0) != nil { throw Violation("branch in an operation") }
+            position += Int(instruction.pointee.length)
+        }
+    }
+
+    private func verifyIndirect(_ block: Block, _ values: [Value]) throws {
+        let memory = operands[0].mem
+        guard operands[0].type == ZYDIS_OPERAND_TYPE_MEMORY, memory.segment == ZYDIS_REGISTER_GS, memory.base == ZYDIS_REGISTER_NONE,
+            memory.index == ZYDIS_REGISTER_R13, memory.scale == 8, values[13] == .jumpChecked,
+            Int(memory.disp.value) == jumpCache(block) + 8
+        else { throw Violation("indirect jump outside of the jump cache") }
+    }
+
+    private func jumpCache(_ block: Block) -> Int {
+        ContextOffset.jumpCache + block.mode.table * JumpCache.entryCount * JumpCache.entrySize
+    }
+
+    // MARK: One instruction
+
+    private static let extensions: Set<UInt32> = Set(
+        [
+            ZYDIS_ISA_EXT_BASE, ZYDIS_ISA_EXT_LONGMODE, ZYDIS_ISA_EXT_X87, ZYDIS_ISA_EXT_MMX, ZYDIS_ISA_EXT_SSE,
+            ZYDIS_ISA_EXT_SSE2, ZYDIS_ISA_EXT_SSE3, ZYDIS_ISA_EXT_SSSE3, ZYDIS_ISA_EXT_SSE4, ZYDIS_ISA_EXT_AES,
+            ZYDIS_ISA_EXT_PCLMULQDQ, ZYDIS_ISA_EXT_AVX, ZYDIS_ISA_EXT_AVX2, ZYDIS_ISA_EXT_AVXAES, ZYDIS_ISA_EXT_F16C,
+            ZYDIS_ISA_EXT_FMA, ZYDIS_ISA_EXT_BMI1, ZYDIS_ISA_EXT_BMI2, ZYDIS_ISA_EXT_LZCNT, ZYDIS_ISA_EXT_MOVBE,
+            ZYDIS_ISA_EXT_ADOX_ADCX, ZYDIS_ISA_EXT_SHA, ZYDIS_ISA_EXT_PAUSE, ZYDIS_ISA_EXT_RDRAND, ZYDIS_ISA_EXT_RDSEED,
+            ZYDIS_ISA_EXT_VAES, ZYDIS_ISA_EXT_VPCLMULQDQ, ZYDIS_ISA_EXT_GFNI, ZYDIS_ISA_EXT_AMD3DNOW_PREFETCH,
+        ].map(\.rawValue))
+
+    /// Kinds that never stand in a block, whatever their operands are.
+    private static let categories: Set<UInt32> = Set(
+        [
+            ZYDIS_CATEGORY_RET, ZYDIS_CATEGORY_SYSCALL, ZYDIS_CATEGORY_SYSRET, ZYDIS_CATEGORY_SYSTEM, ZYDIS_CATEGORY_INTERRUPT,
+            ZYDIS_CATEGORY_IO, ZYDIS_CATEGORY_IOSTRINGOP, ZYDIS_CATEGORY_STRINGOP, ZYDIS_CATEGORY_XSAVE,
+            ZYDIS_CATEGORY_XSAVEOPT, ZYDIS_CATEGORY_RDWRFSGS, ZYDIS_CATEGORY_SEGOP, ZYDIS_CATEGORY_PUSH, ZYDIS_CATEGORY_POP,
+            ZYDIS_CATEGORY_GATHER, ZYDIS_CATEGORY_SCATTER, ZYDIS_CATEGORY_CLDEMOTE, ZYDIS_CATEGORY_UINTR,
+        ].map(\.rawValue))
+
+    private func verifyKind() throws {
+        let i = instruction.pointee
+        // RDTSC stands in the sequence that adds the guest's offset.
+        if i.mnemonic == ZYDIS_MNEMONIC_RDTSC { return }
+        if i.attributes & UInt64(ZYDIS_ATTRIB_IS_PRIVILEGED) != 0 { throw Violation("privileged instruction") }
+        if Self.categories.contains(i.meta.category.rawValue) { throw Violation("instruction of a forbidden kind") }
+        if !Self.extensions.contains(i.meta.isa_ext.rawValue) { throw Violation("instruction of a hidden extension") }
+        switch i.mnemonic {
+        case ZYDIS_MNEMONIC_CLD, ZYDIS_MNEMONIC_STD, ZYDIS_MNEMONIC_CPUID, ZYDIS_MNEMONIC_XGETBV, ZYDIS_MNEMONIC_RDPID,
+            ZYDIS_MNEMONIC_RDPMC, ZYDIS_MNEMONIC_RDTSCP, ZYDIS_MNEMONIC_LAR, ZYDIS_MNEMONIC_LSL, ZYDIS_MNEMONIC_VERR,
+            ZYDIS_MNEMONIC_VERW, ZYDIS_MNEMONIC_XLAT, ZYDIS_MNEMONIC_ENTER, ZYDIS_MNEMONIC_LEAVE, ZYDIS_MNEMONIC_UD0,
+            ZYDIS_MNEMONIC_UD1, ZYDIS_MNEMONIC_UD2, ZYDIS_MNEMONIC_CLFLUSH, ZYDIS_MNEMONIC_FXSAVE, ZYDIS_MNEMONIC_FXRSTOR,
+            ZYDIS_MNEMONIC_FXSAVE64, ZYDIS_MNEMONIC_FXRSTOR64, ZYDIS_MNEMONIC_STAC, ZYDIS_MNEMONIC_CLAC:
+            throw Violation("instruction that must not be copied")
+        default: break
+        }
+    }
+
+    private func number(_ register: ZydisRegister) -> Int {
+        let wide = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, register)
+        let value = Int(wide.rawValue) - Int(ZYDIS_REGISTER_RAX.rawValue)
+        return value >= 0 && value < 16 ? value : -1
+    }
+
+    private func isWritten(_ operand: ZydisDecodedOperand) -> Bool {
+        operand.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
+    }
+    private func isRead(_ operand: ZydisDecodedOperand) -> Bool {
+        operand.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_READ.rawValue) != 0
+    }
+
+    /// MOV of the address register to one that has no REX bit: the form of high-byte operands.
+    private var isStandIn: Bool {
+        instruction.pointee.mnemonic == ZYDIS_MNEMONIC_MOV && operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER
+            && operands[1].type == ZYDIS_OPERAND_TYPE_REGISTER && operands[1].reg.value == ZYDIS_REGISTER_R14
+            && (operands[0].reg.value == ZYDIS_REGISTER_RDI || operands[0].reg.value == ZYDIS_REGISTER_RSI)
+    }
+
+    private func verifyRegisters(_ values: [Value]) throws {
+        for index in 0..<Int(instruction.pointee.operand_count) where operands[index].type == ZYDIS_OPERAND_TYPE_REGISTER {
+            let register = operands[index].reg.value
+            switch ZydisRegisterGetClass(register) {
+            case ZYDIS_REGCLASS_SEGMENT, ZYDIS_REGCLASS_CONTROL, ZYDIS_REGCLASS_DEBUG, ZYDIS_REGCLASS_TABLE, ZYDIS_REGCLASS_TEST,
+                ZYDIS_REGCLASS_BOUND, ZYDIS_REGCLASS_TMM, ZYDIS_REGCLASS_MASK:
+                throw Violation("system register")
+            default: break
+            }
+            let number = number(register)
+            if number == 4 { throw Violation("the host's stack pointer") }
+            if number >= 0 && values[number].isHost && isRead(operands[index]) && !isStandIn {
+                throw Violation("host address as an operand")
+            }
+        }
+    }
+
+    /// Fields of the context that blocks may write.
+    private static let writable: [Range<Int>] = [
+        0..<128, ContextOffset.ripPage..<ContextOffset.ripPage + 8, ContextOffset.lahf..<ContextOffset.lahf + 8,
+        ContextOffset.gsBase..<ContextOffset.gsBase + 8, ContextOffset.kernelGSBase..<ContextOffset.kernelGSBase + 8,
+        ContextOffset.temporary..<ContextOffset.temporary + 48, ContextOffset.systemFlags..<ContextOffset.systemFlags + 8,
+    ]
+
+    private func verifyMemory(_ block: Block, _ values: [Value]) throws {
+        for index in 0..<Int(instruction.pointee.operand_count) where operands[index].type == ZYDIS_OPERAND_TYPE_MEMORY {
+            let operand = operands[index]
+            let memory = operand.mem
+            let base = number(memory.base), other = number(memory.index)
+            if memory.type == ZYDIS_MEMOP_TYPE_AGEN {
+                if base >= 0 && values[base].isHost || other >= 0 && values[other].isHost { throw Violation("host address in LEA") }
+                continue
+            }
+            guard memory.type == ZYDIS_MEMOP_TYPE_MEM else { throw Violation("operands of no fixed place") }
+            let size = Int(operand.size) / 8
+            guard size > 0 else { throw Violation("operand of unknown size") }
+            let at = Int(memory.disp.value)
+            if memory.segment == ZYDIS_REGISTER_GS {
+                if base < 0 && other < 0 {
+                    guard memory.base == ZYDIS_REGISTER_NONE, at >= 0, at + size <= MemoryLayout<Context>.size else {
+                        throw Violation("outside of the context")
+                    }
+                    if isWritten(operand) && !Self.writable.contains(where: { $0.lowerBound <= at && at + size <= $0.upperBound }) {
+                        throw Violation("field that blocks must not write")
+                    }
+                    continue
+                }
+                if isWritten(operand) { throw Violation("write to a TLB or jump cache") }
+                if memory.base == ZYDIS_REGISTER_R13 && other < 0 {
+                    let tlb = ContextOffset.tlb + block.mode.table * TLB.entryCount * TLB.entrySize
+                    guard values[13] == .tlbIndex, size == 8, [TLB.readTag, TLB.writeTag, TLB.host].contains(at - tlb) else {
+                        throw Violation("outside of the TLB")
+                    }
+                    continue
+                }
+                if memory.index == ZYDIS_REGISTER_R13 && base < 0 && memory.scale == 8 {
+                    guard values[13] == .jumpIndex, size == 8, at == jumpCache(block) else { throw Violation("outside of the jump cache") }
+                    continue
+                }
+                throw Violation("computed address in the context")
+            }
+            guard memory.segment == ZYDIS_REGISTER_DS || memory.segment == ZYDIS_REGISTER_SS, other < 0, base >= 0,
+                memory.base.rawValue >= ZYDIS_REGISTER_RAX.rawValue && memory.base.rawValue <= ZYDIS_REGISTER_R15.rawValue,
+                case .host(let room, let write) = values[base]
+            else { throw Violation("address without a check") }
+            guard at >= 0 && at + size <= room else { throw Violation("\(at + size) bytes, \(room) checked") }
+            if isWritten(operand) && !write { throw Violation("write with a check for reading") }
+        }
+    }
+
+    /// The state behind an instruction that has passed.
+    private func follow(_ block: Block, _ values: inout [Value]) {
+        let first = operands[0], second = operands[1]
+        let tlb = ContextOffset.tlb + block.mode.table * TLB.entryCount * TLB.entrySize
+        func fromTLB() -> Int? {
+            second.type == ZYDIS_OPERAND_TYPE_MEMORY && second.mem.base == ZYDIS_REGISTER_R13 ? Int(second.mem.disp.value) - tlb : nil
+        }
+        if first.type == ZYDIS_OPERAND_TYPE_REGISTER {
+            switch (instruction.pointee.mnemonic, first.reg.value) {
+            case (ZYDIS_MNEMONIC_AND, ZYDIS_REGISTER_R13D) where second.type == ZYDIS_OPERAND_TYPE_IMMEDIATE:
+                let mask = second.imm.value.u
+                values[13] = mask & ~UInt64(TLB.mask) == 0 ? .tlbIndex : .unknown
+                return
+            case (ZYDIS_MNEMONIC_AND, ZYDIS_REGISTER_R13)
+            where second.type == ZYDIS_OPERAND_TYPE_MEMORY && Int(second.mem.disp.value) == ContextOffset.jumpMask
+                && second.mem.segment == ZYDIS_REGISTER_GS:
+                values[13] = .jumpIndex
+                return
+            case (ZYDIS_MNEMONIC_SUB, ZYDIS_REGISTER_R14):
+                if let field = fromTLB(), field == TLB.readTag || field == TLB.writeTag {
+                    values[14] = .difference(write: field == TLB.writeTag)
+                    return
+                }
+            case (ZYDIS_MNEMONIC_ADD, ZYDIS_REGISTER_R14):
+                if fromTLB() == TLB.host, case .offset(let size, let write) = values[14] {
+                    values[14] = .host(size: size, write: write)
+                    // The slow path comes back with another value.
+                    values[13] = .unknown
+                    return
+                }
+            case (ZYDIS_MNEMONIC_CMP, ZYDIS_REGISTER_R14):
+                if second.type == ZYDIS_OPERAND_TYPE_MEMORY && second.mem.index == ZYDIS_REGISTER_R13 { values[13] = .jumpCompared }
+                return
+            case (ZYDIS_MNEMONIC_MOV, _) where isStandIn && values[14].isHost:
+                values[number(first.reg.value)] = values[14]
+                return
+            default: break
+            }
+        }
+        for index in 0..<Int(instruction.pointee.operand_count)
+        where operands[index].type == ZYDIS_OPERAND_TYPE_REGISTER && isWritten(operands[index]) {
+            let number = number(operands[index].reg.value)
+            if number >= 0 { values[number] = .unknown }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+import CLinux
+import Foundation
+import Testing
+import VMM
+
+@testable import TranslatorEngine
+
+/// A `TestMachine` for guests that mean harm, and what must hold of the host's side whatever they do.
+///
+/// Guest RAM, the context and both views of the code have inaccessible pages on both sides; behind those stand
+/// canaries.
+final class Fortress {
+    let machine: TestMachine
+    let verifier: EmittedCodeVerifier
+    var cpu: TranslatorCPU { machine.cpu }
+    private var canaries: [UnsafeMutableRawPointer] = []
+    private let thunkBytes: [UInt8]
+    private let fixedFields: [UInt64]
+    private static let canaryByteCount = 4 * 4096
+    /// Blocks already read by the verifier, which does not read them again.
+    private var verified: [Int] = []
+    private var evictions = 0
+    /// The CPU and its tables in the low half megabyte as they were.
+    private let initialState: CPUState
+    private let initialTables: [UInt8]
+
+    init(_ machine: TestMachine) {
+        self.machine = machine
+        verifier = EmittedCodeVerifier(machine.cpu)
+        initialState = machine.cpu.readState()
+        initialTables = machine.memory.read(0, count: Int(TestMachine.free)) ?? []
+        thunkBytes = Self.thunks(machine.cpu)
+        fixedFields = Self.fields(machine.cpu)
+        let code = machine.cpu.cache.memory
+        let regions: [(UnsafeMutableRawPointer, Int)] = [
+            (machine.memory.hostBase, Int(machine.memory.byteCount)), (UnsafeMutableRawPointer(machine.context), ContextOffset.end),
+            (UnsafeMutableRawPointer(code.writableBase), code.byteCount),
+            (UnsafeMutableRawPointer(bitPattern: UInt(code.executableBase)) ?? UnsafeMutableRawPointer(code.writableBase), code.byteCount),
+        ]
+        let guardByteCount = 1 << 20
+        for (base, count) in regions {
+            let end = base + (count + 4095) / 4096 * 4096
+            for place in [base - guardByteCount - Self.canaryByteCount, end + guardByteCount] {
+                // MAP_FIXED_NOREPLACE: where something else lies already there is no room for a canary.
+                let got = mmap(place, Self.canaryByteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | 0x100000, -1, 0)
+                guard let got, got != MAP_FAILED, got == place else { continue }
+                memset(got, 0xC5, Self.canaryByteCount)
+                canaries.append(got)
+            }
+        }
+    }
+    deinit { for canary in canaries { munmap(canary, Self.canaryByteCount) } }
+
+    private static func thunks(_ cpu: TranslatorCPU) -> [UInt8] {
+        var bytes = Array(UnsafeBufferPointer(start: cpu.cache.memory.writableBase, count: cpu.cache.firstBlockOffset))
+        // The one place that is rewritten.
+        for index in 0..<Thunks.bounceSlotSize { bytes[cpu.thunks.pointee.bounceSlot + index] = 0xCC }
+        return bytes
+    }
+
+    private static func fields(_ cpu: TranslatorCPU) -> [UInt64] {
+        let c = cpu.context
+        return [c.pointee.owner, c.pointee.codeBase, c.pointee.codeEnd, c.pointee.signalExit, c.pointee.signalReason, UInt64(c.pointee.hostMXCSR), c.pointee.returnBase]
+    }
+
+    /// CPU and tables as they were, for the next guest.
+    func reset() {
+        machine.memory.write(initialTables, at: 0)
+        cpu.writeState(initialState)
+    }
+
+    /// Everything that must hold between runs.
+    func check(_ what: @autoclosure () -> String = "", sourceLocation: SourceLocation = #_sourceLocation) {
+        var wrong: [String] = []
+        if canaries.isEmpty { wrong.append("no canary found room") }
+        for canary in canaries {
+            let words = canary.assumingMemoryBound(to: UInt64.self)
+            if (0..<Self.canaryByteCount / 8).contains(where: { words[$0] != 0xC5C5_C5C5_C5C5_C5C5 }) { wrong.append("a canary has died") }
+        }
+        if machine.context.pointee.hostPageFaults != 0 { wrong.append("\(machine.context.pointee.hostPageFaults) page faults of the host") }
+        if Self.thunks(cpu) != thunkBytes { wrong.append("thunks have changed") }
+        if Self.fields(cpu) != fixedFields { wrong.append("fixed fields of the context have changed") }
+        let slack = UnsafeRawPointer(machine.context)
+        if (MemoryLayout<Context>.size..<ContextOffset.tlb).contains(where: { slack.load(fromByteOffset: $0, as: UInt8.self) != 0 }) {
+            wrong.append("memory between the context and the TLB has changed")
+        }
+        wrong += tables()
+        if cpu.cache.evictionCount != evictions { verified = [] }
+        evictions = cpu.cache.evictionCount
+        wrong += verifier.violations(from: verified)
+        // Links change in blocks that were read before: now and then all are read again.
+        verified = (0..<cpu.cache.segmentCount).map { cpu.cache.blocks(inSegment: $0).upperBound }
+        if !wrong.isEmpty { Issue.record("\(what()): \(wrong.joined(separator: "\n"))", sourceLocation: sourceLocation) }
+    }
+
+    /// Reads every block again.
+    func checkAll(_ what: @autoclosure () -> String = "", sourceLocation: SourceLocation = #_sourceLocation) {
+        verified = []
+        check(what(), sourceLocation: sourceLocation)
+    }
+
+    /// The TLBs lead to guest RAM, and to pages of code only for reading; the jump caches lead to entries of blocks.
+    private func tables() -> [String] {
+        var wrong: [String] = []
+        let ram = UInt64(UInt(bitPattern: machine.memory.hostBase))
+        for slot in 0..<TLB.tableCount * TLB.entryCount {
+            let entry = cpu.tlb.entries[slot]
+            let index = slot % TLB.entryCount
+            let missing = TLB.missingTag(index)
+            for tag in [entry.readTag, entry.writeTag] where tag != missing {
+                if tag & 0xFFF != 0 || TLBState.index(tag) != index { wrong.append("TLB tag \(String(tag, radix: 16)) in the wrong place") }
+                if entry.host < ram || entry.host & 0xFFF != ram & 0xFFF || entry.host - ram > machine.memory.byteCount - 4096 {
+                    wrong.append("TLB entry outside of RAM")
+                } else if tag == entry.writeTag && tag != entry.readTag {
+                    wrong.append("TLB entry for writing alone")
+                }
+            }
+            if entry.writeTag != missing, entry.host >= ram, cpu.cache.hasCode(page: Int((entry.host - ram) >> 12)) {
+                wrong.append("page \(String((entry.host - ram) >> 12, radix: 16)) of code can be written")
+            }
+        }
+        let code = cpu.cache.memory.executableBase
+        let never = code + UInt64(cpu.thunks.pointee.neverHit)
+        for slot in 0..<TLB.tableCount * JumpCache.entryCount {
+            let entry = cpu.tlb.jumps[slot]
+            if entry.host == never && entry.linear == JumpCache.never { continue }
+            let index = cpu.cache.find(codeOffset: Int(truncatingIfNeeded: entry.host &- code))
+            if entry.host < code || index == 0 || !cpu.cache.blocks[index].isAlive
+                || entry.host - code != UInt64(cpu.cache.blocks[index].savedEntry)
+                || cpu.cache.blocks[index].mode.table != slot / JumpCache.entryCount
+                || cpu.cache.blocks[index].mode.rawValue != cpu.jumpCacheMode[slot / JumpCache.entryCount]
+            {
+                wrong.append("jump cache entry that leads to no block")
+            }
+        }
+        return Array(wrong.prefix(10))
+    }
+}
