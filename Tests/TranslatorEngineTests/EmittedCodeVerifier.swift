@@ -337,7 +337,7 @@ final class EmittedCodeVerifier {
             throw Violation("exit without a descriptor")
         }
         switch kind {
-        case .system: if Int(descriptor.value) >> 13 >= cpu.systemPool.count { throw Violation("system instruction out of bounds") }
+        case .system: if Int(descriptor.value) >> 13 >= cpu.cache.segmentCount * SystemPool.limit { throw Violation("system instruction out of bounds") }
         case .chain: if descriptor.value < 0 || descriptor.value > 4095 { throw Violation("chain out of its page") }
         case .goto, .exception: break
         default: throw Violation("exit of a thunk's kind")
