@@ -15,11 +15,11 @@ VMCTL   := .build/release/vmctl
 
 # What has to be there to build the product, and to make and test a guest.
 BUILD_PACKAGES := libzydis-dev
-GUEST_PACKAGES := busybox-static cpio gcc libc6-dev libc6-dev-i386
+GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev libc6-dev-i386
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
-.PHONY: run test fuzz bench build setup guests guests32 install uninstall clean help
+.PHONY: run test fuzz bench build setup guests guests32 multiboot others install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
@@ -44,7 +44,7 @@ setup:
 build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmctl
 
-guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32
+guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32 multiboot others
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
@@ -93,6 +93,24 @@ $(GUESTS)/jobs.cpio: Guests/make-jobs | setup
 $(GUESTS)/initramfs-jobs.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/jobs.cpio
 	@cat $^ >$@
 
+# Kernels that others wrote; their tests are skipped where they cannot be had.
+others:
+	@[ -e $(GUESTS)/others/xen ] || Guests/fetch-others $(GUESTS)/others
+
+# A kernel in the three shapes that multiboot loaders take.
+MULTIBOOT := $(GUESTS)/multiboot
+KERNEL_FLAGS := -m32 -std=gnu11 -Wall -Wextra -O1 -nostdlib -ffreestanding -no-pie -fno-pie -fno-stack-protector \
+	-fno-asynchronous-unwind-tables -mno-sse -Wl,--build-id=none,-T,Guests/multiboot/kernel.ld,-no-warn-rwx-segments
+
+multiboot: $(MULTIBOOT)/elf32 $(MULTIBOOT)/elf64 $(MULTIBOOT)/flat
+
+$(MULTIBOOT)/%: Guests/multiboot/kernel.c Guests/multiboot/kernel.ld | setup
+	@mkdir -p $(MULTIBOOT)
+	gcc $(KERNEL_FLAGS) -o $(MULTIBOOT)/elf32 $<
+	objcopy -O elf64-x86-64 $(MULTIBOOT)/elf32 $(MULTIBOOT)/elf64
+	gcc $(KERNEL_FLAGS) -DFLAT -o $(MULTIBOOT)/flat.elf $<
+	objcopy -O binary $(MULTIBOOT)/flat.elf $(MULTIBOOT)/flat
+
 # Without a terminal nobody could leave the shell: the guest then shows what runs and powers itself off.
 run: build guests
 	@if [ -t 0 ] && [ -t 1 ]; then demo=; else demo=' vmd.run=demo'; fi; \
@@ -105,7 +123,7 @@ test: build guests
 # Random instructions on the CPU and on the translator, with new seeds, for so many seconds.
 SECONDS_TO_RUN ?= 60
 fuzz: setup
-	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter SiliconTests
+	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests"
 
 bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	$(call need,$(BENCH_PACKAGES))

@@ -39,6 +39,12 @@ let package = Package(
         .executableTarget(
             name: "vmctl", dependencies: ["Machine", "VMM", "Linux", argumentParser], swiftSettings: safe),
 
+        // Endless loops of every shape: how soon an interrupt reaches them, and that it does.
+        .target(name: "LoopShapes", path: "Benchmarks/LoopShapes", swiftSettings: safe),
+        .executableTarget(
+            name: "latency", dependencies: ["TranslatorEngine", "VMM", "Linux", "LoopShapes"], path: "Benchmarks/Latency",
+            swiftSettings: common),
+
         .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux"], swiftSettings: common),
         .testTarget(
@@ -47,7 +53,7 @@ let package = Package(
         // Runs instructions on the CPU itself, to compare the translator with.
         .target(name: "CSilicon", path: "Tests/CSilicon"),
         .testTarget(
-            name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "VMM", "Linux", "CLinux", "CZydis", "CSilicon"],
+            name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "Machine", "Devices", "VMM", "Linux", "CLinux", "CZydis", "CSilicon", "LoopShapes"],
             swiftSettings: common),
         .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices"], swiftSettings: common),
         .testTarget(name: "GuestTests", dependencies: ["Linux"], swiftSettings: common),

@@ -10,6 +10,7 @@ import VMM
 /// | 4 | 16550A, the console | 0x3F8-0x3FF |
 /// | 8 | mc146818 | 0x70, 0x71 |
 /// | 9 | ACPI power management | 0xB000-0xB00F |
+/// | | firmware configuration | 0x510, 0x511 |
 /// | | i8259 pair | 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1 |
 /// | | PCI host bridge, reset control | 0xCF8-0xCFF |
 final class Board: Sendable {
@@ -19,7 +20,12 @@ final class Board: Sendable {
     let powerManagement: ACPIPowerManagement
     private let resettable: [any Resettable]
 
-    init(clock: any Clock, power: any PowerControl, terminal: any SerialTerminal, map: MemoryMap) {
+    /// - Parameter debugExitPort: where a write ends the machine with a status; `nil` for nowhere.
+    /// - Throws: when that port is another device's.
+    init(
+        clock: any Clock, requests power: MachineRequests, terminal: any SerialTerminal, map: MemoryMap,
+        debugExitPort: UInt16?
+    ) throws(MachineError) {
         let interrupts = I8259Pair()
         func line(_ number: UInt8) -> InterruptLine { InterruptLine(interrupts, number) }
         var cmos = CMOSMemory()
@@ -32,14 +38,26 @@ final class Board: Sendable {
         let powerManagement = ACPIPowerManagement(clock: clock, line: line(9), power: power)
         let resetControl = ResetControl(power: power)
         let hostBridge = PCIHostBridge(resetControl: resetControl)
+        let firmwareConfiguration = FirmwareConfigurationPort(
+            FirmwareConfiguration(memoryByteCount: map.byteCount, processors: 1))
 
         let claimants: [any PortClaimant] = [
             interrupts, timer, keyboard, serialPort, realTimeClock, powerManagement, hostBridge,
+            firmwareConfiguration,
         ]
-        ports = PortBus(claimants.flatMap(\.claims))
+        var claims = claimants.flatMap(\.claims)
+        if let debugExitPort {
+            guard !claims.contains(where: { $0.ports.contains(debugExitPort) }) else {
+                throw MachineError(
+                    "debug exit port \(hexText(UInt64(debugExitPort))): belongs to another device: give another, as 0xf4")
+            }
+            claims.append(DebugExit(power.requestExit).claim(debugExitPort))
+        }
+        ports = PortBus(claims)
         // Lines fall before the interrupt controller forgets them.
         resettable = [
-            timer, keyboard, serialPort, realTimeClock, powerManagement, resetControl, hostBridge, interrupts,
+            timer, keyboard, serialPort, realTimeClock, powerManagement, resetControl, hostBridge,
+            firmwareConfiguration, interrupts,
         ]
         self.interrupts = interrupts
         self.serialPort = serialPort
@@ -58,10 +76,11 @@ final class Board: Sendable {
     private static let extendedBIOSDataPointer: UInt64 = 0x40E
     private static let conventionalMemorySize: UInt64 = 0x413
 
-    /// Writes what firmware leaves behind: ACPI's tables and a few words of the BIOS data area.
+    /// Writes what firmware leaves behind: ACPI's tables, a few words of the BIOS data area, vectors of real mode.
     /// - Returns: where the RSDP is.
     func writeTables(_ memory: GuestMemory) -> UInt64 {
         let (tables, rsdp) = ACPITables.build(at: MemoryMap.acpiBase)
+        RealModeVectors.write(memory)
         memory.write(tables, at: MemoryMap.acpiBase)
         memory.write(rsdp, at: Self.extendedBIOSData)
         memory.store(Self.extendedBIOSDataPointer, UInt16(truncatingIfNeeded: Self.extendedBIOSData >> 4))

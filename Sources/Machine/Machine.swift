@@ -11,6 +11,8 @@ public final class Machine: Sendable {
     public enum Outcome: Hashable, Sendable {
         /// The guest switched itself off.
         case poweredOff
+        /// The guest ended it with a status, at the debug exit port.
+        case exited(UInt8)
         /// `requestStop` was called.
         case stopped
         /// It cannot go on; one line says why.
@@ -41,12 +43,14 @@ public final class Machine: Sendable {
     ) throws(MachineError) {
         map = try MemoryMap(byteCount: configuration.memoryByteCount)
         loader = try KernelLoader(
-            kernel: configuration.kernel, initrd: configuration.initrd, commandLine: configuration.commandLine)
+            kernel: configuration.kernel, initrd: configuration.initrd, modules: configuration.modules,
+            commandLine: configuration.commandLine)
         let policy = try Self.policy(configuration.cpuModel, features)
         memory = try Self.allocate(map)
         requests = MachineRequests()
         guestClock = ParavirtualClock(memory: memory, clock: clock)
-        board = Board(clock: clock, power: requests, terminal: terminal, map: map)
+        board = try Board(
+            clock: clock, requests: requests, terminal: terminal, map: map, debugExitPort: configuration.debugExitPort)
         self.clock = clock
         self.log = log
         let wiring = Wiring(
@@ -147,13 +151,17 @@ public final class Machine: Sendable {
                 switch requests.take() {
                 case .stop: return .stopped
                 case .powerOff: return .poweredOff
+                case .exit(let status): return .exited(status)
                 case .reset(let reason):
                     let state = try cpu.readState()
                     try restart(
                         ShutdownReason(rip: state.rip, mode: state.modeName, reason: reason), &limiter)
                 case nil: break
                 }
-                switch try cpu.run() {
+                let exit = try cpu.run()
+                // What a guest asked for counts, not how it waits for that: by a halt, or by a triple fault.
+                guard requests.isEmpty else { continue }
+                switch exit {
                 case .stopped: break
                 case .halt(interruptsEnabled: true):
                     while !board.interrupts.isPending, requests.isEmpty { parker.park() }

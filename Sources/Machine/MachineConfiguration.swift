@@ -1,14 +1,19 @@
 /// What a machine is made of.
 public struct MachineConfiguration: Hashable, Sendable {
-    /// Path of a Linux bzImage or an ELF file with a PVH note.
+    /// Path of a Linux bzImage, or of a kernel with a multiboot header or a PVH note.
     public var kernel: String
     /// Path of an initial ramdisk.
     public var initrd: String?
-    public var commandLine: String
+    /// For multiboot kernels: FILE or FILE,ARGUMENTS each.
+    public var modules: [String]
+    /// `nil` for what suits the kernel: Linux and its kin get a console, a multiboot kernel nothing.
+    public var commandLine: String?
     /// The guest's RAM in bytes.
     public var memoryByteCount: UInt64
     /// Name of a CPU model, or `nil` for the best that the engine recommends.
     public var cpuModel: String?
+    /// The port at which a write ends the machine with a status; `nil` for none.
+    public var debugExitPort: UInt16?
 
     /// vmd's default.
     public static let defaultMemoryByteCount: UInt64 = 512 << 20
@@ -16,13 +21,15 @@ public struct MachineConfiguration: Hashable, Sendable {
     public static let defaultCommandLine = "console=ttyS0"
 
     public init(
-        kernel: String, initrd: String? = nil, commandLine: String = defaultCommandLine,
-        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil
+        kernel: String, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
+        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil
     ) {
         self.kernel = kernel
         self.initrd = initrd
+        self.modules = modules
         self.commandLine = commandLine
         self.memoryByteCount = memoryByteCount
         self.cpuModel = cpuModel
+        self.debugExitPort = debugExitPort
     }
 }

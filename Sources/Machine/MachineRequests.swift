@@ -9,12 +9,14 @@ final class MachineRequests: PowerControl {
     enum Request: Equatable {
         case reset(reason: String)
         case powerOff
+        /// The guest ends the machine with a status of its own.
+        case exit(status: UInt8)
         case stop
 
         fileprivate var strength: Int {
             switch self {
             case .reset: 0
-            case .powerOff: 1
+            case .powerOff, .exit: 1
             case .stop: 2
             }
         }
@@ -29,6 +31,7 @@ final class MachineRequests: PowerControl {
 
     func requestReset(_ reason: String) { post(.reset(reason: reason)) }
     func requestPowerOff() { post(.powerOff) }
+    func requestExit(_ status: UInt8) { post(.exit(status: status)) }
     func requestStop() { post(.stop) }
 
     /// Sets what tells the vCPU thread that something waits; called on the thread that asks.

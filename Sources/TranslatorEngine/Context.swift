@@ -61,6 +61,10 @@ package struct Context {
     /// The stack pointer of translated code while a helper runs on the host's stack.
     package var savedStack: UInt64 = 0
 
+    /// What blocks are keyed by now (`BlockMode`), and for which mode each jump cache was filled.
+    package var mode: UInt64 = 0
+    package var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
+
     // MARK: Segments as generated code checks them outside of 64-bit code (`updateSegments` keeps them)
 
     /// Added to an instruction pointer gives its linear address; 0 in 64-bit code.
@@ -71,7 +75,7 @@ package struct Context {
     package var csPageLimit: Int64 = .max
     package var segments: [6 of SegmentView] = .init(repeating: SegmentView())
 
-    // MARK: Swift only
+    // MARK: Swift only, but for what `ContextOffset` names
 
     package var es = SegmentRegister()
     package var cs = SegmentRegister()
@@ -89,6 +93,8 @@ package struct Context {
     package var cr3: UInt64 = 0
     package var cr4: UInt64 = 0
     package var cr8: UInt64 = 0
+    /// The top entries of PAE paging outside of long mode, as the last load of CR3 found them.
+    package var pdpte: [4 of UInt64] = .init(repeating: 0)
     package var dr: [4 of UInt64] = .init(repeating: 0)
     package var dr6: UInt64 = 0
     package var dr7: UInt64 = 0
@@ -172,14 +178,34 @@ package enum ContextOffset {
     package static let returnLimit = 1056
     package static let savedStack = 1064
     // Behind the fixed part: the compiler's own numbers.
-    package static let csBase = MemoryLayout<Context>.offset(of: \.csBase).unsafelyUnwrapped
-    package static let csLimit = MemoryLayout<Context>.offset(of: \.csLimit).unsafelyUnwrapped
-    package static let csPageLimit = MemoryLayout<Context>.offset(of: \.csPageLimit).unsafelyUnwrapped
-    package static let segments = MemoryLayout<Context>.offset(of: \.segments).unsafelyUnwrapped
-    package static let selectors = MemoryLayout<Context>.offset(of: \.es).unsafelyUnwrapped
+    package static let mode = field(\.mode)
+    package static let jumpCacheMode = field(\.jumpCacheMode)
+    package static let csBase = field(\.csBase)
+    package static let csLimit = field(\.csLimit)
+    package static let csPageLimit = field(\.csPageLimit)
+    package static let segments = field(\.segments)
+    package static let selectors = field(\.es)
+    package static let codeSegment = field(\.cs)
+    package static let stackSegment = field(\.ss)
+    package static let cr4 = field(\.cr4)
+    package static let efer = msr(\.efer)
+    package static let star = msr(\.star)
+    package static let lstar = msr(\.lstar)
+    package static let sfmask = msr(\.sfmask)
+    /// In a segment register.
+    package static let selectorField = segment(\.selector)
+    package static let attributesField = segment(\.attributes)
+    package static let limitField = segment(\.limit)
+    package static let baseField = segment(\.base)
     package static let kernelGSBase = msr(\.kernelGSBase)
     package static let tscOffset = msr(\.tscOffset)
     package static let tscAux = msr(\.tscAux)
+    private static func field(_ field: PartialKeyPath<Context>) -> Int {
+        MemoryLayout<Context>.offset(of: field).unsafelyUnwrapped
+    }
+    private static func segment(_ field: PartialKeyPath<SegmentRegister>) -> Int {
+        MemoryLayout<SegmentRegister>.offset(of: field).unsafelyUnwrapped
+    }
     private static func msr(_ field: PartialKeyPath<ModelSpecificRegisters>) -> Int {
         MemoryLayout<Context>.offset(of: \.msr).unsafelyUnwrapped
             + MemoryLayout<ModelSpecificRegisters>.offset(of: field).unsafelyUnwrapped

@@ -87,6 +87,9 @@ extension TranslatorCPU {
             if let base = bytes.baseAddress { area.copyMemory(from: base, byteCount: min(1088, bytes.count)) }
         }
         restoreExtendedState(from: area, mask: 7)
+        if state.cr0 & CR0.pg != 0 && state.cr4 & CR4.pae != 0 && state.msr.efer & EFER.lma == 0 {
+            context.pointee.pdpte = readPDPTEs(state.cr3)
+        }
         // Memory may be another machine's: nothing that was derived from it holds.
         flushTLB(global: true)
         flushCode()

@@ -32,12 +32,17 @@ package final class TranslatorCPU: @unchecked Sendable {
     let straddleBuffer: UnsafeMutableRawPointer
     let hasBMI2: Bool
     let hasAVX: Bool
+    /// The guest's CPU maps 1 GB pages.
+    let hasHugePages: Bool
+    let hasSMAP: Bool
     let systemPool: SystemPool
     /// What the blocks that run now depend on; `modeChanged` keeps it true.
-    var mode = BlockMode(rawValue: 0)
-    /// The mode under which each jump cache was filled.
-    var jumpCacheMode: [3 of UInt64] = .init(repeating: ~0)
+    var mode: BlockMode {
+        get { BlockMode(rawValue: context.pointee.mode) }
+        set { context.pointee.mode = newValue.rawValue }
+    }
     let tlb: TLBState
+    let spaces = AddressSpaces()
     let deviceWrites = DeviceWrites()
 
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
@@ -90,7 +95,9 @@ package final class TranslatorCPU: @unchecked Sendable {
         shown = InstructionSets(policy.features)
         decoder = Decoder(shown: shown)
         hasBMI2 = HostCPU.current.features.contains(.bmi2)
+        hasSMAP = wiring.policy.features.contains(.smap)
         hasAVX = HostCPU.current.features.contains(.avx)
+        hasHugePages = wiring.policy.features.contains(.pdpe1gb)
         let code = try CodeMemory(byteCount: codeByteCount)
         thunks = .allocate(capacity: 1)
         thunks.initialize(
@@ -180,15 +187,19 @@ package final class TranslatorCPU: @unchecked Sendable {
         }
         if c.pointee.privilegeLevel == 1 || c.pointee.privilegeLevel == 2 { value |= BlockMode.outerRing }
         if c.pointee.cr4 & 4 != 0 { value |= BlockMode.timeStampTrap }
-        if c.pointee.cr0 & 0xC != 0 { value |= BlockMode.fpuTrap }
+        if c.pointee.cr0 & CR0.ts != 0 {
+            value |= BlockMode.fpuTrap | (c.pointee.cr0 & CR0.mp != 0 ? BlockMode.waitTrap : 0)
+        }
+        if c.pointee.cr0 & CR0.em != 0 { value |= BlockMode.fpuAbsent }
         if c.pointee.cr4 & (1 << 9) == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
+        if c.pointee.cr4 & CR4.smap != 0 { value |= BlockMode.smap }
         if breakpoints.stopsCode { value |= BlockMode.breakpoints }
         mode = BlockMode(rawValue: value)
         let table = mode.table
-        if jumpCacheMode[table] != value {
+        if c.pointee.jumpCacheMode[table] != value {
             tlb.clearJumpCache(table)
-            jumpCacheMode[table] = value
+            c.pointee.jumpCacheMode[table] = value
         }
     }
 

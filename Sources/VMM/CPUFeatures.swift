@@ -5,7 +5,7 @@
 /// Intel SDM (Vol. 2, CPUID) and the AMD APM (Vol. 3, appendix E).
 public enum CPUFeature: Int, CaseIterable, Sendable {
     // CPUID.1:ECX
-    case sse3 = 0_00, pclmulqdq = 0_01, ssse3 = 0_09, fma = 0_12, cx16 = 0_13, sse41 = 0_19, sse42 = 0_20
+    case sse3 = 0_00, pclmulqdq = 0_01, ssse3 = 0_09, fma = 0_12, cx16 = 0_13, pcid = 0_17, sse41 = 0_19, sse42 = 0_20
     case movbe = 0_22, popcnt = 0_23, aes = 0_25, xsave = 0_26, avx = 0_28, f16c = 0_29, rdrand = 0_30
     /// Not a feature of any silicon: "you run on a hypervisor".
     case hypervisor = 0_31
@@ -14,7 +14,7 @@ public enum CPUFeature: Int, CaseIterable, Sendable {
     case sep = 1_11, pge = 1_13, cmov = 1_15, pat = 1_16, pse36 = 1_17, clfsh = 1_19, mmx = 1_23, fxsr = 1_24
     case sse = 1_25, sse2 = 1_26
     // CPUID.7.0:EBX
-    case fsgsbase = 2_00, bmi1 = 2_03, avx2 = 2_05, fdpExceptionOnly = 2_06, smep = 2_07, bmi2 = 2_08, erms = 2_09
+    case fsgsbase = 2_00, bmi1 = 2_03, avx2 = 2_05, fdpExceptionOnly = 2_06, smep = 2_07, bmi2 = 2_08, erms = 2_09, invpcid = 2_10
     case zeroFCSFDS = 2_13, avx512f = 2_16, avx512dq = 2_17, rdseed = 2_18, adx = 2_19, smap = 2_20
     case avx512ifma = 2_21, clflushopt = 2_23, clwb = 2_24, avx512cd = 2_28, sha = 2_29, avx512bw = 2_30
     case avx512vl = 2_31
@@ -24,11 +24,11 @@ public enum CPUFeature: Int, CaseIterable, Sendable {
     // CPUID.7.0:EDX
     case fsrm = 4_04, mdClear = 4_10, archCapabilities = 4_29
     // CPUID.0xD.1:EAX
-    case xsaveopt = 5_00
+    case xsaveopt = 5_00, xsavec = 5_01, xgetbv1 = 5_02, xsaves = 5_03
     // CPUID.0x80000001:ECX
     case lahf = 6_00, lzcnt = 6_05, sse4a = 6_06, misalignsse = 6_07, prefetchw = 6_08, topoext = 6_22
     // CPUID.0x80000001:EDX (AMD repeats many bits of CPUID.1:EDX here; the table does that)
-    case syscall = 7_11, nx = 7_20, mmxext = 7_22, pdpe1gb = 7_26, rdtscp = 7_27, lm = 7_29
+    case syscall = 7_11, nx = 7_20, mmxext = 7_22, ffxsr = 7_25, pdpe1gb = 7_26, rdtscp = 7_27, lm = 7_29
     // CPUID.0x80000007:EDX
     case invariantTSC = 8_08
     // CPUID.0x80000008:EBX
@@ -97,7 +97,7 @@ public struct CPUFeatures: Hashable, Sendable, ExpressibleByArrayLiteral {
     /// Takes out what cannot work because what it builds on is missing (SDM Vol. 1, 13.1 and 15.2).
     func withoutOrphans() -> Self {
         var result = self
-        if !result.contains(.xsave) { result = result.subtracting([.avx, .xsaveopt]) }
+        if !result.contains(.xsave) { result = result.subtracting([.avx, .xsaveopt, .xsavec, .xgetbv1, .xsaves]) }
         if !result.contains(.avx) {
             result = result.subtracting([.fma, .f16c, .avx2, .vaes, .vpclmulqdq])
         }
@@ -133,9 +133,7 @@ public struct EngineFeatures: Hashable, Sendable {
 
     /// What the translator runs.
     ///
-    /// Not there: ERMS and FSRM until string moves run natively in bulk (their promise is speed); XSAVEOPT, whose
-    /// "unmodified since XRSTOR" is about host addresses and goes wrong with bounce buffers (SDM Vol. 1, 13.6);
-    /// UMIP, PCID and INVPCID; AVX-512.
+    /// Not there: AVX-512.
     ///
     /// The promises: a guest's own mitigations against speculation cannot work here, because its branches, returns and
     /// page tables are not the CPU's, so guests are told not to pay for them. What protects is the process
@@ -151,12 +149,13 @@ public struct EngineFeatures: Hashable, Sendable {
         .fsgsbase, .bmi1, .avx2, .erms, .fdpExceptionOnly, .smep, .bmi2, .zeroFCSFDS, .rdseed, .adx, .smap, .sha,
         .rdpid, .lahf, .lzcnt, .syscall, .nx, .mmxext, .pdpe1gb, .rdtscp, .lm,
         .invariantTSC, .restoreFPErrorPointers, .lfenceSerializing, .vaes, .vpclmulqdq, .gfni,
-        .clflushopt, .clwb, .prefetchw,
+        .clflushopt, .clwb, .prefetchw, .umip, .fsrm, .xsaveopt, .xsavec, .xgetbv1, .xsaves, .ffxsr, .pcid,
+        .invpcid,
     ]
 
     /// What may be shown to a guest of a CPU with hardware virtualisation, given what the host's KVM reports.
     public static func kvm(reported: CPUFeatures) -> EngineFeatures {
-        let everything = CPUFeatures.all.subtracting([.archCapabilities, .hypervisor, .topoext])
+        let everything = CPUFeatures.all.subtracting([.archCapabilities, .hypervisor, .topoext, .xsaves, .ffxsr])
         return EngineFeatures(name: "kvm", supported: reported.intersection(everything))
     }
 }

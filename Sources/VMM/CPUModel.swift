@@ -38,7 +38,7 @@ public enum CPUModel: String, CaseIterable, Sendable, CustomStringConvertible {
         switch self {
         case .v1: required.union(Self.system)
         case .v2: required.union(Self.v1.allowed).union([.aes, .pclmulqdq, .sha])
-        case .v3: required.union(Self.v2.allowed).union([.adx, .vaes, .vpclmulqdq, .xsaveopt])
+        case .v3: required.union(Self.v2.allowed).union([.adx, .vaes, .vpclmulqdq, .xsaveopt, .xsavec, .xgetbv1, .xsaves])
         case .v4: required.union(Self.v3.allowed).union(.avx512).union([.gfni])
         case .host: .all
         }
@@ -58,7 +58,7 @@ public enum CPUModel: String, CaseIterable, Sendable, CustomStringConvertible {
     private static let system: CPUFeatures = [
         .vme, .de, .sep, .pat, .pse36, .clfsh, .fsgsbase, .smep, .smap, .umip, .erms, .fsrm, .pdpe1gb, .rdtscp, .rdpid,
         .rdrand, .rdseed, .invariantTSC, .fdpExceptionOnly, .zeroFCSFDS, .clflushopt, .clwb, .prefetchw, .mdClear,
-        .restoreFPErrorPointers, .lfenceSerializing,
+        .restoreFPErrorPointers, .lfenceSerializing, .ffxsr,
     ]
 }
 

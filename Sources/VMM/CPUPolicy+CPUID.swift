@@ -85,7 +85,9 @@ extension CPUPolicy {
                 eax: UInt32(truncatingIfNeeded: xcr0Mask), ebx: xsaveAreaSize(xcr0), ecx: xsaveAreaSize(xcr0Mask),
                 edx: UInt32(truncatingIfNeeded: xcr0Mask >> 32))
         case 1:
-            return CPUIDLeaf(eax: features[.leafD1EAX])
+            // AVX and the components of AVX-512 follow one another in the compacted format as in the standard one.
+            let compacts = features.contains(.xsavec) || features.contains(.xsaves)
+            return CPUIDLeaf(eax: features[.leafD1EAX], ebx: compacts ? compactedAreaSize(xcr0) : 0)
         case 2...9 where xcr0Mask >> UInt64(subleaf) & 1 != 0:
             let component = components[Int(subleaf) - 2]
             return CPUIDLeaf(eax: component.eax, ebx: component.ebx)
@@ -102,6 +104,13 @@ extension CPUPolicy {
             let component = components[index - 2]
             size = max(size, component.eax &+ component.ebx)
         }
+        return size
+    }
+
+    /// The same for the compacted format (SDM Vol. 1, 13.4.3): the components one behind the other.
+    private func compactedAreaSize(_ xcr0: UInt64) -> UInt32 {
+        var size: UInt32 = 576
+        for index in 2...9 where xcr0 & xcr0Mask & 1 << UInt64(index) != 0 { size &+= components[index - 2].eax }
         return size
     }
 

@@ -30,6 +30,7 @@ public enum CR4 {
     public static let osxmmexcpt: UInt64 = 1 << 10
     public static let umip: UInt64 = 1 << 11
     public static let fsgsbase: UInt64 = 1 << 16
+    public static let pcide: UInt64 = 1 << 17
     public static let osxsave: UInt64 = 1 << 18
     public static let smep: UInt64 = 1 << 20
     public static let smap: UInt64 = 1 << 21
@@ -41,6 +42,7 @@ public enum EFER {
     public static let lme: UInt64 = 1 << 8
     public static let lma: UInt64 = 1 << 10
     public static let nxe: UInt64 = 1 << 11
+    public static let ffxsr: UInt64 = 1 << 14
     public static let automaticIBRS: UInt64 = 1 << 21
 }
 
@@ -73,6 +75,7 @@ extension CPUPolicy {
         add(CR4.osxmmexcpt, .sse)
         add(CR4.umip, .umip)
         add(CR4.fsgsbase, .fsgsbase)
+        add(CR4.pcide, .pcid)
         add(CR4.osxsave, .xsave)
         add(CR4.smep, .smep)
         add(CR4.smap, .smap)
@@ -98,6 +101,7 @@ extension CPUPolicy {
         if features.contains(.syscall) { bits |= EFER.sce }
         if features.contains(.lm) { bits |= EFER.lme | EFER.lma }
         if features.contains(.nx) { bits |= EFER.nxe }
+        if features.contains(.ffxsr) { bits |= EFER.ffxsr }
         if features.contains(.automaticIBRS) { bits |= EFER.automaticIBRS }
         return bits
     }

@@ -23,6 +23,7 @@ public enum MSRIndex {
     public static let pat: UInt32 = 0x277
     public static let kvmWallClock: UInt32 = 0x4B56_4D00
     public static let kvmSystemTime: UInt32 = 0x4B56_4D01
+    public static let xss: UInt32 = 0xDA0
     public static let efer: UInt32 = 0xC000_0080
     public static let star: UInt32 = 0xC000_0081
     public static let lstar: UInt32 = 0xC000_0082
@@ -85,6 +86,8 @@ extension CPUPolicy {
         case MSRIndex.sysenterESP: return msrs.sysenterESP
         case MSRIndex.sysenterEIP: return msrs.sysenterEIP
         case MSRIndex.pat: return msrs.pat
+        // No supervisor state components.
+        case MSRIndex.xss: return features.contains(.xsaves) ? 0 : nil
         case MSRIndex.apicBase: return Self.apicBaseValue
         // No microcode was ever loaded.
         case MSRIndex.biosSignature: return 0
@@ -156,6 +159,7 @@ extension CPUPolicy {
             guard value >> 32 == 0 else { return .generalProtection }
             msrs.tscAux = value
             return .done
+        case MSRIndex.xss where features.contains(.xsaves): return value == 0 ? .done : .generalProtection
         case MSRIndex.pat:
             guard Self.isValidPAT(value) else { return .generalProtection }
             msrs.pat = value

@@ -15,18 +15,28 @@ struct Run: ParsableCommand {
             sends BREAK, ~~ sends ~, and ~? lists these. When standard input is no terminal every byte of it goes to the \
             guest; at its end the guest goes on.
 
-            The exit status is 0 when the guest powered off, 128+n after signal n, 1 after an error, 2 for wrong usage.
+            The exit status is 0 when the guest powered off, 128+n after signal n, 1 after an error, 2 for wrong usage; \
+            and (v << 1) | 1 when the guest wrote v to the debug exit port.
             """)
 
-    @Option(name: .customShort("b"), help: ArgumentHelp("Linux bzImage, or ELF kernel with a PVH note.", valueName: "kernel"))
+    @Option(name: .customShort("b"), help: ArgumentHelp("Linux bzImage, or multiboot or PVH kernel.", valueName: "kernel"))
     var kernel: String
 
     @Option(help: ArgumentHelp("Initial ramdisk.", valueName: "file"))
     var initrd: String?
 
+    @Option(
+        parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Module for a multiboot kernel, with its arguments; may be repeated.", valueName: "file[,args]"))
+    var module: [String] = []
+
     // Kernel command lines may begin with anything, a dash included.
-    @Option(parsing: .unconditional, help: ArgumentHelp("Kernel command line.", valueName: "text"))
-    var cmdline = MachineConfiguration.defaultCommandLine
+    @Option(
+        parsing: .unconditional,
+        help: ArgumentHelp(
+            "Kernel command line. (default: \(MachineConfiguration.defaultCommandLine); none for a multiboot kernel)",
+            valueName: "text"))
+    var cmdline: String?
 
     @Option(
         name: .customShort("m"),
@@ -42,6 +52,11 @@ struct Run: ParsableCommand {
             "CPU model that the guest sees: \(CPUModel.allCases.map(\.rawValue).joined(separator: ", ")).", valueName: "model"))
     var cpu: String?
 
+    @Option(
+        help: ArgumentHelp("Port at which a write of v ends the machine with status (v << 1) | 1.", valueName: "port"),
+        transform: parsePort)
+    var debugExit: UInt16?
+
     @Flag(name: .customShort("v"), help: "Say more on standard error.")
     var isVerbose = false
 
@@ -50,7 +65,8 @@ struct Run: ParsableCommand {
         let rounded = memory - memory % megabyte
         if rounded != memory, rounded > 0 { Foreground.say("memory size rounded to \(rounded / megabyte)M") }
         let configuration = MachineConfiguration(
-            kernel: kernel, initrd: initrd, commandLine: cmdline, memoryByteCount: rounded, cpuModel: cpu)
+            kernel: kernel, initrd: initrd, modules: module, commandLine: cmdline, memoryByteCount: rounded,
+            cpuModel: cpu, debugExitPort: debugExit)
         let status = Foreground.run(configuration, engine: engine, isVerbose: isVerbose)
         if status != 0 { throw ExitCode(status) }
     }
@@ -61,4 +77,14 @@ private func parseSize(_ text: String) throws -> UInt64 {
         throw ValidationError("invalid memory size: \(text): give a number with K, M or G")
     }
     return size
+}
+
+private func parsePort(_ text: String) throws -> UInt16 {
+    let isHexadecimal = text.hasPrefix("0x")
+    let digits = isHexadecimal ? text.dropFirst(2) : text[...]
+    // The parser of numbers would take a sign.
+    guard digits.first?.isHexDigit == true, let port = UInt16(digits, radix: isHexadecimal ? 16 : 10) else {
+        throw ValidationError("invalid port: \(text): give a number from 0 to 65535 or 0x0 to 0xffff")
+    }
+    return port
 }

@@ -2,8 +2,9 @@ import ArgumentParser
 
 /// What a wrong command line is answered with.
 let usage = """
-    usage: vmctl run -b KERNEL [--initrd FILE] [--cmdline TEXT] [-m SIZE]
-                     [--engine auto|kvm|translator] [--cpu MODEL] [-v]
+    usage: vmctl run -b KERNEL [--initrd FILE] [--module FILE[,ARGS]]...
+                     [--cmdline TEXT] [-m SIZE] [--engine auto|kvm|translator]
+                     [--cpu MODEL] [--debug-exit PORT] [-v]
     """
 
 /// The control tool: argument parsing and printing only.

@@ -21,9 +21,10 @@ __attribute__((visibility("hidden"))) uint64_t silicon_scratch[2];
 struct far_pointer {
     uint32_t offset;
     uint16_t selector;
-} __attribute__((packed));
+} __attribute__((packed, aligned(8)));
 __attribute__((visibility("hidden"))) struct far_pointer silicon_narrow_target;
 __attribute__((visibility("hidden"))) uint16_t silicon_fs_selector, silicon_gs_selector;
+__attribute__((visibility("hidden"))) uint16_t silicon_data_selector;
 void silicon_enter(void);
 void silicon_enter_narrow(void);
 void silicon_leave(void);
@@ -84,10 +85,11 @@ __asm__(
     ".hidden silicon_enter_narrow\n"
     "silicon_enter_narrow:\n"
     "  enter_begin\n"
-    // Linux's data segment for user code.
-    "  mov $0x2b, %eax\n"
+    "  movzwl silicon_data_selector(%rip), %eax\n"
     "  mov %eax, %ds\n"
     "  mov %eax, %es\n"
+    // Its base counts once the code is no longer 64-bit code.
+    "  mov %eax, %ss\n"
     "  mov silicon_fs_selector(%rip), %fs\n"
     "  mov silicon_gs_selector(%rip), %gs\n"
     "  enter_end\n"
@@ -118,6 +120,9 @@ __asm__(
     "  mov silicon_host_stack(%rip), %rsp\n"
     "  pushf\n"
     "  pop %rax\n"
+    // Linux's data segment for user code.
+    "  mov $0x2b, %ecx\n"
+    "  mov %ecx, %ss\n"
     "  mov %rax, 136(%r15)\n"
     "  rdfsbase %rax\n"
     "  mov %rax, 144(%r15)\n"
@@ -143,20 +148,21 @@ __asm__(
     "  ret\n");
 
 void silicon_write_exit(uint8_t *code) {
-    // jmp [rip + 0], and the address behind it.
-    const uint8_t jump[6] = {0xFF, 0x25, 0, 0, 0, 0};
-    uint64_t target = (uint64_t)(uintptr_t)silicon_leave;
+    // jmp *pointer: the pointer is aligned, since RFLAGS.AC may be set.
+    const uint8_t jump[3] = {0xFF, 0x24, 0x25};
+    const uint32_t pointer = SILICON_GATE + SILICON_GATE_POINTER;
     memcpy(code, jump, sizeof jump);
-    memcpy(code + sizeof jump, &target, sizeof target);
+    memcpy(code + sizeof jump, &pointer, sizeof pointer);
 }
 
-void silicon_write_narrow_exit(uint8_t *code) {
+void silicon_write_narrow_exit(uint8_t *code, uint32_t mode) {
     // jmp 0x33:gate, to Linux's 64-bit code segment.
     const uint32_t gate = SILICON_GATE;
-    code[0] = 0xEA;
-    memcpy(code + 1, &gate, sizeof gate);
-    code[5] = 0x33;
-    code[6] = 0;
+    const uint16_t selector = 0x33;
+    if (mode == SILICON_SEGMENTED_16) *code++ = 0x66;
+    *code++ = 0xEA;
+    memcpy(code, &gate, sizeof gate);
+    memcpy(code + sizeof gate, &selector, sizeof selector);
 }
 
 // MARK: The process that runs cases
@@ -171,7 +177,9 @@ static const int frame_places[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP
 static void take_fault(int number, siginfo_t *info, void *raw) {
     (void)number;
     (void)info;
-    // The fs base may be the case's: nothing thread-local before it is back. The rest of the way out is shared.
+    // RFLAGS.AC may be the case's: nothing misaligned before it is off.
+    __asm__ volatile("lea -128(%%rsp), %%rsp; pushfq; andl $~0x40000, (%%rsp); popfq; lea 128(%%rsp), %%rsp" : : : "memory", "cc");
+    // The fs base too: nothing thread-local before it is back. The rest of the way out is shared.
     ucontext_t *context = raw;
     if (!is_inside) _exit(99);
     uint64_t base;
@@ -198,7 +206,7 @@ static void take_fault(int number, siginfo_t *info, void *raw) {
     registers[REG_RIP] = (greg_t)(uintptr_t)silicon_leave_fault;
     registers[REG_EFL] = 2;
     // Back to 64-bit code.
-    registers[REG_CSGSFS] = (registers[REG_CSGSFS] & ~(greg_t)0xFFFF) | 0x33;
+    registers[REG_CSGSFS] = (registers[REG_CSGSFS] & 0xFFFFFFFF0000) | 0x33 | (greg_t)0x2B << 48;
 }
 
 static void run_case(struct silicon_case *one) {
@@ -215,9 +223,22 @@ static void run_case(struct silicon_case *one) {
     one->out.rip = 0;
     silicon_code_target = one->in.rip;
     silicon_narrow_target.offset = (uint32_t)one->in.rip;
-    silicon_narrow_target.selector = 0x23;
+    uint16_t slot = (uint16_t)(one - served->cases);
+    switch (one->mode) {
+    case SILICON_SEGMENTED_16:
+        silicon_narrow_target.selector = (uint16_t)(SILICON_CODE_16 + slot * 8);
+        silicon_data_selector = SILICON_DATA_16;
+        break;
+    case SILICON_SEGMENTED_32:
+        silicon_narrow_target.selector = (uint16_t)(SILICON_CODE_32 + slot * 8);
+        silicon_data_selector = SILICON_DATA_32;
+        break;
+    default:
+        silicon_narrow_target.selector = 0x23;
+        silicon_data_selector = 0x2B;
+    }
     is_inside = 1;
-    if (one->is_narrow) silicon_enter_narrow();
+    if (one->mode != SILICON_LONG) silicon_enter_narrow();
     else silicon_enter();
     is_inside = 0;
     memcpy(one->arena, (void *)(uintptr_t)SILICON_ARENA, SILICON_ARENA_BYTES);
@@ -234,6 +255,23 @@ static uint16_t make_segment(unsigned number, uint32_t base) {
     long result;
     __asm__ volatile("int $0x80" : "=a"(result) : "a"(243), "b"(low) : "memory", "r8", "r9", "r10", "r11");
     return result == 0 ? (uint16_t)(low->entry_number << 3 | 3) : 0;
+}
+
+static int add_segment(unsigned selector, uint32_t base, uint32_t limit, int is_code, int is_wide) {
+    struct user_desc segment = {.entry_number = selector >> 3, .base_addr = base, .limit = limit, .contents = is_code ? 2 : 0, .seg_32bit = is_wide != 0, .useable = 1};
+    return syscall(SYS_modify_ldt, 1, &segment, sizeof segment) == 0;
+}
+
+// Segments that are not flat, if this kernel lets programs have them.
+static uint32_t make_segments(void) {
+    for (int is_wide = 0; is_wide < 2; is_wide++) {
+        if (!add_segment(is_wide ? SILICON_DATA_32 : SILICON_DATA_16, SILICON_ARENA, SILICON_ARENA_BYTES - 1, 0, is_wide)) return 0;
+        for (unsigned slot = 0; slot < SILICON_CASES; slot++) {
+            unsigned selector = (is_wide ? SILICON_CODE_32 : SILICON_CODE_16) + slot * 8;
+            if (!add_segment(selector, SILICON_CODE + slot * SILICON_CASE_BYTES, 0xFFFF, 1, is_wide)) return 0;
+        }
+    }
+    return 1;
 }
 
 static int wait_for(uint32_t *word, uint32_t old, int seconds) {
@@ -261,9 +299,12 @@ static void serve(pid_t parent, int descriptor) {
     uint8_t *gate = mmap((void *)(uintptr_t)SILICON_GATE, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     if (gate == (void *)(uintptr_t)SILICON_GATE) {
+        uint64_t target = (uint64_t)(uintptr_t)silicon_leave;
+        memcpy(gate + SILICON_GATE_POINTER, &target, sizeof target);
         silicon_write_exit(gate);
         served->fs_selector = silicon_fs_selector = make_segment(0, SILICON_FS_BASE);
         served->gs_selector = silicon_gs_selector = make_segment(1, SILICON_GS_BASE);
+        served->has_segments = make_segments();
     }
 
     uint32_t done = 0;

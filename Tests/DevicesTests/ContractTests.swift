@@ -17,6 +17,8 @@ import VMM
         let reset: ResetControl
         let bridge: PCIHostBridge
         let acpi: ACPIPowerManagement
+        let firmware = FirmwareConfigurationPort(FirmwareConfiguration(memoryByteCount: 1 << 29, processors: 1))
+        let exit = DebugExit { _ in }
         let bus: PortBus
 
         init(now: UInt64 = 0) {
@@ -31,15 +33,16 @@ import VMM
             bridge = PCIHostBridge(resetControl: reset)
             acpi = ACPIPowerManagement(clock: clock, line: InterruptLine(pic, 9), power: power)
             bus = PortBus(
-                pic.claims + pit.claims + rtc.claims + serial.claims + keyboard.claims + bridge.claims + acpi.claims)
+                pic.claims + pit.claims + rtc.claims + serial.claims + keyboard.claims + bridge.claims + acpi.claims
+                    + firmware.claims + [exit.claim(0xF4)])
         }
 
-        var resettables: [any Resettable] { [pic, pit, rtc, serial, keyboard, reset, bridge, acpi] }
+        var resettables: [any Resettable] { [pic, pit, rtc, serial, keyboard, reset, bridge, acpi, firmware] }
 
         /// Every port that somebody answers.
         static let ports: [UInt16] = [
             I8259Pair.ports, I8253Port.ports, MC146818Port.ports, SerialPort.ports, KeyboardController.ports,
-            PCIHostBridge.ports, ACPIPowerManagement.ports,
+            PCIHostBridge.ports, ACPIPowerManagement.ports, FirmwareConfigurationPort.ports, [0xF4...0xF4],
         ].flatMap { $0.flatMap { Array($0) } }
 
         /// Random accesses, with time that passes and interrupts that are taken.
@@ -104,6 +107,7 @@ import VMM
         try roundTrip(pc.keyboard.save())
         try roundTrip(pc.bridge.save())
         try roundTrip(pc.acpi.save())
+        try roundTrip(pc.firmware.save())
     }
 
     @Test(arguments: 31...40 as ClosedRange<UInt64>)
@@ -120,6 +124,7 @@ import VMM
         other.reset.restore(pc.reset.save())
         other.bridge.restore(pc.bridge.save())
         other.acpi.restore(pc.acpi.save())
+        other.firmware.restore(pc.firmware.save())
         other.pic.restore(pc.pic.save())
         // The timer's tick and the refresh bit depend on where in a tick the two clocks stand.
         for port in PC.ports where !(0x40...0x43).contains(port) && port != 0x61 && port != 0xB00C {
@@ -167,6 +172,7 @@ import VMM
             accepted += try restoreForged(pc.keyboard.save(), &random) { pc.keyboard.restore($0) }
             accepted += try restoreForged(pc.bridge.save(), &random) { pc.bridge.restore($0) }
             accepted += try restoreForged(pc.acpi.save(), &random) { pc.acpi.restore($0) }
+            accepted += try restoreForged(pc.firmware.save(), &random) { pc.firmware.restore($0) }
             pc.harass(100, &random)
         }
         #expect(accepted > 200)
@@ -194,5 +200,6 @@ import VMM
         #expect(pc.acpi.save() == states.4)
         #expect(pc.keyboard.save() == KeyboardController.State())
         #expect(pc.reset.save() == 0)
+        #expect(pc.firmware.save() == FirmwareConfiguration.Selection())
     }
 }

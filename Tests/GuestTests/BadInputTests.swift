@@ -40,6 +40,37 @@ extension GuestTests {
                 name: "an initrd that does not fit",
                 arguments: { ["-m", "128M", "-b", Paths.kernel, "--initrd", try $0.file("large", byteCount: 200 << 20)] },
                 naming: "large"),
+            Case(
+                name: "no such module", arguments: { _ in ["-b", Paths.multiboot, "--module", "/nonexistent/module,x"] },
+                naming: "/nonexistent/module"),
+            Case(name: "a folder as module", arguments: { _ in ["-b", Paths.multiboot, "--module", "/etc"] }, naming: "/etc"),
+            Case(name: "an empty module name", arguments: { _ in ["-b", Paths.multiboot, "--module", ",x"] }, naming: "module"),
+            Case(
+                name: "a module that does not fit",
+                arguments: { ["-m", "64M", "-b", Paths.multiboot, "--module", try $0.file("vast", byteCount: 63 << 20)] },
+                naming: "vast"),
+            Case(
+                name: "a module for Linux", arguments: { ["-b", Paths.kernel, "--module", try $0.file("alien", [1])] },
+                naming: "alien"),
+            Case(
+                name: "a multiboot kernel cut short",
+                arguments: { ["-b", try $0.file("part", try File.bytes(Paths.multiboot, limit: 0x1400))] }, naming: "part"),
+            Case(
+                name: "an over-long command line for a multiboot kernel",
+                arguments: { _ in ["-b", Paths.multiboot, "--cmdline", String(repeating: "word ", count: 20000)] },
+                naming: "command line"),
+            Case(
+                name: "a debug exit port that is the serial port's",
+                arguments: { _ in ["-b", Paths.kernel, "--debug-exit", "0x3f8"] }, naming: "0x3f8"),
+            Case(
+                name: "a debug exit port beyond the last", arguments: { _ in ["-b", Paths.kernel, "--debug-exit", "65536"] },
+                naming: "65536", status: 2),
+            Case(
+                name: "a debug exit port that is no number",
+                arguments: { _ in ["-b", Paths.kernel, "--debug-exit", "f4"] }, naming: "f4", status: 2),
+            Case(
+                name: "a debug exit port with nothing behind 0x",
+                arguments: { _ in ["-b", Paths.kernel, "--debug-exit", "0x"] }, naming: "0x", status: 2),
             Case(name: "too little memory", arguments: { _ in ["-m", "15M", "-b", Paths.kernel] }, naming: "15M"),
             Case(name: "memory that the kernel does not fit in", arguments: { _ in ["-m", "16M", "-b", Paths.kernel] }, naming: "16M"),
             Case(name: "more memory than a host can map", arguments: { _ in ["-m", "900000G", "-b", Paths.kernel] }, naming: "memory"),

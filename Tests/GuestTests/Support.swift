@@ -12,9 +12,13 @@ enum Paths {
     static let guests = variable("VMD_GUESTS") ?? root + ".build-guests"
     static let kernel = guests + "/vmlinuz"
     static let initrd = guests + "/initramfs.cpio"
+    static let multiboot = guests + "/multiboot/elf32"
     /// Kernels, initramfs and program of 32 bit, where their archive could be reached.
     static let guests32 = guests + "/i386"
     static let has32BitGuests = access(guests32 + "/initramfs.cpio", R_OK) == 0
+    /// Kernels that are no Linux, where their packages could be had.
+    static let others = guests + "/others"
+    static let hasOtherKernels = access(others + "/xen", R_OK) == 0
     /// Seconds to wait for anything that should take far less: the machine may be busy with other tests.
     static let patience = variable("GUEST_PATIENCE").flatMap(Double.init) ?? 60
 

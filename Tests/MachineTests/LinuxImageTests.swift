@@ -5,7 +5,7 @@ import VMM
 
 /// Loads files into a fresh guest of so many megabytes.
 func load(
-    _ kernel: [UInt8], initrd: [UInt8]? = nil, commandLine: String = "console=ttyS0", megabytes: UInt64 = 32
+    _ kernel: [UInt8], initrd: [UInt8]? = nil, commandLine: String? = nil, megabytes: UInt64 = 32
 ) throws -> (memory: GuestMemory, state: CPUState) {
     let kernelFile = TemporaryFile(kernel)
     let initrdFile = initrd.map { TemporaryFile($0) }

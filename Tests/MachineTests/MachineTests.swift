@@ -20,13 +20,13 @@ private final class Recorder: SerialTerminal {
 
     /// Runs a machine to its end. `meanwhile` runs on the test's thread.
     private func run(
-        _ script: @escaping @Sendable (FakeCPU) throws -> Exit, meanwhile: (Machine) -> Void = { _ in }
+        debugExitPort: UInt16? = nil, _ script: @escaping @Sendable (FakeCPU) throws -> Exit, meanwhile: (Machine) -> Void = { _ in }
     ) throws -> Machine.Outcome {
         let clock = try HostClock()
         defer { clock.stop() }
         let machine = try Machine(
-            MachineConfiguration(kernel: kernel.path, memoryByteCount: 32 << 20), engine: FakeEngine(script),
-            features: .translator, clock: clock, terminal: terminal)
+            MachineConfiguration(kernel: kernel.path, memoryByteCount: 32 << 20, debugExitPort: debugExitPort),
+            engine: FakeEngine(script), features: .translator, clock: clock, terminal: terminal)
         let outcome = Monitor<Machine.Outcome?>(nil)
         try machine.start { ended in
             outcome.withLock { $0 = ended }
@@ -81,6 +81,73 @@ private final class Recorder: SerialTerminal {
             }
         }
         #expect(outcome == .stopped)
+    }
+
+    @Test(arguments: [
+        (.byte, 0x15, 0x2B), (.word, 0x100, 0x01), (.dword, 0x1234_567F, 0xFF), (.dword, 0x80, 0x01),
+    ] as [(AccessWidth, UInt32, UInt8)])
+    func `write to the debug exit port ends it with a status`(width: AccessWidth, value: UInt32, status: UInt8) throws {
+        let outcome = try run(debugExitPort: 0xF4) { cpu in
+            cpu.wiring.ports.write(0xF4, width, value)
+            // How it waits for its end does not matter.
+            return .halt(interruptsEnabled: false)
+        }
+        #expect(outcome == .exited(status))
+    }
+
+    @Test func `first of several endings counts`() throws {
+        let outcome = try run(debugExitPort: 0xF4) { cpu in
+            cpu.wiring.ports.write(0xF4, .byte, 1)
+            cpu.wiring.ports.write(0xF4, .byte, 2)
+            // A power-off through ACPI.
+            cpu.wiring.ports.write(0xB008, .word, 0x3400)
+            return Self.tripleFault(0)
+        }
+        #expect(outcome == .exited(3))
+    }
+
+    @Test func `without a debug exit port nothing ends it`() throws {
+        let outcome = try run { cpu in
+            cpu.wiring.ports.write(0xF4, .byte, 1)
+            return .failure("alive, \(cpu.wiring.ports.read(0xF4, .byte))")
+        }
+        #expect(outcome == .failed("guest cannot go on: alive, 255"))
+    }
+
+    @Test(arguments: [0x20, 0x3F8, 0x3FF, 0x510, 0xCF9] as [UInt16])
+    func `debug exit port of another device is refused`(port: UInt16) throws {
+        let error = message { _ = try run(debugExitPort: port) { _ in .stopped } }
+        #expect(
+            error == "debug exit port 0x\(String(port, radix: 16)): belongs to another device: give another, as 0xf4")
+    }
+
+    @Test func `BIOS services refuse by carry and other vectors return`() throws {
+        let outcome = try run { cpu in
+            let memory = cpu.wiring.memory
+            func handler(_ vector: UInt64) -> [UInt8] {
+                let offset = UInt64(memory.load(vector * 4, as: UInt16.self) ?? 0)
+                let segment = UInt64(memory.load(vector * 4 + 2, as: UInt16.self) ?? 0)
+                return memory.read(segment * 16 + offset, count: 11) ?? []
+            }
+            let refusals = [0x10, 0x13, 0x15, 0x1A].map { handler($0) }
+            let returns = [0, 8, 0x0F, 0x1B, 0x70, 0xFF].map { handler($0).first }
+            // or $1 to the flags above the return address; mov $0x86, %ah; iret
+            return .failure(
+                "\(refusals.allSatisfy { $0 == [0x55, 0x8B, 0xEC, 0x80, 0x4E, 6, 1, 0x5D, 0xB4, 0x86, 0xCF] }) "
+                    + "\(returns.allSatisfy { $0 == 0xCF })")
+        }
+        #expect(outcome == .failed("guest cannot go on: true true"))
+    }
+
+    @Test func `firmware configuration tells memory and CPUs`() throws {
+        let outcome = try run { cpu in
+            func item(_ key: UInt32, _ count: Int) -> [UInt32] {
+                cpu.wiring.ports.write(0x510, .word, key)
+                return (0..<count).map { _ in cpu.wiring.ports.read(0x511, .byte) }
+            }
+            return .failure("\(item(3, 8)) \(item(5, 2))")
+        }
+        #expect(outcome == .failed("guest cannot go on: [0, 0, 0, 2, 0, 0, 0, 0] [1, 0]"))
     }
 
     @Test func `halted guest sleeps until its interrupt`() throws {
@@ -149,7 +216,7 @@ private final class Recorder: SerialTerminal {
             _ = try FileDescriptor(open: path, flags: 0o1001)
             return Self.tripleFault(0)
         }
-        #expect(outcome == .failed("kernel \(path): is not a kernel: give a Linux bzImage or an ELF file with a PVH note"))
+        #expect(outcome == .failed("kernel \(path): is not a kernel: give a Linux bzImage, or a kernel with a multiboot header or a PVH note"))
     }
 
     @Test func `unknown CPU model is refused with those that exist`() throws {

@@ -9,8 +9,21 @@ import VMM
     /// 64-bit and 32-bit code in each TLB's mode, and with vector instructions and time stamps forbidden.
     static let modes: [UInt64] = [
         0, 1, 2, 1 << 2, 1 << 2 | 1, 1 << 2 | 2, BlockMode.fpuTrap, BlockMode.noSSE | 1, BlockMode.noAVX, BlockMode.timeStampTrap | 1,
-        BlockMode.outerRing,
+        BlockMode.outerRing, BlockMode.alignmentCheck | 1, BlockMode.breakpoints,
+        1 << 2 | BlockMode.segmented, 1 << 2 | BlockMode.segmented | BlockMode.smallStack | BlockMode.expandDown | 1,
+        1 << 2 | BlockMode.segmented | BlockMode.partialPage | BlockMode.alignmentCheck | 1,
+        2 << 2 | BlockMode.segmented | BlockMode.smallStack, 2 << 2 | BlockMode.segmented | BlockMode.smallStack | BlockMode.eightySix,
+        2 << 2 | BlockMode.segmented | BlockMode.partialPage | BlockMode.expandDown | 1,
     ]
+
+    @Test func `the bits of a block's mode are distinct`() {
+        let bits = [
+            3, 3 << 2, BlockMode.fpuTrap, BlockMode.noSSE, BlockMode.noAVX, BlockMode.segmented, BlockMode.outerRing,
+            BlockMode.timeStampTrap, BlockMode.breakpoints, BlockMode.alignmentCheck, BlockMode.smallStack, BlockMode.eightySix,
+            BlockMode.expandDown, BlockMode.partialPage,
+        ]
+        #expect(bits.reduce(0, |).nonzeroBitCount == bits.map(\.nonzeroBitCount).reduce(0, +))
+    }
 
     /// Translates the code page's bytes from an offset, to be found by nobody.
     private static func translate(_ machine: TestMachine, _ offset: Int, _ mode: UInt64, limit: Int = BlockWorkspace.instructionLimit) throws -> Block {
@@ -26,7 +39,7 @@ import VMM
         let machine = try TestMachine.small()
         let fortress = Fortress(machine)
         var random = SiliconRandom(seed: 1)
-        for round in 0..<12 {
+        for round in 0..<Self.modes.count {
             machine.memory.write(AttackFuzzTests.fill(2 * 4096, &random), at: TestMachine.codePhysical)
             machine.cpu.flushCode()
             let mode = Self.modes[round % Self.modes.count]
@@ -44,7 +57,7 @@ import VMM
         let fortress = Fortress(machine)
         let decoder = SiliconDecoder()
         var generator = SiliconGenerator(seed: 2, decoder: decoder)
-        for round in 0..<24 {
+        for round in 0..<Self.modes.count {
             let mode = Self.modes[round % Self.modes.count]
             var bytes: [UInt8] = []
             while bytes.count < 4096 {

@@ -10,7 +10,7 @@ import VMM
 ///
 /// `VMD_FUZZ_SECONDS=n` goes on with new seeds for so long.
 @Suite(.serialized) struct AttackFuzzTests {
-    enum CodeSize: CaseIterable { case long, compatibility }
+    enum CodeSize: CaseIterable { case long, compatibility, protected, real }
 
     /// Bytes that are code more often than random ones are: what instructions begin with, and what the translator treats
     /// in ways of its own.
@@ -97,9 +97,58 @@ import VMM
         }
     }
 
+    /// Protected mode without paging or real mode, with segments of any kind over the code, the data and all of memory, and
+    /// gates that lead into the code.
+    private static func leaveLongMode(_ machine: TestMachine, _ size: CodeSize, level: Int, _ random: inout SiliconRandom) {
+        let c = machine.context
+        let isReal = size == .real
+        c.pointee.cr0 &= ~(CR0.pg | CR0.wp | (isReal ? CR0.pe : 0))
+        c.pointee.cr4 &= ~CR4.pae
+        c.pointee.msr.efer = 0
+        for register in 0..<16 { c.pointee.gpr[register] &= random.percent(70) ? 0xFFFF : 0xFFFF_FFFF }
+        func segment(code: Bool) -> SegmentRegister {
+            let bases: [UInt64] = [0, TestMachine.codePhysical, TestMachine.dataPhysical, 0xFFFF_F000, machine.memory.byteCount - 4096, 0xFFF]
+            let limits: [UInt32] = [0xFFFF, 0xFFFF_FFFF, 0x3FFF, 0xFFF, 0, 1, 0x7FFF_FFFF]
+            var attributes: UInt32 = code ? 0x9B : random.pick([0x93, 0x93, 0x93, 0x97, 0x91, 0x9B, 0x1_0000])
+            if random.percent(50) { attributes |= 0x4000 }
+            if isReal { attributes = 0x93 }
+            return SegmentRegister(
+                selector: UInt16(truncatingIfNeeded: random.next()) & ~3 | UInt16(level), attributes: attributes | UInt32(level) << 5,
+                limit: isReal && random.percent(60) ? 0xFFFF : random.pick(limits), base: code ? TestMachine.codePhysical : random.pick(bases))
+        }
+        c.pointee.cs = segment(code: true)
+        c.pointee.ss = segment(code: false)
+        c.pointee.ds = segment(code: false)
+        c.pointee.es = segment(code: false)
+        c.pointee.fs = segment(code: false)
+        c.pointee.gs = segment(code: false)
+        c.pointee.fsBase = c.pointee.fs.base
+        c.pointee.gsBase = c.pointee.gs.base
+        c.pointee.rip &= 0x3FFF
+        c.pointee.gdtr = DescriptorTableRegister(base: TestMachine.gdt, limit: 0xFF)
+        c.pointee.idtr = DescriptorTableRegister(base: TestMachine.idt, limit: 0x7FF)
+        c.pointee.tr = SegmentRegister(selector: TestMachine.taskState, attributes: 0x8B, limit: 0x67, base: TestMachine.tss)
+        // Descriptors of all kinds, among them flat code and data.
+        for selector in stride(from: 8, to: 0x100, by: 8) as StrideTo<UInt64> {
+            let type: UInt64 = random.pick([0x9B, 0x93, 0x9F, 0xFB, 0xF3, 0x97, 0x8C, 0x84, 0x86, 0x85, 0x89, 0x82])
+            let wide = random.percent(50) ? UInt64(0x00CF_0000_0000_FFFF) : 0x0000_0000_0000_FFFF
+            let base = random.pick([0, TestMachine.codePhysical, TestMachine.dataPhysical])
+            machine.memory.store(TestMachine.gdt + selector, wide | type << 40 | (base & 0xFF_FFFF) << 16)
+        }
+        for vector in 0..<256 as Range<UInt64> {
+            let selector = UInt64(random.below(31) + 1) << 3
+            let type: UInt64 = random.pick([0x8E, 0xEE, 0x8F, 0x86, 0xE6, 0x87, 0x85])
+            machine.memory.store(TestMachine.idt + vector * 8, UInt64(random.below(0x4000)) | selector << 16 | type << 40)
+            // Real mode's vectors.
+            machine.memory.store(vector * 4, UInt32(random.below(0x4000)) | 0xF000_0000 * (random.percent(20) ? 1 : 0) | 0x0000_0000)
+        }
+        machine.memory.store(TestMachine.tss + 4, UInt32(0x8000))
+        machine.memory.store(TestMachine.tss + 8, UInt32(random.below(31) + 1) << 3)
+        if isReal { c.pointee.idtr = DescriptorTableRegister(base: 0, limit: 0x3FF) }
+    }
+
     /// One guest: code and registers by the seed, run for so long as a stop from outside allows.
-    static func attack(_ fortress: Fortress, size: CodeSize, seed: UInt64, stops: StopTimer) throws {
-        let machine = fortress.machine
+    static func attack(_ machine: TestMachine, _ fortress: Fortress, size: CodeSize, seed: UInt64, stops: StopTimer) throws {
         var random = SiliconRandom(seed: seed)
         machine.memory.write(fill(4 * 4096, &random), at: TestMachine.codePhysical)
         machine.memory.write(fill(4096, &random), at: TestMachine.dataPhysical)
@@ -126,8 +175,9 @@ import VMM
                 c.pointee.es = data
                 for register in 0..<16 { c.pointee.gpr[register] &= 0xFFFF_FFFF }
             }
-            machine.cpu.modeChanged()
             c.pointee.rip = GuestCode.start + UInt64(random.below(0x4000))
+            if size == .protected || size == .real { leaveLongMode(machine, size, level: level, &random) }
+            machine.cpu.modeChanged()
             c.pointee.isHalted = false
             stops.arm()
             _ = try machine.cpu.run()
@@ -142,7 +192,7 @@ import VMM
             let fortress = Fortress(machine)
             let stops = StopTimer(machine.cpu)
             defer { stops.end() }
-            for seed in seeds { try Self.attack(fortress, size: size, seed: seed, stops: stops) }
+            for seed in seeds { try Self.attack(machine, fortress, size: size, seed: seed, stops: stops) }
             fortress.checkAll("\(size)")
         }
         if let seed = SiliconTests.onlySeed {
@@ -150,7 +200,7 @@ import VMM
             return
         }
         for first in stride(from: 1, through: UInt64(guests), by: 25) { try batch(first..<min(first + 25, UInt64(guests) + 1)) }
-        let end = ContinuousClock.now + .seconds(SiliconTests.seconds / 2)
+        let end = ContinuousClock.now + .seconds(SiliconTests.seconds / 4)
         var seed = UInt64(Date().timeIntervalSince1970 * 1000) << 16
         while ContinuousClock.now < end {
             try batch(seed..<seed + 25)
@@ -159,6 +209,8 @@ import VMM
     }
 
     @Test func `random bytes as 64-bit code do not get out`() throws { try run(.long, guests: 150) }
+    @Test func `random bytes in protected mode do not get out`() throws { try run(.protected, guests: 150) }
+    @Test func `random bytes in real mode do not get out`() throws { try run(.real, guests: 150) }
     @Test func `random bytes as 32-bit code do not get out`() throws { try run(.compatibility, guests: 150) }
 }
 

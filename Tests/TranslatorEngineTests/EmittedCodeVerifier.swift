@@ -133,7 +133,12 @@ final class EmittedCodeVerifier {
         else { throw Violation("block out of bounds") }
         var values = Self.atLabel
         var boundaries: Set<Int> = []
-        var labels: Set<Int> = []
+        /// Places that branches lead to, and which scratch registers may then hold host addresses.
+        var labels: [Int: [Bool]] = [:]
+        func lead(to label: Int) {
+            let isStale = [values[13].isHost, values[14].isHost]
+            labels[label] = zip(labels[label] ?? [false, false], isStale).map { $0 || $1 }
+        }
         /// TLB checks by the place of their slow path.
         var checks: [Int: Check] = [:]
         /// The check that stands behind `values[14]`.
@@ -147,15 +152,18 @@ final class EmittedCodeVerifier {
             let stub = Int(cpu.cache.sites[site].stub)
             guard stub > Int(block.entry), stub < end else { throw Violation("stub elsewhere") }
             sites[Int(cpu.cache.sites[site].displacement)] = site
-            labels.insert(stub)
+            labels[stub] = [true, true]
         }
 
         while position < end {
             boundaries.insert(position)
-            let isLabel = labels.contains(position)
-            if isLabel {
-                if isReachable { try checkStandIns(values) }
-                values = Self.atLabel
+            if labels[position] != nil {
+                if isReachable {
+                    try checkStandIns(values)
+                    lead(to: position)
+                }
+                values = .init(repeating: .unknown, count: 16)
+                for (register, isStale) in zip([13, 14], labels[position] ?? []) where isStale { values[register] = .stale }
             } else if !isReachable && position != Int(block.entry) {
                 throw Violation("code that nothing leads to")
             }
@@ -172,7 +180,7 @@ final class EmittedCodeVerifier {
                 guard !hasPushed, !hasReturned, starts(next, [0x0F, 0x86]), starts(next + 6, [0x41, 0x55]), !values[13].isHost,
                     decode(next, limit: 6), let target = try branchTarget(next + 6), target > next + 8, target < end
                 else { throw Violation("stack limit without a push") }
-                labels.insert(target)
+                lead(to: target)
                 boundaries.formUnion([next, next + 6])
                 position = next + 8
                 hasPushed = true
@@ -246,7 +254,7 @@ final class EmittedCodeVerifier {
                 case ZYDIS_CATEGORY_UNCOND_BR:
                     isReachable = false
                     if isInside {
-                        labels.insert(target)
+                        lead(to: target)
                         position = next
                     } else if target == thunks.indirectMiss {
                         if values[14].isHost { throw Violation("host address as a target") }
@@ -266,8 +274,11 @@ final class EmittedCodeVerifier {
                             checks[target] = Check(size: size, write: write)
                             current = target
                             values[14] = .offset(size: size, write: write)
+                        } else if values[13] == .jumpCompared, instruction.pointee.mnemonic == ZYDIS_MNEMONIC_JNZ {
+                            // Outside of 64-bit code a miss leaves by a way out of its own.
+                            values[13] = .jumpChecked
                         }
-                        labels.insert(target)
+                        lead(to: target)
                     } else {
                         throw Violation("branch elsewhere")
                     }
@@ -303,7 +314,7 @@ final class EmittedCodeVerifier {
             position = next
         }
         guard !isReachable else { throw Violation("runs out of its end") }
-        for label in labels where !boundaries.contains(label) { throw Violation("branch into an instruction") }
+        for label in labels.keys where !boundaries.contains(label) { throw Violation("branch into an instruction") }
         for (_, check) in checks where check.operation == 0 { throw Violation("check without an operation") }
     }
 
@@ -339,7 +350,7 @@ final class EmittedCodeVerifier {
         switch kind {
         case .system: if Int(descriptor.value) >> 13 >= cpu.cache.segmentCount * SystemPool.limit { throw Violation("system instruction out of bounds") }
         case .chain: if descriptor.value < 0 || descriptor.value > 4095 { throw Violation("chain out of its page") }
-        case .goto, .exception: break
+        case .goto, .exception, .indirect: break
         default: throw Violation("exit of a thunk's kind")
         }
         return kind
@@ -363,7 +374,9 @@ final class EmittedCodeVerifier {
         }
         let other = cpu.cache.blocks[Int(site.target)]
         guard isEntry(target, of: other) else { throw Violation("jump into the middle of a block") }
-        guard other.isAlive, other.mode == block.mode,
+        // Behind STAC and CLAC the other view of the supervisor's.
+        let differs = other.mode.rawValue ^ block.mode.rawValue
+        guard other.isAlive, differs == 0 || differs == 2 && block.mode.has(BlockMode.smap),
             site.movesPage || other.secondPage >= 0 || other.physical >> 12 == block.physical >> 12
         else { throw Violation("link to a block that must not be linked to") }
     }
@@ -487,7 +500,7 @@ final class EmittedCodeVerifier {
 
     /// Fields of the context that blocks may write.
     private static let writable: [Range<Int>] = [
-        0..<128, ContextOffset.ripPage..<ContextOffset.ripPage + 8, ContextOffset.lahf..<ContextOffset.lahf + 8,
+        0..<128, ContextOffset.rip..<ContextOffset.rip + 8, ContextOffset.ripPage..<ContextOffset.ripPage + 8, ContextOffset.lahf..<ContextOffset.lahf + 8,
         ContextOffset.gsBase..<ContextOffset.gsBase + 8, ContextOffset.kernelGSBase..<ContextOffset.kernelGSBase + 8,
         ContextOffset.temporary..<ContextOffset.temporary + 48, ContextOffset.systemFlags..<ContextOffset.systemFlags + 8,
     ]

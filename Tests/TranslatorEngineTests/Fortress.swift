@@ -10,9 +10,10 @@ import VMM
 /// Guest RAM, the context and both views of the code have inaccessible pages on both sides; behind those stand
 /// canaries.
 final class Fortress {
-    let machine: TestMachine
+    let cpu: TranslatorCPU
     let verifier: EmittedCodeVerifier
-    var cpu: TranslatorCPU { machine.cpu }
+    private var memory: GuestMemory { cpu.memory }
+    private var context: UnsafeMutablePointer<Context> { cpu.context }
     private var canaries: [UnsafeMutableRawPointer] = []
     private let thunkBytes: [UInt8]
     private let fixedFields: [UInt64]
@@ -24,16 +25,18 @@ final class Fortress {
     private let initialState: CPUState
     private let initialTables: [UInt8]
 
-    init(_ machine: TestMachine) {
-        self.machine = machine
-        verifier = EmittedCodeVerifier(machine.cpu)
-        initialState = machine.cpu.readState()
-        initialTables = machine.memory.read(0, count: Int(TestMachine.free)) ?? []
-        thunkBytes = Self.thunks(machine.cpu)
-        fixedFields = Self.fields(machine.cpu)
-        let code = machine.cpu.cache.memory
+    convenience init(_ machine: TestMachine) { self.init(machine.cpu) }
+
+    init(_ cpu: TranslatorCPU) {
+        self.cpu = cpu
+        verifier = EmittedCodeVerifier(cpu)
+        initialState = cpu.readState()
+        initialTables = cpu.memory.read(0, count: Int(TestMachine.free)) ?? []
+        thunkBytes = Self.thunks(cpu)
+        fixedFields = Self.fields(cpu)
+        let code = cpu.cache.memory
         let regions: [(UnsafeMutableRawPointer, Int)] = [
-            (machine.memory.hostBase, Int(machine.memory.byteCount)), (UnsafeMutableRawPointer(machine.context), ContextOffset.end),
+            (cpu.memory.hostBase, Int(cpu.memory.byteCount)), (UnsafeMutableRawPointer(cpu.context), ContextOffset.end),
             (UnsafeMutableRawPointer(code.writableBase), code.byteCount),
             (UnsafeMutableRawPointer(bitPattern: UInt(code.executableBase)) ?? UnsafeMutableRawPointer(code.writableBase), code.byteCount),
         ]
@@ -65,22 +68,27 @@ final class Fortress {
 
     /// CPU and tables as they were, for the next guest.
     func reset() {
-        machine.memory.write(initialTables, at: 0)
+        memory.write(initialTables, at: 0)
         cpu.writeState(initialState)
     }
 
     /// Everything that must hold between runs.
     func check(_ what: @autoclosure () -> String = "", sourceLocation: SourceLocation = #_sourceLocation) {
+        let wrong = problems()
+        if !wrong.isEmpty { Issue.record("\(what()): \(wrong.joined(separator: "\n"))", sourceLocation: sourceLocation) }
+    }
+
+    /// What does not hold.
+    func problems() -> [String] {
         var wrong: [String] = []
-        if canaries.isEmpty { wrong.append("no canary found room") }
         for canary in canaries {
             let words = canary.assumingMemoryBound(to: UInt64.self)
             if (0..<Self.canaryByteCount / 8).contains(where: { words[$0] != 0xC5C5_C5C5_C5C5_C5C5 }) { wrong.append("a canary has died") }
         }
-        if machine.context.pointee.hostPageFaults != 0 { wrong.append("\(machine.context.pointee.hostPageFaults) page faults of the host") }
+        if context.pointee.hostPageFaults != 0 { wrong.append("\(context.pointee.hostPageFaults) page faults of the host") }
         if Self.thunks(cpu) != thunkBytes { wrong.append("thunks have changed") }
         if Self.fields(cpu) != fixedFields { wrong.append("fixed fields of the context have changed") }
-        let slack = UnsafeRawPointer(machine.context)
+        let slack = UnsafeRawPointer(context)
         if (MemoryLayout<Context>.size..<ContextOffset.tlb).contains(where: { slack.load(fromByteOffset: $0, as: UInt8.self) != 0 }) {
             wrong.append("memory between the context and the TLB has changed")
         }
@@ -90,7 +98,7 @@ final class Fortress {
         wrong += verifier.violations(from: verified)
         // Links change in blocks that were read before: now and then all are read again.
         verified = (0..<cpu.cache.segmentCount).map { cpu.cache.blocks(inSegment: $0).upperBound }
-        if !wrong.isEmpty { Issue.record("\(what()): \(wrong.joined(separator: "\n"))", sourceLocation: sourceLocation) }
+        return wrong
     }
 
     /// Reads every block again.
@@ -102,14 +110,14 @@ final class Fortress {
     /// The TLBs lead to guest RAM, and to pages of code only for reading; the jump caches lead to entries of blocks.
     private func tables() -> [String] {
         var wrong: [String] = []
-        let ram = UInt64(UInt(bitPattern: machine.memory.hostBase))
+        let ram = UInt64(UInt(bitPattern: memory.hostBase))
         for slot in 0..<TLB.tableCount * TLB.entryCount {
             let entry = cpu.tlb.entries[slot]
             let index = slot % TLB.entryCount
             let missing = TLB.missingTag(index)
             for tag in [entry.readTag, entry.writeTag] where tag != missing {
                 if tag & 0xFFF != 0 || TLBState.index(tag) != index { wrong.append("TLB tag \(String(tag, radix: 16)) in the wrong place") }
-                if entry.host < ram || entry.host & 0xFFF != ram & 0xFFF || entry.host - ram > machine.memory.byteCount - 4096 {
+                if entry.host < ram || entry.host & 0xFFF != ram & 0xFFF || entry.host - ram > memory.byteCount - 4096 {
                     wrong.append("TLB entry outside of RAM")
                 } else if tag == entry.writeTag && tag != entry.readTag {
                     wrong.append("TLB entry for writing alone")
@@ -128,7 +136,7 @@ final class Fortress {
             if entry.host < code || index == 0 || !cpu.cache.blocks[index].isAlive
                 || entry.host - code != UInt64(cpu.cache.blocks[index].savedEntry)
                 || cpu.cache.blocks[index].mode.table != slot / JumpCache.entryCount
-                || cpu.cache.blocks[index].mode.rawValue != cpu.jumpCacheMode[slot / JumpCache.entryCount]
+                || cpu.cache.blocks[index].mode.rawValue != cpu.context.pointee.jumpCacheMode[slot / JumpCache.entryCount]
             {
                 wrong.append("jump cache entry that leads to no block")
             }

@@ -65,8 +65,10 @@ extension TestMachine {
     static let stack: UInt64 = 0x70_0000
 
     /// A machine at CPL 0 with four writable pages of code at `GuestCode.start`, eight of data and two of stack.
-    static func small(mmio: [MMIOBus.Claim] = [], ports: [PortBus.Claim] = []) throws -> TestMachine {
-        let machine = try TestMachine(mmio: mmio, ports: ports, codeByteCount: 4 << 20)
+    static func small(
+        mmio: [MMIOBus.Claim] = [], ports: [PortBus.Claim] = [], model: CPUModel? = nil
+    ) throws -> TestMachine {
+        let machine = try TestMachine(mmio: mmio, ports: ports, codeByteCount: 4 << 20, model: model)
         machine.map(GuestCode.start, to: codePhysical, count: 4, [.writable, .user])
         machine.map(data, to: dataPhysical, count: 8, [.writable, .user])
         machine.map(stack - 8192, to: 0x30_0000, count: 2, [.writable, .user])

@@ -266,3 +266,72 @@ import VMM
         #expect(machine.debugStatus == Self.step)
     }
 }
+
+/// NMIs and what IRET has to do with them (SDM Vol. 3, 6.7.1).
+@Suite struct GuestNonMaskableTests {
+    /// A frame whose return address is not canonical, and IRETQ.
+    private func badReturn(_ code: inout GuestCode) {
+        code.load(.rax, 1 << 62)
+        code.emit(0x6A, 0x00, 0x54, 0x9C, 0x6A, 0x10, 0x50)  // push 0; push rsp; pushfq; push cs; push rax
+        code.label("return")
+        code.emit(0x48, 0xCF)
+    }
+
+    @Test func `a blocked NMI waits for IRET, also for one that faults`() throws {
+        let machine = try TestMachine.small()
+        var code = GuestCode()
+        code.emit(0x90)
+        badReturn(&code)
+        machine.load(code)
+        machine.context.pointee.nmiBlocked = true
+        machine.cpu.injectNMI()
+        // #GP is delivered first; the NMI at its handler's first instruction.
+        var stop = try machine.run(from: code.base)
+        #expect(stop.vector == 2)
+        #expect(stop.rip == TestMachine.kernelBase + TestMachine.handlers + 13)
+        #expect(machine.context.pointee.nmiBlocked)
+        // Blocked until the next IRET.
+        machine.cpu.injectNMI()
+        code = GuestCode()
+        code.emit(0x90, 0x90)
+        code.done()
+        stop = try machine.run(code)
+        #expect(stop.vector == Outcome.done)
+    }
+}
+
+/// What is the supervisor's whatever RFLAGS.AC says (SDM Vol. 3, 4.6.1).
+@Suite struct GuestImplicitAccessTests {
+    @Test func `SMAP keeps descriptor tables off user pages even under AC`() throws {
+        let machine = try TestMachine.small()
+        // A copy of the GDT in a user page.
+        for offset in stride(from: 0, to: 0x100, by: 8) as StrideTo<UInt64> {
+            machine.setData(offset, machine.memory.load(TestMachine.gdt + offset, as: UInt64.self) ?? 0)
+        }
+        machine.context.pointee.cr4 |= CR4.smap
+        machine.context.pointee.gdtr.base = TestMachine.data
+        machine.context.pointee.rflags |= 1 << 18
+        machine[.rax] = UInt64(TestMachine.userData)
+        var code = GuestCode(at: TestMachine.kernelBase + 0x7_0000)
+        code.load(.rbx, TestMachine.data)
+        code.emit(0x48, 0x8B, 0x1B)  // mov rbx, [rbx]: explicit, exempt
+        code.label("load")
+        code.emit(0x8E, 0xD8)  // mov ds, eax
+        machine.memory.write(code.linked, at: 0x7_0000)
+        machine.cpu.writeState(machine.cpu.readState())
+        machine.context.pointee.gpr[4] = TestMachine.kernelBase + 0x7_F000
+        machine.memory.store(TestMachine.idt + 14 * 16 + 2, TestMachine.kernelCode)
+        // The handler's selector cannot be loaded either: the machine ends.
+        do {
+            let outcome = try machine.run(from: code.base)
+            Issue.record("\(outcome)")
+        } catch let error as TestMachine.UnexpectedExit {
+            guard case .shutdown(let reason) = error.exit else {
+                Issue.record("\(error.exit)")
+                return
+            }
+            #expect(reason.reason.contains("#PF(0x1)"))
+            #expect(reason.rip == code.address(of: "load"))
+        }
+    }
+}

@@ -13,6 +13,13 @@ struct SiliconPiece {
     var fix = Fix.none
 }
 
+/// The kind of code that a case is.
+enum SiliconMode: UInt32, CaseIterable, Sendable {
+    case long, flat32, segmented16, segmented32
+    /// Data and stack lie in segments of the arena, code in one that begins with its case's room.
+    var isSegmented: Bool { self == .segmented16 || self == .segmented32 }
+}
+
 /// Code, registers and surroundings: everything that makes both sides do the same.
 struct SiliconCase {
     var pieces: [SiliconPiece]
@@ -27,8 +34,7 @@ struct SiliconCase {
     var isHidden = false
     /// Zydis knows no such instruction.
     var isUndefined = false
-    /// 32-bit code.
-    var isNarrow = false
+    var mode = SiliconMode.long
     var pattern: UInt32 = 0
     /// Where in its two pages the code starts.
     var codeOffset = 0

@@ -14,9 +14,10 @@ enum SiliconTreatment {
     case skip
 }
 
-/// Zydis with room for one instruction of 64-bit or 32-bit code.
+/// Zydis with room for one instruction.
 final class SiliconDecoder {
-    let isLong: Bool
+    let mode: SiliconMode
+    var isLong: Bool { mode == .long }
     private var decoder = ZydisDecoder()
     private var formatter = ZydisFormatter()
     let instruction = UnsafeMutablePointer<ZydisDecodedInstruction>.allocate(capacity: 1)
@@ -25,13 +26,13 @@ final class SiliconDecoder {
     /// What the guest's CPUID shows.
     let shown: InstructionSets
 
-    init(isLong: Bool = true, shown: InstructionSets = InstructionSets(.all)) {
-        self.isLong = isLong
+    init(_ mode: SiliconMode = .long, shown: InstructionSets = InstructionSets(.all)) {
+        self.mode = mode
         self.shown = shown
-        if isLong {
-            ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)
-        } else {
-            ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32)
+        switch mode {
+        case .long: ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)
+        case .flat32, .segmented32: ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32)
+        case .segmented16: ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_COMPAT_16, ZYDIS_STACK_WIDTH_16)
         }
         ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MPX, 0)
         ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL)

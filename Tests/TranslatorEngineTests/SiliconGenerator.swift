@@ -145,7 +145,7 @@ struct SiliconGenerator {
         placeOperands(&piece, &state)
         return SiliconCase(
             pieces: [piece], state: state, flags: SiliconState.arithmeticFlags & ~decoder.undefinedFlags,
-            faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose, isNarrow: !isLong,
+            faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose, mode: decoder.mode,
             pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
             devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0,
             flushesTLB: random.percent(60))
@@ -164,13 +164,13 @@ struct SiliconGenerator {
                 }
             }
             guard decoder.decode(bytes) else {
-                return SiliconCase(pieces: [SiliconPiece(bytes: bytes)], state: state(), faultFlags: 0, isNarrow: !isLong)
+                return SiliconCase(pieces: [SiliconPiece(bytes: bytes)], state: state(), faultFlags: 0, mode: decoder.mode)
             }
             return decoded(bytes)
         case .hidden, .undefined:
             return SiliconCase(
                 pieces: [SiliconPiece(bytes: form.bytes)], state: state(), isHidden: form.treatment == .hidden,
-                isUndefined: form.treatment == .undefined, isNarrow: !isLong, codeOffset: random.below(2048))
+                isUndefined: form.treatment == .undefined, mode: decoder.mode, codeOffset: random.below(2048))
         }
     }
 
@@ -257,8 +257,11 @@ struct SiliconGenerator {
         _ memory: ZydisDecodedOperandMem, _ target: UInt64, _ piece: inout SiliconPiece, _ state: inout SiliconState
     ) {
         var wanted = target
-        if memory.segment == ZYDIS_REGISTER_FS { wanted &-= state.fsBase }
-        if memory.segment == ZYDIS_REGISTER_GS { wanted &-= state.gsBase }
+        switch memory.segment {
+        case ZYDIS_REGISTER_FS: wanted &-= state.fsBase
+        case ZYDIS_REGISTER_GS: wanted &-= state.gsBase
+        default: if decoder.mode.isSegmented { wanted &-= UInt64(SILICON_ARENA) }
+        }
         let raw = decoder.instruction.pointee.raw
         let width = decoder.instruction.pointee.address_width
         let isNarrow = width != 64

@@ -18,9 +18,8 @@ final class SiliconRunner {
     private var silicon: silicon
     let machine: TestMachine
     private let device = ArenaDevice()
-    let decoder: SiliconDecoder
-    /// The same for 32-bit code.
-    let narrowDecoder: SiliconDecoder
+    /// One for each mode.
+    let decoders: [SiliconDecoder]
     private let image = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
     private var mappedDevices: UInt8 = 0
 
@@ -35,8 +34,7 @@ final class SiliconRunner {
         machine = try TestMachine(
             mmio: [.init(Self.devicePhysical..<Self.devicePhysical + UInt64(SILICON_ARENA_BYTES), device)])
         let shown = InstructionSets(machine.cpu.policy.features)
-        decoder = SiliconDecoder(shown: shown)
-        narrowDecoder = SiliconDecoder(isLong: false, shown: shown)
+        decoders = SiliconMode.allCases.map { SiliconDecoder($0, shown: shown) }
         machine.map(UInt64(SILICON_CODE), to: Self.codePhysical, count: UInt64(SILICON_CODE_PAGES), [.user])
         for page in 0..<Int(SILICON_ARENA_PAGES) { mapArena(page, isDevice: false) }
         image.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
@@ -109,13 +107,13 @@ final class SiliconRunner {
         let onCPU = one.isHidden ? [0x0F, 0x0B] : code
         onCPU.withUnsafeBytes { native.copyMemory(from: $0.baseAddress!, byteCount: onCPU.count) }
         let end = (native + onCPU.count).assumingMemoryBound(to: UInt8.self)
-        if one.isNarrow { silicon_write_narrow_exit(end) } else { silicon_write_exit(end) }
+        if one.mode == .long { silicon_write_exit(end) } else { silicon_write_narrow_exit(end, one.mode.rawValue) }
         machine.memory.write(code + [0xCD, 0x80], at: Self.codePhysical + UInt64(offset))
         var state = one.state
-        state.rip = address
+        state.rip = Self.start(one, slot)
         let input = silicon_input(silicon.shared, UInt32(slot))!
         withUnsafeBytes(of: state.words) { input.copyMemory(from: $0.baseAddress!, byteCount: SiliconState.byteCount) }
-        silicon_set_case(silicon.shared, UInt32(slot), one.pattern, one.isNarrow ? 1 : 0)
+        silicon_set_case(silicon.shared, UInt32(slot), one.pattern, one.mode.rawValue)
     }
 
     private func compare(_ one: SiliconCase, _ slot: Int, flushesTLB: Bool) throws -> [String] {
@@ -141,12 +139,12 @@ final class SiliconRunner {
         var native = SiliconState()
         let output = silicon_output(silicon.shared, UInt32(slot))!
         withUnsafeMutableBytes(of: &native.words) { $0.baseAddress!.copyMemory(from: output, byteCount: SiliconState.byteCount) }
-        if one.isNarrow {
+        if one.mode != .long {
             native.cutToNarrow()
             guest.cutToNarrow()
         }
         // The CPU has things that no manual has; the translator does not let them through.
-        let start = SiliconCase.codeBase(slot) + UInt64(one.codeOffset)
+        let start = Self.start(one, slot)
         if one.isUndefined && guest.vector == 6 && guest.rip == start && (native.vector != 6 || native.rip != start) { return [] }
         if one.isFaultLoose && (12...14 ~= native.vector || 12...14 ~= guest.vector) { return [] }
         // An x87 exception that is pending is found after the memory operand's page.
@@ -171,7 +169,7 @@ final class SiliconRunner {
     private func runGuest(_ one: SiliconCase, _ slot: Int) throws -> SiliconState {
         let context = machine.context
         machine.enter(level: 3)
-        if one.isNarrow { enterNarrow() }
+        if one.mode != .long { enter(one.mode, slot) }
         for number in 0..<16 { context.pointee.gpr[number] = one.state[gpr: number] }
         context.pointee.rflags = one.state.rflags
         context.pointee.fsBase = one.state.fsBase
@@ -180,7 +178,7 @@ final class SiliconRunner {
             image.copyMemory(from: words.baseAddress! + SiliconState.xsave, byteCount: Int(SILICON_XSAVE_BYTES))
         }
         machine.cpu.restoreExtendedState(from: image, mask: 7)
-        let outcome = try machine.run(from: SiliconCase.codeBase(slot) + UInt64(one.codeOffset))
+        let outcome = try machine.run(from: Self.start(one, slot))
         var state = SiliconState()
         for number in 0..<16 { state[gpr: number] = context.pointee.gpr[number] }
         state.rflags = outcome.rflags
@@ -197,17 +195,36 @@ final class SiliconRunner {
         return state
     }
 
-    /// Linux's segments of 32-bit programs, and the silicon's own for fs and gs.
-    private func enterNarrow() {
+    /// Whether this host runs code of a mode.
+    func has(_ mode: SiliconMode) -> Bool { !mode.isSegmented || silicon_has_segments(silicon.shared) != 0 }
+
+    /// The instruction pointer that a case starts with.
+    private static func start(_ one: SiliconCase, _ slot: Int) -> UInt64 {
+        (one.mode.isSegmented ? 0 : SiliconCase.codeBase(slot)) + UInt64(one.codeOffset)
+    }
+
+    /// Linux's segments of 32-bit programs or the silicon's own, which fs and gs are in any case.
+    private func enter(_ mode: SiliconMode, _ slot: Int) {
         let context = machine.context
-        context.pointee.cs = SegmentRegister(selector: 0x23, attributes: 0xC0FB, limit: 0xFFFF_FFFF)
-        let data = SegmentRegister(selector: 0x2B, attributes: 0xC0F3, limit: 0xFFFF_FFFF)
+        let flat = SegmentRegister(selector: 0x2B, attributes: 0xC0F3, limit: 0xFFFF_FFFF)
+        var code = SegmentRegister(selector: 0x23, attributes: 0xC0FB, limit: 0xFFFF_FFFF)
+        var data = flat
+        if mode.isSegmented {
+            let is16 = mode == .segmented16
+            let base = UInt16(is16 ? SILICON_CODE_16 : SILICON_CODE_32)
+            code = SegmentRegister(
+                selector: base + UInt16(slot * 8), attributes: is16 ? 0xFB : 0x40FB, limit: 0xFFFF, base: SiliconCase.codeBase(slot))
+            data = SegmentRegister(
+                selector: UInt16(is16 ? SILICON_DATA_16 : SILICON_DATA_32), attributes: is16 ? 0xF3 : 0x40F3,
+                limit: UInt32(SILICON_ARENA_BYTES) - 1, base: Self.arena)
+        }
+        context.pointee.cs = code
         context.pointee.ss = data
         context.pointee.ds = data
         context.pointee.es = data
-        context.pointee.fs = data
+        context.pointee.fs = flat
         context.pointee.fs.selector = UInt16(silicon_selector(silicon.shared, 0))
-        context.pointee.gs = data
+        context.pointee.gs = flat
         context.pointee.gs.selector = UInt16(silicon_selector(silicon.shared, 1))
         machine.cpu.modeChanged()
     }
@@ -228,7 +245,7 @@ final class SiliconRunner {
         return smallest
     }
 
-    private func decoder(_ one: SiliconCase) -> SiliconDecoder { one.isNarrow ? narrowDecoder : decoder }
+    func decoder(_ one: SiliconCase) -> SiliconDecoder { decoders[Int(one.mode.rawValue)] }
 
     /// Which instructions, and what differs: failures that are alike in these are likely to have one cause.
     func kind(_ failure: Failure) -> String {

@@ -59,13 +59,13 @@ struct SiliconSequence {
             let inside =
                 generator.random.percent(25)
                 ? 4096 - 40 + UInt64(generator.random.below(80)) : 512 + UInt64(generator.random.below(110)) * 64
-            state[gpr: register] = UInt64(SILICON_ARENA) + page + inside
+            state[gpr: register] = (generator.decoder.mode.isSegmented ? 0 : UInt64(SILICON_ARENA)) + page + inside
         }
         state[gpr: index] = UInt64(generator.random.below(40))
         if let counter { state[gpr: counter] = 1 + UInt64(generator.random.below(4)) }
         let length = pieces.reduce(0) { $0 + $1.bytes.count }
         return SiliconCase(
-            pieces: pieces, state: state, flags: SiliconState.arithmeticFlags & ~undefined, isFaultLoose: isFaultLoose, isNarrow: !generator.isLong,
+            pieces: pieces, state: state, flags: SiliconState.arithmeticFlags & ~undefined, isFaultLoose: isFaultLoose, mode: generator.decoder.mode,
             pattern: UInt32(generator.random.below(Int(SILICON_PATTERNS))), codeOffset: generator.codeOffset(length: length),
             devicePages: generator.random.percent(12) && !state.hasUnmaskedX87 ? generator.random.byte() & 0x1B : 0,
             flushesTLB: generator.random.percent(60))

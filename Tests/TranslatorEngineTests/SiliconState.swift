@@ -59,12 +59,14 @@ struct SiliconState {
 
     static let arithmeticFlags: UInt64 = 0x8D5
     static let direction: UInt64 = 0x400
+    static let alignmentCheck: UInt64 = 0x4_0000
 
     /// Registers to start a case with.
     static func random(_ random: inout SiliconRandom) -> SiliconState {
         var state = SiliconState()
         for number in 0..<16 { state[gpr: number] = random.integer() }
         state.rflags = random.next() & arithmeticFlags | 0x202 | (random.percent(15) ? direction : 0)
+        if random.percent(4) { state.rflags |= alignmentCheck }
         state.fsBase = UInt64(SILICON_ARENA) &+ UInt64(random.below(64)) * 8
         state.gsBase = UInt64(SILICON_ARENA) &+ UInt64(random.below(64)) * 8
         // FCW: all masked but in one case of ten; any rounding and precision.

@@ -18,11 +18,13 @@ struct SiliconTests {
     /// Runs batches of cases with the seeds from 1, and with others as long as the environment says.
     /// - Parameter make: all cases of a seed.
     private func run(
-        _ name: String, seeds: Int, isLong: Bool = true, sourceLocation: SourceLocation = #_sourceLocation,
+        _ kind: String, seeds: Int, mode: SiliconMode = .long, sourceLocation: SourceLocation = #_sourceLocation,
         _ make: (inout SiliconGenerator) -> [SiliconCase]
     ) throws {
+        let name = mode == .long ? kind : "\(mode) \(kind)"
         if let only = Self.environment["VMD_FUZZ_ONLY"], only != name { return }
         let runner = try SiliconRunner()
+        guard runner.has(mode) else { return }
         var failed = 0, count = 0, hangs = 0
         var kinds: [String: Int] = [:]
         var mnemonics: Set<String> = []
@@ -41,11 +43,11 @@ struct SiliconTests {
             }
         }
         func all(_ seed: UInt64) throws {
-            var generator = SiliconGenerator(seed: seed, decoder: isLong ? runner.decoder : runner.narrowDecoder)
+            var generator = SiliconGenerator(seed: seed, decoder: runner.decoders[Int(mode.rawValue)])
             let cases = make(&generator)
             count += cases.count
             if Self.seconds > 0 {
-                for piece in cases.flatMap(\.pieces) { mnemonics.insert(runner.decoder.name(piece.bytes + [0, 0, 0, 0])) }
+                for piece in cases.flatMap(\.pieces) { mnemonics.insert(runner.decoders[Int(mode.rawValue)].name(piece.bytes + [0, 0, 0, 0])) }
             }
             for start in stride(from: 0, to: cases.count, by: Int(SILICON_CASES)) {
                 guard hangs < 3 else { return }
@@ -76,9 +78,9 @@ struct SiliconTests {
         try run("single", seeds: 60) { generator in batch { generator.single() } }
     }
 
-    @Test(arguments: [true, false])
-    func `every instruction form does what it does on the CPU`(isLong: Bool) throws {
-        try run(isLong ? "forms" : "32-bit forms", seeds: 1, isLong: isLong) { generator in
+    @Test(arguments: SiliconMode.allCases)
+    func `every instruction form does what it does on the CPU`(mode: SiliconMode) throws {
+        try run("forms", seeds: 1, mode: mode) { generator in
             let forms = SiliconForms(
                 seed: generator.random.next(), decoder: generator.decoder, undefinedShare: Self.seconds > 0 ? 100 : 10)
             if Self.seconds > 0 { Self.report(forms) }
@@ -86,9 +88,10 @@ struct SiliconTests {
         }
     }
 
-    @Test(arguments: [true, false])
-    func `sequences of instructions do what they do on the CPU`(isLong: Bool) throws {
-        try run(isLong ? "sequence" : "32-bit sequence", seeds: 100, isLong: isLong) { generator in batch { SiliconSequence.make(&generator) } }
+    // Not 16-bit code: its branches and addresses are others.
+    @Test(arguments: [SiliconMode.long, .flat32, .segmented32])
+    func `sequences of instructions do what they do on the CPU`(mode: SiliconMode) throws {
+        try run("sequence", seeds: mode == .long ? 100 : 40, mode: mode) { generator in batch { SiliconSequence.make(&generator) } }
     }
 
     /// How many forms there are, and what is done with them.

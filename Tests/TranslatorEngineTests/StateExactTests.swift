@@ -158,7 +158,8 @@ import VMM
 
 /// Raised once, by another thread.
 final class Flag: Sendable {
-    private let isRaised = Atomic<Bool>(false)
-    func raise() { isRaised.store(true, ordering: .sequentiallyConsistent) }
-    func wait() { while !isRaised.load(ordering: .sequentiallyConsistent) { usleep(20) } }
+    private let state = Atomic<Bool>(false)
+    var isRaised: Bool { state.load(ordering: .sequentiallyConsistent) }
+    func raise() { state.store(true, ordering: .sequentiallyConsistent) }
+    func wait() { while !isRaised { usleep(20) } }
 }

@@ -179,13 +179,21 @@ import VMM
         m.memory.store(0x4028, 0x5001 as UInt64)
         m.memory.store(0x5000, 0x6007 as UInt64)
         m.memory.store(0x6000, 0x9007 as UInt64)
+        m.cpu.writeState(m.cpu.readState())
         let page = try m.cpu.walk(0x4000_0000, access: .write, user: true, smapExempt: false)
         #expect(page == PageTranslation(physical: 0x9000, facts: [.writable, .user, .dirty], sizeShift: 12))
         #expect(m.memory.load(0x4028, as: UInt64.self) == 0x5001)
         m.memory.store(0x6000, 1 << 55 | 0x9007 as UInt64)
         #expect(fault(m, .read) == 9)
+        // The top entries are not read again until CR3 is loaded, which checks them.
         m.memory.store(0x4028, 0x5003 as UInt64)
-        #expect(fault(m, .read) == 9)
+        m.memory.store(0x6000, 0x9007 as UInt64)
+        #expect(fault(m, .read) == nil)
+        m.context.pointee.gpr[0] = 0x4020
+        #expect(try m.fault(0x0F, 0x22, 0xD8) == .generalProtection())
+        m.memory.store(0x4028, 0 as UInt64)
+        try m.run(0x0F, 0x22, 0xD8)
+        #expect(fault(m, .read) == 0)
         #expect(fault(m, .read, at: 0x8000_0000) == 0)
     }
 }

@@ -157,9 +157,9 @@ import VMM
 
     @Test func `CR4 takes what Linux sets and refuses what is not shown`() throws {
         let policy = try policy()
-        // PSE PAE PGE OSFXSR OSXMMEXCPT FSGSBASE OSXSAVE SMEP SMAP
-        #expect(policy.allowsCR4(0x35_06B0, longModeActive: true))
-        for bit in [0, 1, 6, 11, 12, 13, 14, 15, 17, 19, 22, 23, 24, 25, 32, 63] {
+        // PSE PAE PGE OSFXSR OSXMMEXCPT UMIP FSGSBASE OSXSAVE SMEP SMAP
+        #expect(policy.allowsCR4(0x35_0EB0, longModeActive: true))
+        for bit in [0, 1, 6, 12, 13, 14, 15, 17, 19, 22, 23, 24, 25, 32, 63] {
             #expect(!policy.allowsCR4(0x20 | 1 << UInt64(bit), longModeActive: false), "bit \(bit)")
         }
         #expect(!policy.allowsCR4(0, longModeActive: true))

@@ -7,7 +7,7 @@ final class BootFile: Sendable {
     var path: String { file.path }
     /// At the time of opening.
     var byteCount: UInt64 { file.byteCount }
-    /// "kernel" or "initrd", for messages.
+    /// "kernel", "initrd" or "module", for messages.
     let role: String
 
     init(_ role: String, _ path: String) throws(MachineError) {
@@ -39,6 +39,8 @@ final class BootFile: Sendable {
     }
 
     func truncated() -> MachineError { error("is truncated", "copy it again") }
+
+    func contains(_ offset: UInt64, count: UInt64) -> Bool { offset <= byteCount && byteCount - offset >= count }
 
     /// Up to `count` bytes from `offset`, fewer at the end of the file.
     func read(at offset: UInt64, count: Int) throws(MachineError) -> ByteReader {

@@ -1,16 +1,43 @@
 import VMM
 
+/// A file that a multiboot kernel finds beside itself, with the text that tells it what for.
+struct BootModule: Sendable {
+    let file: BootFile
+    let arguments: String
+
+    /// - Parameter text: FILE or FILE,ARGUMENTS.
+    init(_ text: String) throws(MachineError) {
+        let parts = text.split(separator: ",", maxSplits: 1, omittingEmptySubsequences: false)
+        file = try BootFile("module", String(parts.first ?? ""))
+        arguments = parts.count > 1 ? String(parts[1]) : ""
+        guard !text.utf8.contains(0) else {
+            throw file.error("has a zero byte in its name or arguments", "remove it")
+        }
+    }
+
+    init(file: BootFile, arguments: String) {
+        self.file = file
+        self.arguments = arguments
+    }
+}
+
 /// The files and the text that boot a guest, and how they are laid into its memory.
 ///
 /// `load` is used at the start and again at each restart, so the guest gets the same files however often it reboots.
 struct KernelLoader: Sendable {
     let kernel: BootFile
     let initrd: BootFile?
-    let commandLine: String
+    /// For multiboot kernels.
+    let modules: [BootModule]
+    /// `nil` for what suits the kernel.
+    let commandLine: String?
 
-    init(kernel path: String, initrd initrdPath: String?, commandLine: String) throws(MachineError) {
+    init(
+        kernel path: String, initrd initrdPath: String?, modules texts: [String] = [], commandLine: String?
+    ) throws(MachineError) {
         kernel = try BootFile("kernel", path)
         initrd = try initrdPath.map { path throws(MachineError) in try BootFile("initrd", path) }
+        modules = try texts.map { text throws(MachineError) in try BootModule(text) }
         self.commandLine = commandLine
     }
 
@@ -20,12 +47,18 @@ struct KernelLoader: Sendable {
     func load(
         into memory: GuestMemory, _ map: MemoryMap, rsdp: UInt64?
     ) throws(MachineError) -> CPUState {
-        let head = try kernel.read(at: 0, count: 4096)
-        if head.has([0x7F, 0x45, 0x4C, 0x46], at: 0) {
-            return try PVHImage(kernel, head).load(self, into: memory, map, rsdp: rsdp)
-        }
+        let head = try kernel.read(at: 0, count: MultibootHeader.searchByteCount)
         if head.has(Array("HdrS".utf8), at: 0x202) {
-            return try LinuxImage(kernel, head).load(self, into: memory, map, rsdp: rsdp)
+            let image = try LinuxImage(kernel, head)
+            try refuseModules("is Linux")
+            return try image.load(self, into: memory, map, rsdp: rsdp)
+        }
+        // Before PVH, as in QEMU: a kernel that has both means the richer one.
+        if let image = try MultibootImage(kernel, head) { return try image.load(self, into: memory, map) }
+        if ELFFile.isELF(head) {
+            let image = try PVHImage(kernel, head)
+            try refuseModules("is entered by PVH")
+            return try image.load(self, into: memory, map, rsdp: rsdp)
         }
         throw foreign(head)
     }
@@ -56,6 +89,11 @@ struct KernelLoader: Sendable {
         return base..<base + count
     }
 
+    private func refuseModules(_ reason: String) throws(MachineError) {
+        guard let module = modules.first else { return }
+        throw module.file.error("the kernel \(reason) and takes no modules", "give it as --initrd")
+    }
+
     /// What a file is that is no kernel for this machine, as far as its first bytes tell.
     private func foreign(_ head: ByteReader) -> MachineError {
         let formats: [(pattern: [UInt8], offset: Int, reason: String, advice: String)] = [
@@ -69,6 +107,6 @@ struct KernelLoader: Sendable {
         for format in formats where head.has(format.pattern, at: format.offset) {
             return kernel.error(format.reason, format.advice)
         }
-        return kernel.error("is not a kernel", "give a Linux bzImage or an ELF file with a PVH note")
+        return kernel.error("is not a kernel", "give a Linux bzImage, or a kernel with a multiboot header or a PVH note")
     }
 }

@@ -120,7 +120,8 @@ struct LinuxImage {
                 "does not fit in \(sizeText(map.byteCount)) of memory", "give at least -m \(megabytesText(end))")
         }
         try loader.kernel.load(at: setupByteCount, count: payloadByteCount, into: memory, loadAddress)
-        try BootStructures.writeCommandLine(loader.commandLine, limit: commandLineLimit, memory)
+        try BootStructures.writeCommandLine(
+            loader.commandLine ?? MachineConfiguration.defaultCommandLine, limit: commandLineLimit, memory)
         let initrd = try loader.loadInitrd(into: memory, map, above: end, highest: initrdAddressMax)
 
         let zeroPage = BootStructures.zeroPage

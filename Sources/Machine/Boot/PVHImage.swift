@@ -5,18 +5,9 @@ import VMM
 ///
 /// The file is not trusted: each length and address is checked against the file and the guest's memory.
 struct PVHImage {
-    private struct Segment {
-        let offset: UInt64
-        let address: UInt64
-        let fileByteCount: UInt64
-        let memoryByteCount: UInt64
-    }
-
-    private let segments: [Segment]
+    private let segments: [KernelSegment]
     private let entry: UInt64
 
-    private static let loadType: UInt32 = 1
-    private static let noteType: UInt32 = 4
     private static let physicalEntryNote: UInt32 = 18
     /// XEN_HVM_START_MAGIC_VALUE
     private static let startMagic: UInt32 = 0x336E_C578
@@ -25,55 +16,19 @@ struct PVHImage {
     /// Linux reads a ramdisk from below 2 GB in every version.
     private static let initrdAddressMax: UInt64 = 0x7FFF_FFFF
 
-    /// Takes the headers apart (ELF-64 Object File Format; System V ABI, chapter 5).
+    /// Takes the headers apart.
     init(_ kernel: BootFile, _ head: ByteReader) throws(MachineError) {
-        guard let elfClass = head.load(4, as: UInt8.self), let encoding = head.load(5, as: UInt8.self),
-            let machine = head.load(18, as: UInt16.self)
-        else { throw kernel.truncated() }
-        guard elfClass == 1 || elfClass == 2 else {
-            throw kernel.error("has a damaged ELF header", "copy it again")
-        }
-        // EM_386, EM_X86_64
-        guard encoding == 1, machine == 3 || machine == 62 else {
-            throw kernel.error("is an ELF file for another processor", "give one for x86")
-        }
-        let is64 = elfClass == 2
-        guard let tableOffset = Self.word(head, is64 ? 32 : 28, is64),
-            let entrySize = head.load(is64 ? 54 : 42, as: UInt16.self),
-            let entryCount = head.load(is64 ? 56 : 44, as: UInt16.self)
-        else { throw kernel.truncated() }
-        guard Int(entrySize) == (is64 ? 56 : 32), entryCount > 0, entryCount <= 256 else {
-            throw kernel.error("has no usable program headers", "give a linked kernel, not an object file")
-        }
-        let tableByteCount = Int(entrySize) * Int(entryCount)
-        guard Self.lies(tableOffset, UInt64(tableByteCount), within: kernel.byteCount) else {
-            throw kernel.truncated()
-        }
-        let table = try kernel.read(at: tableOffset, count: tableByteCount)
-
-        var segments: [Segment] = []
+        var segments: [KernelSegment] = []
         var entry: UInt64?
-        for index in 0..<Int(entryCount) {
-            let start = index * Int(entrySize)
-            guard let type = table.load(start, as: UInt32.self),
-                let offset = Self.word(table, start + (is64 ? 8 : 4), is64),
-                let address = Self.word(table, start + (is64 ? 24 : 12), is64),
-                let fileByteCount = Self.word(table, start + (is64 ? 32 : 16), is64),
-                let memoryByteCount = Self.word(table, start + (is64 ? 40 : 20), is64)
-            else { throw kernel.truncated() }
-            guard type == Self.loadType || type == Self.noteType else { continue }
-            guard Self.lies(offset, fileByteCount, within: kernel.byteCount) else { throw kernel.truncated() }
-            if type == Self.noteType {
-                let notes = try kernel.read(at: offset, count: Int(min(fileByteCount, 1 << 16)))
+        for header in try ELFFile(kernel, head).programHeaders {
+            if header.type == ELFFile.note {
+                let notes = try kernel.read(at: header.offset, count: Int(min(header.fileByteCount, 1 << 16)))
                 entry = entry ?? Self.physicalEntry(notes)
-            } else if memoryByteCount > 0 {
-                guard fileByteCount <= memoryByteCount else {
-                    throw kernel.error("has a segment longer than its memory", "copy it again")
-                }
+            } else {
                 segments.append(
-                    Segment(
-                        offset: offset, address: address, fileByteCount: fileByteCount,
-                        memoryByteCount: memoryByteCount))
+                    KernelSegment(
+                        offset: header.offset, address: header.physicalAddress, fileByteCount: header.fileByteCount,
+                        memoryByteCount: header.memoryByteCount))
             }
         }
         guard let entry else {
@@ -92,24 +47,9 @@ struct PVHImage {
     func load(
         _ loader: KernelLoader, into memory: GuestMemory, _ map: MemoryMap, rsdp: UInt64?
     ) throws(MachineError) -> CPUState {
-        var end = MemoryMap.oneMegabyte
-        for segment in segments {
-            let (segmentEnd, overflow) = segment.address.addingReportingOverflow(segment.memoryByteCount)
-            guard segment.address >= MemoryMap.oneMegabyte, !overflow, segmentEnd <= MemoryMap.acpiBase else {
-                throw loader.kernel.error(
-                    "has a segment at \(hexText(segment.address)), where no memory can be",
-                    "link it between 1 MB and \(hexText(MemoryMap.acpiBase))")
-            }
-            guard segmentEnd <= map.lowEnd else {
-                throw loader.kernel.error(
-                    "does not fit in \(sizeText(map.byteCount)) of memory",
-                    "give at least -m \(megabytesText(segmentEnd))")
-            }
-            end = max(end, segmentEnd)
-            try loader.kernel.load(
-                at: segment.offset, count: segment.fileByteCount, into: memory, segment.address)
-        }
-        try BootStructures.writeCommandLine(loader.commandLine, limit: Self.commandLineLimit, memory)
+        let end = try KernelSegment.load(segments, of: loader.kernel, into: memory, map)
+        try BootStructures.writeCommandLine(
+            loader.commandLine ?? MachineConfiguration.defaultCommandLine, limit: Self.commandLineLimit, memory)
         let initrd = try loader.loadInitrd(into: memory, map, above: end, highest: Self.initrdAddressMax)
 
         let info = BootStructures.pvhStartInfo
@@ -142,21 +82,10 @@ struct PVHImage {
         memory.write(writer.bytes, at: table)
 
         var state = CPUState()
-        BootStructures.setSegments(&state, code: 0xC09B)
-        state.gdtr = BootStructures.writeDescriptorTable(memory, code: BootStructures.code32)
-        // PE, ET
-        state.cr0 = 0x11
+        BootStructures.setProtectedMode(&state, memory)
         state.rip = entry
         state[.rbx] = info
         return state
-    }
-
-    private static func word(_ reader: ByteReader, _ offset: Int, _ is64: Bool) -> UInt64? {
-        is64 ? reader.load(offset, as: UInt64.self) : reader.load(offset, as: UInt32.self).map(UInt64.init)
-    }
-
-    private static func lies(_ offset: UInt64, _ count: UInt64, within byteCount: UInt64) -> Bool {
-        offset <= byteCount && byteCount - offset >= count
     }
 
     /// Looks for the entry among notes: name length, description length, type, then both padded to four bytes.

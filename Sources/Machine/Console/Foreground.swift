@@ -48,8 +48,8 @@ public final class Foreground {
     private var status: CInt = 0
     private var complaint: String?
 
-    /// Runs a machine to its end and returns the exit status: 0 after the guest's power-off or `~.`, 128+n after signal
-    /// n, 1 after an error, which has been printed.
+    /// Runs a machine to its end and returns the exit status: 0 after the guest's power-off or `~.`, the guest's own
+    /// after its write to the debug exit port, 128+n after signal n, 1 after an error, which has been printed.
     public static func run(
         _ configuration: MachineConfiguration, engine: EngineChoice, streams: Streams = Streams(),
         isVerbose: Bool = false
@@ -135,9 +135,14 @@ public final class Foreground {
             resumeInput()
         case .machineEnded(let outcome):
             hasMachineEnded = true
-            if !isLeaving, complaint == nil, case .failed(let reason) = outcome {
-                status = 1
-                complaint = reason
+            if !isLeaving, complaint == nil {
+                switch outcome {
+                case .failed(let reason):
+                    status = 1
+                    complaint = reason
+                case .exited(let code): status = CInt(code)
+                case .poweredOff, .stopped: break
+                }
             }
             stopInput()
             console.finishOutput()

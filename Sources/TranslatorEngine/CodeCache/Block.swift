@@ -6,8 +6,11 @@ package struct BlockMode: Hashable {
     @inline(__always) package var table: Int { Int(rawValue & 3) }
     /// 0: 64-bit code, 1: 32-bit, 2: 16-bit.
     @inline(__always) package var codeSize: Int { Int(rawValue >> 2 & 3) }
-    /// CR0.TS or CR0.EM: x87 and vector instructions raise #NM (or #UD).
+    /// CR0.TS: x87 and vector instructions raise #NM; with CR0.MP so does WAIT.
     package static let fpuTrap: UInt64 = 1 << 4
+    package static let waitTrap: UInt64 = 1 << 25
+    /// CR0.EM: x87 instructions raise #NM, MMX and SSE #UD.
+    package static let fpuAbsent: UInt64 = 1 << 26
     /// CR4.OSFXSR clear: SSE raises #UD.
     package static let noSSE: UInt64 = 1 << 5
     /// CR4.OSXSAVE clear or XCR0 without AVX: VEX vector instructions raise #UD.
@@ -17,12 +20,14 @@ package struct BlockMode: Hashable {
     package static let segmented: UInt64 = 1 << 7
     /// CPL 1 or 2: a supervisor for paging, but not for privileged instructions.
     package static let outerRing: UInt64 = 1 << 9
+    /// CR4.SMAP: STAC and CLAC change the table.
+    package static let smap: UInt64 = 1 << 11
     /// CR4.TSD.
     package static let timeStampTrap: UInt64 = 1 << 10
     /// An instruction breakpoint is enabled: blocks end before the offsets of such.
-    package static let breakpoints: UInt64 = 1 << 11
+    package static let breakpoints: UInt64 = 1 << 23
     /// CR0.AM and RFLAGS.AC at CPL 3: every access is checked for its natural alignment.
-    package static let alignmentCheck: UInt64 = 1 << 12
+    package static let alignmentCheck: UInt64 = 1 << 24
     /// 16-bit stack: SS.B clear outside 64-bit code.
     package static let smallStack: UInt64 = 1 << 8
     /// Real or virtual-8086 mode: no VEX encodings.

@@ -174,7 +174,10 @@ enum Classifier {
         case ZYDIS_ISA_EXT_BASE: break
         case ZYDIS_ISA_EXT_X87:
             isVector = false
-            if mode.has(BlockMode.fpuTrap) { raise(7, &result) }
+            let traps =
+                decoded.pointee.mnemonic == ZYDIS_MNEMONIC_FWAIT
+                ? BlockMode.waitTrap : BlockMode.fpuTrap | BlockMode.fpuAbsent
+            if mode.has(traps) { raise(7, &result) }
             return
         case ZYDIS_ISA_EXT_AVX, ZYDIS_ISA_EXT_AVX2, ZYDIS_ISA_EXT_AVX2GATHER, ZYDIS_ISA_EXT_AVXAES, ZYDIS_ISA_EXT_F16C,
             ZYDIS_ISA_EXT_FMA, ZYDIS_ISA_EXT_VAES, ZYDIS_ISA_EXT_VPCLMULQDQ:
@@ -192,7 +195,7 @@ enum Classifier {
                     raise(6, &result)
                     return
                 }
-            } else if mode.has(BlockMode.noSSE) && extensionSet != ZYDIS_ISA_EXT_MMX {
+            } else if mode.has(BlockMode.fpuAbsent) || mode.has(BlockMode.noSSE) && extensionSet != ZYDIS_ISA_EXT_MMX {
                 raise(6, &result)
                 return
             }

@@ -78,7 +78,12 @@ extension TranslatorCPU {
             if debugHits != 0 && !runsAlone { return leaveToRunAlone() }
             return try startBounce(first, second, linear, descriptor, operation, pointer)
         } catch {
-            pendingException = error.vector == 14 ? beforePaging(linear, descriptor) ?? error : error
+            if error.vector == 14 {
+                pendingException = beforePaging(linear, descriptor) ?? error
+            } else {
+                // Also the second page of a stack access may be the one that is not canonical.
+                pendingException = descriptor.access & Access.stack != 0 && error == .generalProtection() ? .stackFault() : error
+            }
             return leaveForFault()
         }
     }
@@ -249,16 +254,20 @@ extension TranslatorCPU {
 
     // MARK: Accesses of the system half
 
-    /// The TLB to look into for an access that is not made by the code of the current mode.
-    @inline(__always) private func table(user: Bool) -> Int {
+    /// The TLB to look into for an access that is not made by the code of the current mode. RFLAGS.AC exempts no
+    /// implicit access, to descriptor tables and the TSS, from SMAP (SDM Vol. 3, 4.6.1).
+    @inline(__always) private func table(user: Bool, implicit: Bool) -> Int {
         if user { return TLB.Table.user.rawValue }
+        if implicit { return TLB.Table.supervisor.rawValue }
         return mode.table == TLB.Table.supervisorAC.rawValue ? mode.table : TLB.Table.supervisor.rawValue
     }
 
     /// Host memory for `count` bytes inside one page, by the TLB or by a walk.
     @inline(__always)
-    private func find(_ linear: UInt64, _ count: Int, writes: Bool, user: Bool) throws(GuestException) -> AccessPart {
-        let table = table(user: user)
+    private func find(
+        _ linear: UInt64, _ count: Int, writes: Bool, user: Bool, implicit: Bool = false
+    ) throws(GuestException) -> AccessPart {
+        let table = table(user: user, implicit: implicit)
         let entry = tlb.entries + table * TLB.entryCount + TLBState.index(linear)
         if (writes ? entry.pointee.writeTag : entry.pointee.readTag) == linear & ~0xFFF {
             let host = UnsafeMutableRawPointer(bitPattern: UInt(entry.pointee.host | linear & 0xFFF)).unsafelyUnwrapped
@@ -271,10 +280,12 @@ extension TranslatorCPU {
 
     /// Loads guest memory at a linear address with the checks of an access at privilege `user`; up to 8 bytes, may
     /// cross a page.
-    package func load(_ linear: UInt64, byteCount: Int, user: Bool) throws(GuestException) -> UInt64 {
+    package func load(
+        _ linear: UInt64, byteCount: Int, user: Bool, implicit: Bool = false
+    ) throws(GuestException) -> UInt64 {
         var value: UInt64 = 0
         if Int(linear & 0xFFF) + byteCount <= 4096 {
-            let part = try find(linear, byteCount, writes: false, user: user)
+            let part = try find(linear, byteCount, writes: false, user: user, implicit: implicit)
             if let host = part.host {
                 switch byteCount {
                 case 8: return host.loadUnaligned(as: UInt64.self)
@@ -290,14 +301,16 @@ extension TranslatorCPU {
             return value
         }
         try withUnsafeMutableBytes(of: &value) { bytes throws(GuestException) in
-            try load(linear, into: UnsafeMutableRawBufferPointer(rebasing: bytes[..<byteCount]), user: user)
+            try load(linear, into: UnsafeMutableRawBufferPointer(rebasing: bytes[..<byteCount]), user: user, implicit: implicit)
         }
         return value
     }
 
-    package func store(_ linear: UInt64, _ value: UInt64, byteCount: Int, user: Bool) throws(GuestException) {
+    package func store(
+        _ linear: UInt64, _ value: UInt64, byteCount: Int, user: Bool, implicit: Bool = false
+    ) throws(GuestException) {
         if Int(linear & 0xFFF) + byteCount <= 4096 {
-            let part = try find(linear, byteCount, writes: true, user: user)
+            let part = try find(linear, byteCount, writes: true, user: user, implicit: implicit)
             if let host = part.host {
                 switch byteCount {
                 case 8: return host.storeBytes(of: value, as: UInt64.self)
@@ -310,30 +323,34 @@ extension TranslatorCPU {
         }
         var copy = value
         try withUnsafeBytes(of: &copy) { bytes throws(GuestException) in
-            try store(linear, from: UnsafeRawBufferPointer(rebasing: bytes[..<byteCount]), user: user)
+            try store(linear, from: UnsafeRawBufferPointer(rebasing: bytes[..<byteCount]), user: user, implicit: implicit)
         }
     }
 
-    package func load(_ linear: UInt64, into buffer: UnsafeMutableRawBufferPointer, user: Bool) throws(GuestException) {
+    package func load(
+        _ linear: UInt64, into buffer: UnsafeMutableRawBufferPointer, user: Bool, implicit: Bool = false
+    ) throws(GuestException) {
         guard let base = buffer.baseAddress else { return }
         var done = 0
         while done < buffer.count {
             let at = linear &+ UInt64(done)
             let count = min(buffer.count - done, 4096 - Int(at & 0xFFF))
-            take(try find(at, count, writes: false, user: user), into: base + done, reads: true)
+            take(try find(at, count, writes: false, user: user, implicit: implicit), into: base + done, reads: true)
             done += count
         }
     }
 
     /// Nothing is written if any page of it would fault.
-    package func store(_ linear: UInt64, from buffer: UnsafeRawBufferPointer, user: Bool) throws(GuestException) {
+    package func store(
+        _ linear: UInt64, from buffer: UnsafeRawBufferPointer, user: Bool, implicit: Bool = false
+    ) throws(GuestException) {
         guard let base = buffer.baseAddress else { return }
         for pass in 0..<2 {
             var done = 0
             while done < buffer.count {
                 let at = linear &+ UInt64(done)
                 let count = min(buffer.count - done, 4096 - Int(at & 0xFFF))
-                let part = try find(at, count, writes: true, user: user)
+                let part = try find(at, count, writes: true, user: user, implicit: implicit)
                 if pass == 1 { put(part, from: UnsafeMutableRawPointer(mutating: base + done)) }
                 done += count
             }
@@ -350,6 +367,7 @@ extension TranslatorCPU {
         tlb.flush(global: global)
         crossings.flush(global: global)
         dropReturns()
+        if global { spaces.dropAll() }
     }
     package func flushTLB(page linear: UInt64) {
         guard tlb.flush(page: linear) else { return }

@@ -107,7 +107,7 @@ extension TranslatorCPU {
     private func walkLong(_ walk: inout Walk) throws(GuestException) -> PageTranslation {
         let table = context.pointee.cr3 & Entry.address
         let pml4e = try directory(table, walk.linear >> 39, reserved: Entry.large, &walk)
-        let pdpte = try directory(pml4e & Entry.address, walk.linear >> 30, reserved: 0, &walk)
+        let pdpte = try directory(pml4e & Entry.address, walk.linear >> 30, reserved: hasHugePages ? 0 : Entry.large, &walk)
         if pdpte & Entry.large != 0 {
             return try leaf(pml4e & Entry.address, walk.linear >> 30, pdpte, shift: 30, &walk)
         }
@@ -116,12 +116,9 @@ extension TranslatorCPU {
 
     private func walkPAE(_ walk: inout Walk) throws(GuestException) -> PageTranslation {
         // The four PDPTEs hold no rights and no accessed flag (SDM Vol. 3, 4.4.1).
-        let address = context.pointee.cr3 & 0xFFFF_FFE0 &+ (walk.linear >> 30 & 3) &* 8
-        let pdpte = read64(address, walk)
+        // They were checked when MOV to CR0, CR3 or CR4 loaded them, and are not read again.
+        let pdpte = context.pointee.pdpte[Int(truncatingIfNeeded: walk.linear >> 30 & 3)]
         if pdpte & Entry.present == 0 { throw fault(walk, 0) }
-        if pdpte & 0xFFF0_0000_0000_01E6 != 0 || exceedsPhysicalWidth(pdpte) {
-            throw fault(walk, FaultCode.protection | FaultCode.reserved)
-        }
         return try walkDirectory(pdpte & Entry.address, &walk)
     }
 
@@ -335,17 +332,27 @@ extension TranslatorCPU {
     @inline(__always)
     private func exchange64(_ address: UInt64, _ old: UInt64, _ new: UInt64, _ walk: Walk) -> Bool {
         guard let pointer = host(address, 8, walk) else { return true }
-        return pointer.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.compareExchange(
+        let isDone = pointer.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.compareExchange(
             expected: old, desired: new, ordering: .acquiringAndReleasing
         ).exchanged
+        if isDone { noteWalkWrite(pointer, 8) }
+        return isDone
     }
 
     @inline(__always)
     private func exchange32(_ address: UInt64, _ old: UInt64, _ new: UInt64, _ walk: Walk) -> Bool {
         guard let pointer = host(address, 4, walk) else { return true }
-        return pointer.assumingMemoryBound(to: Atomic<UInt32>.self).pointee.compareExchange(
+        let isDone = pointer.assumingMemoryBound(to: Atomic<UInt32>.self).pointee.compareExchange(
             expected: UInt32(truncatingIfNeeded: old), desired: UInt32(truncatingIfNeeded: new),
             ordering: .acquiringAndReleasing
         ).exchanged
+        if isDone { noteWalkWrite(pointer, 4) }
+        return isDone
+    }
+
+    /// A page table may be code as well: then a flag that the walk sets is a write to code.
+    @inline(__always)
+    private func noteWalkWrite(_ pointer: UnsafeMutableRawPointer, _ count: Int) {
+        if cache.hasCode(page: (pointer - memory.hostBase) >> 12) { _ = invalidateCode(pointer, count, running: nil) }
     }
 }

@@ -29,10 +29,10 @@ package struct SegmentView {
 }
 
 extension ContextOffset {
-    static let segmentBase = 0
-    static let segmentReadHigh = 8
-    static let segmentWriteHigh = 16
-    static let segmentLow = 24
+    static let viewBase = 0
+    static let viewReadHigh = 8
+    static let viewWriteHigh = 16
+    static let viewLow = 24
 }
 
 extension TranslatorCPU {

@@ -33,8 +33,14 @@ package enum TLB {
         package var writeTag: UInt64
         /// Host address of the page.
         package var host: UInt64
-        /// Bit 0: global; bit 1: present in the dirty list; bits 12...: offset of the page in guest RAM.
+        /// The flags below; bits 12...: offset of the page in guest RAM.
         package var info: UInt64
+        package static let isGlobal: UInt64 = 1
+        /// On the list of filled entries of pages that are not global, and on that of those that are.
+        package static let isListedLocal: UInt64 = 2
+        package static let isListedGlobal: UInt64 = 8
+        /// Of a page larger than 4 KB.
+        package static let isLarge: UInt64 = 4
     }
 
     /// A tag no address with this index can hit.

@@ -4,9 +4,12 @@ import Glibc
 final class TLBState: @unchecked Sendable {
     let entries: UnsafeMutablePointer<TLB.Entry>
     let jumps: UnsafeMutablePointer<JumpCache.Entry>
-    /// Indices of filled TLB entries, all tables in one numbering.
-    private let filled: UnsafeMutablePointer<UInt16>
-    private var filledCount = 0
+    /// Indices of filled TLB entries, all tables in one numbering: those of global pages apart, so that a switch of
+    /// address spaces does not look at them.
+    private let filledLocal: UnsafeMutablePointer<UInt16>
+    private var filledLocalCount = 0
+    private let filledGlobal: UnsafeMutablePointer<UInt16>
+    private var filledGlobalCount = 0
     private let filledJumps: UnsafeMutablePointer<UInt16>
     private var filledJumpCount: [3 of Int] = .init(repeating: 0)
     /// Whether a table's jump cache holds code that was fetched through a page that is not global.
@@ -15,8 +18,7 @@ final class TLBState: @unchecked Sendable {
     private var large: [16 of UInt64] = .init(repeating: 0)
     private var huge: UInt64 = 0
     /// Pages that code was fetched from (hashed).
-    private let executed: UnsafeMutablePointer<UInt64>
-    private static let executedBits = 15
+    private var executed: [64 of UInt64] = .init(repeating: 0)
     /// Recent translations of code pages.
     let code: UnsafeMutablePointer<CodeEntry>
     static let codeCount = 256
@@ -34,10 +36,9 @@ final class TLBState: @unchecked Sendable {
         entries = (base + ContextOffset.tlb).bindMemory(to: TLB.Entry.self, capacity: TLB.tableCount * TLB.entryCount)
         jumps = (base + ContextOffset.jumpCache).bindMemory(
             to: JumpCache.Entry.self, capacity: TLB.tableCount * JumpCache.entryCount)
-        filled = .allocate(capacity: TLB.tableCount * TLB.entryCount)
+        filledLocal = .allocate(capacity: TLB.tableCount * TLB.entryCount)
+        filledGlobal = .allocate(capacity: TLB.tableCount * TLB.entryCount)
         filledJumps = .allocate(capacity: TLB.tableCount * JumpCache.entryCount)
-        executed = .allocate(capacity: 1 << (Self.executedBits - 6))
-        executed.initialize(repeating: 0, count: 1 << (Self.executedBits - 6))
         code = .allocate(capacity: Self.codeCount)
         code.initialize(repeating: CodeEntry(key: 0, physical: 0, host: 0, ramOffset: 0), count: Self.codeCount)
         for index in 0..<TLB.tableCount * TLB.entryCount {
@@ -49,10 +50,10 @@ final class TLBState: @unchecked Sendable {
         }
     }
     deinit {
-        filled.deallocate()
+        filledLocal.deallocate()
+        filledGlobal.deallocate()
         filledJumps.deallocate()
         code.deallocate()
-        executed.deallocate()
     }
 
     @inline(__always) static func index(_ linear: UInt64) -> Int {
@@ -66,14 +67,23 @@ final class TLBState: @unchecked Sendable {
     ) {
         let index = Self.index(linear)
         let slot = table * TLB.entryCount + index
-        if entries[slot].info & 2 == 0 {
-            filled[filledCount] = UInt16(slot)
-            filledCount += 1
+        var listed = entries[slot].info & (TLB.Entry.isListedLocal | TLB.Entry.isListedGlobal)
+        if global {
+            if listed & TLB.Entry.isListedGlobal == 0 {
+                filledGlobal[filledGlobalCount] = UInt16(slot)
+                filledGlobalCount += 1
+                listed |= TLB.Entry.isListedGlobal
+            }
+        } else if listed & TLB.Entry.isListedLocal == 0 {
+            filledLocal[filledLocalCount] = UInt16(slot)
+            filledLocalCount += 1
+            listed |= TLB.Entry.isListedLocal
         }
         let page = linear & ~0xFFF
         entries[slot] = TLB.Entry(
-            readTag: page, writeTag: writable ? page : TLB.missingTag(index),
-            host: UInt64(UInt(bitPattern: host)), info: UInt64(ramOffset & ~0xFFF) | 2 | (global ? 1 : 0) | (sizeShift > 12 ? 4 : 0))
+            readTag: page, writeTag: writable ? page : TLB.missingTag(index), host: UInt64(UInt(bitPattern: host)),
+            info: UInt64(ramOffset & ~0xFFF) | listed | (global ? TLB.Entry.isGlobal : 0)
+                | (sizeShift > 12 ? TLB.Entry.isLarge : 0))
         if sizeShift > 12 { noteLarge(linear, sizeShift) }
     }
 
@@ -89,31 +99,52 @@ final class TLBState: @unchecked Sendable {
         }
     }
 
+    /// Empties an entry, which stays on the lists that it is on.
     private func clear(slot: Int) {
         let missing = TLB.missingTag(slot & (TLB.entryCount - 1))
-        entries[slot] = TLB.Entry(readTag: missing, writeTag: missing, host: 0, info: 0)
+        let listed = entries[slot].info & (TLB.Entry.isListedLocal | TLB.Entry.isListedGlobal)
+        entries[slot] = TLB.Entry(readTag: missing, writeTag: missing, host: 0, info: listed)
+    }
+
+    /// Every entry that may be filled; some come twice.
+    @inline(__always) private func forEachFilled(_ body: (Int) -> Void) {
+        for position in 0..<filledLocalCount { body(Int(filledLocal[position])) }
+        for position in 0..<filledGlobalCount { body(Int(filledGlobal[position])) }
+    }
+
+    /// The filled entries of pages that are not global, once each.
+    @inline(__always) func forEachLocal(_ body: (Int, TLB.Entry) -> Void) {
+        for position in 0..<filledLocalCount {
+            let slot = Int(filledLocal[position])
+            let entry = entries[slot]
+            let isFilled = Self.index(entry.readTag) == slot & (TLB.entryCount - 1)
+            if isFilled && entry.info & TLB.Entry.isGlobal == 0 { body(slot, entry) }
+        }
     }
 
     /// Forgets translations; those of global pages only if `global`.
     func flush(global: Bool) {
-        var kept = 0
-        for position in 0..<filledCount {
-            let slot = Int(filled[position])
-            if !global && entries[slot].info & 1 != 0 {
-                filled[kept] = filled[position]
-                kept += 1
-            } else {
+        for position in 0..<filledLocalCount {
+            let slot = Int(filledLocal[position])
+            if entries[slot].info & TLB.Entry.isGlobal == 0 { clear(slot: slot) }
+            entries[slot].info &= ~TLB.Entry.isListedLocal
+        }
+        filledLocalCount = 0
+        if global {
+            for position in 0..<filledGlobalCount {
+                let slot = Int(filledGlobal[position])
+                entries[slot].info = 0
                 clear(slot: slot)
             }
+            filledGlobalCount = 0
         }
-        filledCount = kept
         if global {
             large = .init(repeating: 0)
             huge = 0
         }
         for index in 0..<Self.codeCount where global || code[index].key & 4 == 0 { code[index].key = 0 }
         for table in 0..<TLB.tableCount where global || hasLocalJumps[table] { clearJumpCache(table) }
-        if global { executed.update(repeating: 0, count: 1 << (Self.executedBits - 6)) }
+        if global { executed = .init(repeating: 0) }
     }
 
     /// INVLPG: the page's entries in all tables, global or not; all of a large page's.
@@ -123,35 +154,43 @@ final class TLBState: @unchecked Sendable {
         let page = linear & ~0xFFF
         for table in 0..<TLB.tableCount {
             let slot = table * TLB.entryCount + index
-            if entries[slot].readTag == page {
-                let missing = TLB.missingTag(index)
-                entries[slot].readTag = missing
-                entries[slot].writeTag = missing
-                entries[slot].info &= 2
-            }
+            if entries[slot].readTag == page { clear(slot: slot) }
         }
         let region = linear >> 21
         if large[Int(region >> 6 & 15)] & (1 << (region & 63)) != 0 || huge & (1 << (linear >> 30 & 63)) != 0 {
             flushLarge()
             return true
         }
-        let number = Self.executedBit(page)
-        guard executed[number >> 6] & (1 << UInt64(number & 63)) != 0 else { return false }
-        for index in 0..<Self.codeCount { code[index].key = 0 }
-        for table in 0..<TLB.tableCount { clearJumpCache(table) }
+        let number = page >> 12
+        guard executed[Int(number >> 6 & 63)] & (1 << (number & 63)) != 0 else { return false }
+        dropCode(page)
         return true
     }
-    private static func executedBit(_ linear: UInt64) -> Int { Int(linear >> 12 & (1 << UInt64(executedBits) - 1)) }
+
+    /// Drops what leads to code in a page. A block at the end of the page before may go on in this one.
+    private func dropCode(_ page: UInt64) {
+        let slot = codeSlot(page)
+        if slot.pointee.key & ~0xFFF == page { slot.pointee.key = 0 }
+        for table in 0..<TLB.tableCount {
+            let base = table * JumpCache.entryCount
+            var kept = 0
+            for position in 0..<filledJumpCount[table] {
+                let index = filledJumps[base + position]
+                let distance = page &- (jumps[base + Int(index)].linear & ~0xFFF)
+                if distance == 0 || distance == 4096 {
+                    jumps[base + Int(index)] = JumpCache.Entry(linear: JumpCache.never, host: jumps[base].host)
+                } else {
+                    filledJumps[base + kept] = index
+                    kept += 1
+                }
+            }
+            filledJumpCount[table] = kept
+        }
+    }
 
     private func flushLarge() {
-        for position in 0..<filledCount {
-            let slot = Int(filled[position])
-            if entries[slot].info & 4 != 0 {
-                let missing = TLB.missingTag(slot & (TLB.entryCount - 1))
-                entries[slot].readTag = missing
-                entries[slot].writeTag = missing
-                entries[slot].info &= 2
-            }
+        forEachFilled { slot in
+            if entries[slot].info & TLB.Entry.isLarge != 0 { clear(slot: slot) }
         }
         for index in 0..<Self.codeCount { code[index].key = 0 }
         for table in 0..<TLB.tableCount { clearJumpCache(table) }
@@ -160,8 +199,7 @@ final class TLBState: @unchecked Sendable {
     /// From now on writes to a page of RAM take the slow path: it holds translated code.
     func protect(ramPage: Int) {
         let wanted = UInt64(ramPage) << 12
-        for position in 0..<filledCount {
-            let slot = Int(filled[position])
+        forEachFilled { slot in
             if entries[slot].info & ~0xFFF == wanted {
                 entries[slot].writeTag = TLB.missingTag(slot & (TLB.entryCount - 1))
             }
@@ -196,8 +234,8 @@ final class TLBState: @unchecked Sendable {
         code + (Int(truncatingIfNeeded: linear >> 12) & (Self.codeCount - 1))
     }
     func noteExecuted(_ linear: UInt64, sizeShift: UInt8) {
-        let number = Self.executedBit(linear)
-        executed[number >> 6] |= 1 << UInt64(number & 63)
+        let number = linear >> 12
+        executed[Int(number >> 6 & 63)] |= 1 << (number & 63)
         if sizeShift > 12 { noteLarge(linear, sizeShift) }
     }
 }

@@ -124,7 +124,8 @@ extension TranslatorCPU {
         let level = Int(i.immediate >> 16 & 0x1F)
         var stack = rsp
         try push(&stack, register(5), size: size)
-        let frame = stack
+        // With a 16-bit stack EBP still gets the upper half of ESP.
+        let frame = (rsp & ~stackMask | stack) & (context.pointee.is64Bit ? ~0 : 0xFFFF_FFFF)
         if level > 0 {
             var source = register(5)
             for _ in 1..<level {

@@ -43,13 +43,15 @@ extension TranslatorCPU {
                     // Long mode comes up through compatibility mode with PAE (SDM Vol. 3, 10.8.5).
                     if context.pointee.cr4 & CR4.pae == 0 || context.pointee.cs.isLong { throw .generalProtection() }
                     context.pointee.msr.efer |= EFER.lma
-                } else if context.pointee.cr4 & CR4.pae != 0 {
-                    try checkPDPTEs(context.pointee.cr3)
                 }
             } else {
-                if context.pointee.is64Bit { throw .generalProtection() }
+                if context.pointee.is64Bit || context.pointee.cr4 & CR4.pcide != 0 { throw .generalProtection() }
                 context.pointee.msr.efer &= ~EFER.lma
             }
+        }
+        let reloads = changed & (CR0.pg | CR0.cd | CR0.nw) != 0 && new & CR0.pg != 0
+        if reloads && context.pointee.cr4 & CR4.pae != 0 && context.pointee.msr.efer & EFER.lma == 0 {
+            try loadPDPTEs(context.pointee.cr3)
         }
         context.pointee.cr0 = new
         if changed & (CR0.pg | CR0.pe | CR0.wp) != 0 { flushTLB(global: true) }
@@ -57,10 +59,14 @@ extension TranslatorCPU {
     }
 
     func writeCR3(_ value: UInt64) throws(GuestException) {
+        if context.pointee.cr4 & CR4.pcide != 0 {
+            try switchAddressSpace(value)
+            return
+        }
         if context.pointee.isLongMode {
             if value >> physicalAddressWidth != 0 { throw .generalProtection() }
         } else if context.pointee.cr0 & CR0.pg != 0 && context.pointee.cr4 & CR4.pae != 0 {
-            try checkPDPTEs(value)
+            try loadPDPTEs(value)
         }
         context.pointee.cr3 = value
         flushTLB(global: false)
@@ -70,24 +76,32 @@ extension TranslatorCPU {
         let isLong = context.pointee.isLongMode
         guard policy.allowsCR4(value, longModeActive: isLong) else { throw .generalProtection() }
         let changed = context.pointee.cr4 ^ value
+        // PCIDs are long mode's, and begin with 0 (SDM Vol. 3, 4.10.1).
+        if changed & value & CR4.pcide != 0 && (!isLong || context.pointee.cr3 & 0xFFF != 0) { throw .generalProtection() }
         let pagingBits = CR4.pae | CR4.pse | CR4.pge | CR4.smep
         if changed & pagingBits != 0 && value & CR4.pae != 0 && !isLong && context.pointee.cr0 & CR0.pg != 0 {
-            try checkPDPTEs(context.pointee.cr3)
+            try loadPDPTEs(context.pointee.cr3)
         }
         context.pointee.cr4 = value
-        if changed & (pagingBits | CR4.smap) != 0 { flushTLB(global: true) }
+        if changed & (pagingBits | CR4.smap | CR4.pcide) != 0 { flushTLB(global: true) }
         if changed & CR4.de != 0 { debugChanged() }
         if changed != 0 { modeChanged() }
     }
 
-    /// PAE paging checks its four top entries when they are loaded (SDM Vol. 3, 4.4.1).
-    private func checkPDPTEs(_ cr3: UInt64) throws(GuestException) {
-        for index in 0..<4 as Range<UInt64> {
-            let entry = memory.load(cr3 & 0xFFFF_FFE0 &+ index &* 8, as: UInt64.self) ?? ~0
+    /// PAE paging loads its four top entries along with CR3, and checks them then (SDM Vol. 3, 4.4.1).
+    private func loadPDPTEs(_ cr3: UInt64) throws(GuestException) {
+        let entries = readPDPTEs(cr3)
+        for index in 0..<4 {
+            let entry = entries[index]
             if entry & 1 != 0 && (entry & 0xFFF0_0000_0000_01E6 != 0 || entry >> physicalAddressWidth != 0) {
                 throw .generalProtection()
             }
         }
+        context.pointee.pdpte = entries
+    }
+
+    func readPDPTEs(_ cr3: UInt64) -> [4 of UInt64] {
+        .init { memory.load(cr3 & 0xFFFF_FFE0 &+ UInt64($0) &* 8, as: UInt64.self) ?? ~0 }
     }
 
     func clearTaskSwitched() throws(GuestException) {

@@ -129,6 +129,7 @@ extension TranslatorCPU {
     func debugChanged() {
         let c = context
         breakpoints = Breakpoints(c.pointee.dr, dr7: c.pointee.dr7, hasPorts: c.pointee.cr4 & CR4.de != 0)
+        spaces.dropAll()
         for index in 0..<4 {
             if let page = breakpoints.watchedPage(index) { flushTLB(page: page) }
         }

@@ -76,7 +76,7 @@ extension TranslatorCPU {
         if context.pointee.isLongMode && !Self.isCanonical(wide.base) { throw .selector(13, selector) }
         // Busy, in the table too.
         wide.low |= 2 << 40
-        try store(maskSystemAddress(wide.address &+ 5), wide.low >> 40 & 0xFF, byteCount: 1, user: false)
+        try store(maskSystemAddress(wide.address &+ 5), wide.low >> 40 & 0xFF, byteCount: 1, user: false, implicit: true)
         context.pointee.tr = wide.register(selector)
     }
 
@@ -97,7 +97,7 @@ extension TranslatorCPU {
     ) throws(GuestException) -> Descriptor? {
         if selector & 0xFFFC == 0 { return nil }
         guard let address = descriptorAddress(selector) else { return nil }
-        let found = Descriptor(low: try load(address, byteCount: 8, user: false), address: address)
+        let found = Descriptor(low: try load(address, byteCount: 8, user: false, implicit: true), address: address)
         if !found.isSegment && !isAllowedSystemType(found.type) { return nil }
         if !(found.isCode && found.isConforming) {
             if found.privilegeLevel < max(context.pointee.privilegeLevel, Int(selector & 3)) { return nil }

@@ -75,7 +75,7 @@ extension TranslatorCPU {
         guard let address = descriptorAddress(selector) else {
             throw .selector(vector, selector, external: external)
         }
-        return Descriptor(low: try load(address, byteCount: 8, user: false), address: address)
+        return Descriptor(low: try load(address, byteCount: 8, user: false, implicit: true), address: address)
     }
 
     /// `nil` when the selector lies outside of its table.
@@ -104,7 +104,7 @@ extension TranslatorCPU {
         guard context.pointee.isLongMode else { return descriptor }
         guard selector < 0xFFF8, descriptorAddress(selector &+ 8) != nil else { throw .selector(13, selector) }
         var wide = descriptor
-        wide.high = try load(maskSystemAddress(descriptor.address &+ 8), byteCount: 8, user: false)
+        wide.high = try load(maskSystemAddress(descriptor.address &+ 8), byteCount: 8, user: false, implicit: true)
         return wide
     }
 
@@ -114,7 +114,7 @@ extension TranslatorCPU {
         if descriptor.low & 1 << 40 == 0 {
             descriptor.low |= 1 << 40
             try store(
-                maskSystemAddress(descriptor.address &+ 5), descriptor.low >> 40 & 0xFF, byteCount: 1, user: false)
+                maskSystemAddress(descriptor.address &+ 5), descriptor.low >> 40 & 0xFF, byteCount: 1, user: false, implicit: true)
         }
     }
 

@@ -9,7 +9,7 @@ extension TranslatorCPU {
         let offset = UInt64(vector) &* 4
         // A vector outside of the table is a double fault in the end: #GP cannot be delivered either.
         guard offset &+ 3 <= UInt64(context.pointee.idtr.limit) else { throw .generalProtection() }
-        let entry = try load((context.pointee.idtr.base &+ offset) & 0xFFFF_FFFF, byteCount: 4, user: false)
+        let entry = try load((context.pointee.idtr.base &+ offset) & 0xFFFF_FFFF, byteCount: 4, user: false, implicit: true)
         var stack = rsp
         try push(&stack, context.pointee.rflags & 0xFFFF, size: 2)
         try push(&stack, UInt64(context.pointee.cs.selector), size: 2)
@@ -30,7 +30,7 @@ extension TranslatorCPU {
         let offset = UInt64(vector) &* 8
         guard offset &+ 7 <= UInt64(context.pointee.idtr.limit) else { throw gateFault(13, vector, external) }
         let gateAddress = (context.pointee.idtr.base &+ offset) & 0xFFFF_FFFF
-        let gate = Descriptor(low: try load(gateAddress, byteCount: 8, user: false), address: gateAddress)
+        let gate = Descriptor(low: try load(gateAddress, byteCount: 8, user: false, implicit: true), address: gateAddress)
         guard !gate.isSegment else { throw gateFault(13, vector, external) }
         switch gate.type {
         case SystemType.taskGate, SystemType.interruptGate16, SystemType.trapGate16, SystemType.interruptGate,
@@ -115,11 +115,11 @@ extension TranslatorCPU {
         let pointer: UInt64
         let selector: UInt64
         if isBig {
-            pointer = try load(address & 0xFFFF_FFFF, byteCount: 4, user: false)
-            selector = try load((address &+ 4) & 0xFFFF_FFFF, byteCount: 2, user: false)
+            pointer = try load(address & 0xFFFF_FFFF, byteCount: 4, user: false, implicit: true)
+            selector = try load((address &+ 4) & 0xFFFF_FFFF, byteCount: 2, user: false, implicit: true)
         } else {
-            pointer = try load(address & 0xFFFF_FFFF, byteCount: 2, user: false)
-            selector = try load((address &+ 2) & 0xFFFF_FFFF, byteCount: 2, user: false)
+            pointer = try load(address & 0xFFFF_FFFF, byteCount: 2, user: false, implicit: true)
+            selector = try load((address &+ 2) & 0xFFFF_FFFF, byteCount: 2, user: false, implicit: true)
         }
         let ss = try stackSegment(
             UInt16(truncatingIfNeeded: selector), level: level, vector: 10, external: external, into64Bit: false)
@@ -195,10 +195,10 @@ extension TranslatorCPU {
     private func isRedirected(_ vector: UInt8) throws(GuestException) -> Bool {
         let tr = context.pointee.tr
         guard tr.type & 8 != 0, tr.limit >= 103 else { return false }
-        let start = try load(maskSystemAddress(tr.base &+ 102), byteCount: 2, user: false)
+        let start = try load(maskSystemAddress(tr.base &+ 102), byteCount: 2, user: false, implicit: true)
         let offset = start &- 32 &+ UInt64(vector >> 3)
         guard start >= 32, offset <= UInt64(tr.limit) else { return false }
-        let bits = try load(maskSystemAddress(tr.base &+ offset), byteCount: 1, user: false)
+        let bits = try load(maskSystemAddress(tr.base &+ offset), byteCount: 1, user: false, implicit: true)
         return bits >> UInt64(vector & 7) & 1 == 0
     }
 }

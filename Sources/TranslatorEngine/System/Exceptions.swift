@@ -146,8 +146,8 @@ extension TranslatorCPU {
         guard offset &+ 15 <= UInt64(context.pointee.idtr.limit) else { throw gateFault(13, vector, external) }
         let gateAddress = context.pointee.idtr.base &+ offset
         let gate = Descriptor(
-            low: try load(gateAddress, byteCount: 8, user: false),
-            high: try load(gateAddress &+ 8, byteCount: 8, user: false), address: gateAddress)
+            low: try load(gateAddress, byteCount: 8, user: false, implicit: true),
+            high: try load(gateAddress &+ 8, byteCount: 8, user: false, implicit: true), address: gateAddress)
         guard gate.low & 0x1E << 40 == 0x0E << 40 else { throw gateFault(13, vector, external) }
         let level = context.pointee.privilegeLevel
         if source == .software && gate.privilegeLevel < level { throw gateFault(13, vector, external) }
@@ -214,7 +214,7 @@ extension TranslatorCPU {
         guard offset &+ 7 <= Int(tr.limit), !tr.isUnusable else {
             throw .selector(10, tr.selector, external: external)
         }
-        let stack = try load(tr.base &+ UInt64(offset), byteCount: 8, user: false)
+        let stack = try load(tr.base &+ UInt64(offset), byteCount: 8, user: false, implicit: true)
         guard Self.isCanonical(stack) else { throw .stackFault(external) }
         return stack
     }

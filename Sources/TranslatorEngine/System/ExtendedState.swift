@@ -1,31 +1,32 @@
 internal import VMM
 
 /// The XSAVE image that state passes through: 64-byte aligned room on the stack, no guest memory.
-private struct ExtendedImage {
+struct ExtendedImage {
     /// Legacy region, header and AVX (SDM Vol. 1, 13.4): 832 bytes and 64 for alignment.
     static let byteCount = 832
     var storage: [112 of UInt64] = .init(repeating: 0)
 }
 
 /// Bits of XCR0 and of XSTATE_BV (SDM Vol. 1, 13.1).
-private enum Component {
+enum Component {
     static let x87: UInt64 = 1
     static let sse: UInt64 = 2
     static let avx: UInt64 = 4
     static let known = x87 | sse | avx
 }
 
-// FXSAVE, FXRSTOR, XSAVE, XSAVEOPT, XRSTOR (SDM Vol. 1, chapter 13, and Vol. 2).
+// FXSAVE, FXRSTOR, XSAVE, XSAVEOPT, XRSTOR in the standard format (SDM Vol. 1, chapter 13, and Vol. 2); the compacted
+// one is ExtendedState+Compacted.swift's.
 //
 // State goes through an image of our own, never straight between the host's registers and guest memory: guest
 // bytes are checked in a copy, and the host's last x87 instruction and data pointers, which are addresses of
 // translated code, do not get out.
 extension TranslatorCPU {
-    private static let mxcsrDefault: UInt32 = 0x1F80
+    static let mxcsrDefault: UInt32 = 0x1F80
 
     /// Lends `body` a zeroed, aligned image.
     @inline(__always)
-    private func withImage(
+    func withImage(
         _ body: (UnsafeMutableRawPointer) throws(GuestException) -> Void
     ) throws(GuestException) {
         var image = ExtendedImage()
@@ -36,7 +37,7 @@ extension TranslatorCPU {
     }
 
     /// Fills an image with the guest's state.
-    private func captureState(_ image: UnsafeMutableRawPointer, _ mask: UInt64) {
+    func captureState(_ image: UnsafeMutableRawPointer, _ mask: UInt64) {
         saveExtendedState(to: image, mask: mask)
         hidePointers(image)
     }
@@ -48,7 +49,7 @@ extension TranslatorCPU {
         image.storeBytes(of: 0, toByteOffset: 16, as: UInt64.self)
     }
 
-    private static func isZero(_ image: UnsafeMutableRawPointer, _ range: Range<Int>) -> Bool {
+    static func isZero(_ image: UnsafeMutableRawPointer, _ range: Range<Int>) -> Bool {
         var bits: UInt64 = 0
         for offset in stride(from: range.lowerBound, to: range.upperBound, by: 8) {
             bits |= image.load(fromByteOffset: offset, as: UInt64.self)
@@ -56,16 +57,23 @@ extension TranslatorCPU {
         return bits == 0
     }
 
-    /// XINUSE of a full image (SDM Vol. 1, 13.6): which components differ from their initial state.
-    private func inUse(_ image: UnsafeMutableRawPointer) -> UInt64 {
+    /// XINUSE of a full image (SDM Vol. 1, 13.6): which components differ from their initial state. MXCSR is none of
+    /// SSE's, and outside of 64-bit mode neither are registers 8 to 15.
+    func inUse(_ image: UnsafeMutableRawPointer) -> UInt64 {
         var bits: UInt64 = 0
-        let control = image.load(as: UInt64.self)
+        let half = context.pointee.is64Bit ? 256 : 128
         // FCW 37FH, FSW 0, abridged tag 0, FOP 0.
+        let control = image.load(as: UInt64.self)
         if control != 0x37F || !Self.isZero(image, 8..<24) || !Self.isZero(image, 32..<160) { bits |= Component.x87 }
-        let mxcsr = image.load(fromByteOffset: 24, as: UInt32.self)
-        if mxcsr != Self.mxcsrDefault || !Self.isZero(image, 160..<416) { bits |= Component.sse }
-        if !Self.isZero(image, 576..<832) { bits |= Component.avx }
+        if !Self.isZero(image, 160..<160 &+ half) { bits |= Component.sse }
+        if !Self.isZero(image, 576..<576 &+ half) { bits |= Component.avx }
         return bits
+    }
+
+    /// For XGETBV, XSAVEC and XSAVES, which count MXCSR as SSE's (SDM Vol. 1, 13.6 and 13.10).
+    func inUseWithControl(_ image: UnsafeMutableRawPointer) -> UInt64 {
+        let mxcsr = image.load(fromByteOffset: 24, as: UInt32.self)
+        return inUse(image) | (mxcsr != Self.mxcsrDefault ? Component.sse : 0)
     }
 
     func extendedStateInUse() -> UInt64 {
@@ -74,14 +82,14 @@ extension TranslatorCPU {
             guard let base = raw.baseAddress else { return Component.known }
             let aligned = base.alignedUp(toMultipleOf: 64)
             captureState(aligned, Component.known)
-            return inUse(aligned)
+            return inUseWithControl(aligned)
         }
     }
 
     // MARK: Checks
 
     /// The linear address of the area, after the checks that all of these share.
-    private func area(
+    func area(
         _ instruction: UnsafePointer<SystemInstruction>, count: UInt64, alignment: UInt64, write: Bool
     ) throws(GuestException) -> UInt64 {
         let address = try linear(
@@ -92,7 +100,7 @@ extension TranslatorCPU {
         return address
     }
 
-    private func requireXSAVE() throws(GuestException) {
+    func requireXSAVE() throws(GuestException) {
         if context.pointee.cr4 & CR4.osxsave == 0 { throw .invalidOpcode }
         if context.pointee.cr0 & CR0.ts != 0 { throw .deviceNotAvailable }
     }
@@ -102,7 +110,7 @@ extension TranslatorCPU {
     }
 
     /// Reserved bits of MXCSR are those that its mask in the image lacks.
-    private func checkMXCSR(_ value: UInt32) throws(GuestException) {
+    func checkMXCSR(_ value: UInt32) throws(GuestException) {
         // Misaligned-SSE mode is AMD's bit 17.
         let valid: UInt32 = vendor == .amd ? 0x2_FFFF : 0xFFFF
         if value & ~valid != 0 { throw .generalProtection() }
@@ -138,7 +146,7 @@ extension TranslatorCPU {
     }
 
     /// Copies the components of `written`; MXCSR comes along with SSE or AVX.
-    private func merge(
+    func merge(
         _ fresh: UnsafeMutableRawPointer, into old: UnsafeMutableRawPointer, _ written: UInt64, _ requested: UInt64,
         _ size: UInt8
     ) {
@@ -171,7 +179,11 @@ extension TranslatorCPU {
             try self.load(
                 address, into: UnsafeMutableRawBufferPointer(start: image, count: Int(size)), user: self.isUser)
             let present = image.load(fromByteOffset: 512, as: UInt64.self)
-            // The compacted form is not shown, and bytes 8...23 of the header must be zero (SDM Vol. 1, 13.8).
+            if image.load(fromByteOffset: 520, as: UInt64.self) >> 63 != 0 && self.policy.features.contains(.xsavec) {
+                try self.restoreCompacted(image, requested)
+                return
+            }
+            // Bytes 8...23 of the header must be zero (SDM Vol. 1, 13.8).
             if present & ~xcr0 != 0 || !Self.isZero(image, 520..<536) { throw .generalProtection() }
             if requested & (Component.sse | Component.avx) != 0 {
                 try self.checkMXCSR(image.load(fromByteOffset: 24, as: UInt32.self))
@@ -188,7 +200,7 @@ extension TranslatorCPU {
     }
 
     /// Registers 8 to 15 cannot be reached outside of 64-bit mode and keep their values.
-    private func keepHighRegisters(_ image: UnsafeMutableRawPointer) {
+    func keepHighRegisters(_ image: UnsafeMutableRawPointer) {
         var current = ExtendedImage()
         withUnsafeMutableBytes(of: &current) { raw in
             guard let base = raw.baseAddress?.alignedUp(toMultipleOf: 64) else { return }
@@ -201,6 +213,10 @@ extension TranslatorCPU {
     /// MXCSR belongs to two components: loading AVX alone takes it along and leaves the XMM registers.
     private func keepUnrequested(_ image: UnsafeMutableRawPointer, _ requested: UInt64) {
         guard requested & (Component.sse | Component.avx) == Component.avx else { return }
+        keepVectors(image)
+    }
+
+    func keepVectors(_ image: UnsafeMutableRawPointer) {
         var current = ExtendedImage()
         withUnsafeMutableBytes(of: &current) { raw in
             guard let base = raw.baseAddress?.alignedUp(toMultipleOf: 64) else { return }
@@ -209,18 +225,18 @@ extension TranslatorCPU {
         }
     }
 
-    private static func initialiseX87(_ image: UnsafeMutableRawPointer) {
+    static func initialiseX87(_ image: UnsafeMutableRawPointer) {
         image.storeBytes(of: 0x37F, as: UInt64.self)
         clear(image, 8, 16)
         clear(image, 32, 128)
     }
 
-    private static func clear(_ image: UnsafeMutableRawPointer, _ offset: Int, _ count: Int) {
+    static func clear(_ image: UnsafeMutableRawPointer, _ offset: Int, _ count: Int) {
         image.advanced(by: offset).initializeMemory(as: UInt8.self, repeating: 0, count: count)
     }
 
     /// Hands a checked image over. Every component in it is given with its values, so XSTATE_BV has them all.
-    private func install(_ image: UnsafeMutableRawPointer, _ requested: UInt64) {
+    func install(_ image: UnsafeMutableRawPointer, _ requested: UInt64) {
         var mask = requested
         if mask & (Component.sse | Component.avx) == Component.avx { mask |= Component.sse }
         hidePointers(image)
@@ -237,10 +253,10 @@ extension TranslatorCPU {
         let address = try area(instruction, count: 512, alignment: 16, write: true)
         try withImage { (image) throws(GuestException) in
             self.captureState(image, Component.x87 | Component.sse)
-            // XMM registers are not saved without CR4.OSFXSR; bytes 464 to 511 are software's in any case, and
+            // XMM registers are not saved without CR4.OSFXSR, nor at CPL 0 under EFER.FFXSR; bytes 464 to 511 are software's in any case, and
             // those of registers 8 to 15 stay as they were outside of 64-bit mode.
             let hasSSE = self.context.pointee.cr4 & CR4.osfxsr != 0
-            let count = !hasSSE ? 160 : self.context.pointee.is64Bit ? 416 : 288
+            let count = !hasSSE || self.skipsVectors ? 160 : self.context.pointee.is64Bit ? 416 : 288
             try self.store(address, from: UnsafeRawBufferPointer(start: image, count: count), user: self.isUser)
         }
     }
@@ -253,7 +269,13 @@ extension TranslatorCPU {
             let hasSSE = self.context.pointee.cr4 & CR4.osfxsr != 0
             if hasSSE { try self.checkMXCSR(image.load(fromByteOffset: 24, as: UInt32.self)) }
             if !self.context.pointee.is64Bit { self.keepHighRegisters(image) }
+            if hasSSE && self.skipsVectors { self.keepVectors(image) }
             self.install(image, hasSSE ? Component.x87 | Component.sse : Component.x87)
         }
+    }
+
+    /// Fast FXSAVE and FXRSTOR (APM Vol. 2, 11.4.4.3): kernels' own move no XMM registers.
+    private var skipsVectors: Bool {
+        context.pointee.msr.efer & EFER.ffxsr != 0 && context.pointee.is64Bit && context.pointee.privilegeLevel == 0
     }
 }

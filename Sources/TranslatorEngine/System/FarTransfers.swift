@@ -123,7 +123,7 @@ extension TranslatorCPU {
             ] {
                 stack &-= 8
                 guard Self.isCanonical(stack), Self.isCanonical(stack &+ 7) else { throw .stackFault() }
-                try store(stack, value, byteCount: 8, user: false)
+                try store(stack, value, byteCount: 8, user: false, implicit: true)
             }
             try enter(code, selector, offset: offset, level: newLevel)
             context.pointee.ss = SegmentRegister(selector: UInt16(truncatingIfNeeded: newLevel))

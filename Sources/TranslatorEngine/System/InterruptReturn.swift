@@ -7,6 +7,8 @@ extension TranslatorCPU {
 
     @inline(__always)
     func interruptReturn(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        // Also when the instruction faults (SDM Vol. 3, 6.7.1).
+        context.pointee.nmiBlocked = false
         if context.pointee.isLongMode {
             try longInterruptReturn(instruction)
         } else if context.pointee.cr0 & CR0.pe == 0 {
@@ -14,7 +16,6 @@ extension TranslatorCPU {
         } else {
             try legacyInterruptReturn(instruction)
         }
-        context.pointee.nmiBlocked = false
     }
 
     /// The flags after a return at privilege `level` (the level before it).

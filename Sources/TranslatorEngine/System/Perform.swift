@@ -69,10 +69,13 @@ extension TranslatorCPU {
         // No performance counters: every index is out of range.
         case .rdpmc: throw .generalProtection()
         case .invlpg: try invalidatePage(instruction)
+        case .invpcid: try invalidateSpaces(instruction)
         case .cacheInvalidate: try requireSupervisor()
         case .lineFlush: try flushLine(instruction)
         case .xsave, .xsaveopt: try saveXState(instruction)
         case .xrstor: try restoreXState(instruction)
+        case .xsavec, .xsaves: try saveCompacted(instruction)
+        case .xrstors: try restoreSupervisor(instruction)
         case .fxsave: try saveFXState(instruction)
         case .fxrstor: try restoreFXState(instruction)
         case .undefined: throw .invalidOpcode

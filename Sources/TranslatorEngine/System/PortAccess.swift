@@ -13,11 +13,11 @@ extension TranslatorCPU {
     private func checkPortBitmap(_ port: UInt16, size: UInt8) throws(GuestException) {
         let tr = context.pointee.tr
         guard !tr.isUnusable, tr.type & 8 != 0, tr.limit >= 103 else { throw .generalProtection() }
-        let start = try load(maskSystemAddress(tr.base &+ 102), byteCount: 2, user: false)
+        let start = try load(maskSystemAddress(tr.base &+ 102), byteCount: 2, user: false, implicit: true)
         let offset = start &+ UInt64(port >> 3)
         // Two bytes are read whatever the port, so both have to lie in the segment.
         guard offset &+ 1 <= UInt64(tr.limit) else { throw .generalProtection() }
-        let bits = try load(maskSystemAddress(tr.base &+ offset), byteCount: 2, user: false)
+        let bits = try load(maskSystemAddress(tr.base &+ offset), byteCount: 2, user: false, implicit: true)
         let wanted = (1 as UInt64) << UInt64(size) &- 1
         if bits >> UInt64(port & 7) & wanted != 0 { throw .generalProtection() }
     }

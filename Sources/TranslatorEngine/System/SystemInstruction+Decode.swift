@@ -123,7 +123,7 @@ extension SystemInstruction {
             // Size and nesting level are two immediates.
             immediate = Int64(bitPattern: operands[0].imm.value.u & 0xFFFF | (operands[1].imm.value.u & 0x1F) << 16)
             operandSize = instruction.operand_width / 8
-        case .sysret, .sysexit, .xsave, .xsaveopt, .xrstor, .fxsave, .fxrstor:
+        case .sysret, .sysexit, .xsave, .xsaveopt, .xsavec, .xsaves, .xrstor, .xrstors, .fxsave, .fxrstor:
             operandSize = Self.hasWideOperand(instruction) ? 8 : 4
         default: break
         }
@@ -278,11 +278,15 @@ extension SystemInstruction {
         case ZYDIS_MNEMONIC_RDPID: .rdpid
         case ZYDIS_MNEMONIC_RDPMC: .rdpmc
         case ZYDIS_MNEMONIC_INVLPG: .invlpg
+        case ZYDIS_MNEMONIC_INVPCID: .invpcid
         case ZYDIS_MNEMONIC_INVD, ZYDIS_MNEMONIC_WBINVD: .cacheInvalidate
         case ZYDIS_MNEMONIC_CLFLUSH, ZYDIS_MNEMONIC_CLFLUSHOPT, ZYDIS_MNEMONIC_CLWB: .lineFlush
         case ZYDIS_MNEMONIC_XSAVE, ZYDIS_MNEMONIC_XSAVE64: .xsave
         case ZYDIS_MNEMONIC_XSAVEOPT, ZYDIS_MNEMONIC_XSAVEOPT64: .xsaveopt
+        case ZYDIS_MNEMONIC_XSAVEC, ZYDIS_MNEMONIC_XSAVEC64: .xsavec
+        case ZYDIS_MNEMONIC_XSAVES, ZYDIS_MNEMONIC_XSAVES64: .xsaves
         case ZYDIS_MNEMONIC_XRSTOR, ZYDIS_MNEMONIC_XRSTOR64: .xrstor
+        case ZYDIS_MNEMONIC_XRSTORS, ZYDIS_MNEMONIC_XRSTORS64: .xrstors
         case ZYDIS_MNEMONIC_FXSAVE, ZYDIS_MNEMONIC_FXSAVE64: .fxsave
         case ZYDIS_MNEMONIC_FXRSTOR, ZYDIS_MNEMONIC_FXRSTOR64: .fxrstor
         case ZYDIS_MNEMONIC_UD0, ZYDIS_MNEMONIC_UD1, ZYDIS_MNEMONIC_UD2: .undefined
@@ -318,14 +322,14 @@ extension SystemInstruction {
         switch instruction.meta.isa_ext {
         case ZYDIS_ISA_EXT_VTX, ZYDIS_ISA_EXT_SVM, ZYDIS_ISA_EXT_SMX, ZYDIS_ISA_EXT_SGX, ZYDIS_ISA_EXT_SGX_ENCLV,
             ZYDIS_ISA_EXT_SNP, ZYDIS_ISA_EXT_TDX, ZYDIS_ISA_EXT_VMFUNC, ZYDIS_ISA_EXT_AMD_INVLPGB,
-            ZYDIS_ISA_EXT_INVPCID, ZYDIS_ISA_EXT_PCONFIG, ZYDIS_ISA_EXT_HRESET, ZYDIS_ISA_EXT_PT,
+            ZYDIS_ISA_EXT_PCONFIG, ZYDIS_ISA_EXT_HRESET, ZYDIS_ISA_EXT_PT,
             ZYDIS_ISA_EXT_MONITOR, ZYDIS_ISA_EXT_MONITORX, ZYDIS_ISA_EXT_WAITPKG, ZYDIS_ISA_EXT_MCOMMIT,
             ZYDIS_ISA_EXT_CET, ZYDIS_ISA_EXT_UINTR, ZYDIS_ISA_EXT_PKU, ZYDIS_ISA_EXT_RDPRU,
             ZYDIS_ISA_EXT_RTM, ZYDIS_ISA_EXT_TSX_LDTRK, ZYDIS_ISA_EXT_MPX,
             ZYDIS_ISA_EXT_AMX_BF16, ZYDIS_ISA_EXT_AMX_INT8, ZYDIS_ISA_EXT_AMX_TILE,
             ZYDIS_ISA_EXT_KEYLOCKER, ZYDIS_ISA_EXT_KEYLOCKER_WIDE, ZYDIS_ISA_EXT_PADLOCK,
             ZYDIS_ISA_EXT_ENQCMD, ZYDIS_ISA_EXT_MOVDIR, ZYDIS_ISA_EXT_CLZERO, ZYDIS_ISA_EXT_SERIALIZE,
-            ZYDIS_ISA_EXT_XSAVEC, ZYDIS_ISA_EXT_XSAVES, ZYDIS_ISA_EXT_AVX512EVEX, ZYDIS_ISA_EXT_AVX512VEX,
+            ZYDIS_ISA_EXT_AVX512EVEX, ZYDIS_ISA_EXT_AVX512VEX,
             ZYDIS_ISA_EXT_KNC, ZYDIS_ISA_EXT_KNCE, ZYDIS_ISA_EXT_KNCV:
             return true
         default: break
@@ -341,8 +345,8 @@ extension SystemInstruction {
         case .cli, .cld, .std, .pushFlags, .swapgs, .readFSBase, .readGSBase, .writeFSBase, .writeGSBase,
             .readControl, .readDebug, .smsw, .xgetbv, .sgdt, .sidt, .sldt, .str, .storeSegment, .pushSegment,
             .verr, .verw, .lar, .lsl, .arpl, .inPort, .outPort, .inString, .outString, .cpuid, .rdmsr, .rdtsc,
-            .rdtscp, .rdpid, .rdpmc, .lineFlush, .xsave, .xsaveopt, .xrstor, .fxsave, .fxrstor, .nop, .enter, .xlat,
-            .bound, .daa, .das, .aaa, .aas, .aam, .aad, .salc, .pushAll, .popAll, .movs, .cmps, .scas, .lods, .stos:
+            .rdtscp, .rdpid, .rdpmc, .lineFlush, .xsave, .xsaveopt, .xsavec, .xsaves, .xrstor, .xrstors, .fxsave, .fxrstor, .nop,
+            .enter, .xlat, .bound, .daa, .das, .aaa, .aas, .aam, .aad, .salc, .pushAll, .popAll, .movs, .cmps, .scas, .lods, .stos:
             return false
         case .loadSegment, .popSegment:
             // Loads of SS open an interrupt shadow; other segments matter to translation outside of 64-bit mode.

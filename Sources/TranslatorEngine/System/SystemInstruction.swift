@@ -19,8 +19,8 @@ package struct SystemInstruction {
         case inPort, outPort, inString, outString
         // The processor itself
         case cpuid, rdmsr, wrmsr, rdtsc, rdtscp, rdpid, rdpmc
-        case invlpg, cacheInvalidate, lineFlush
-        case xsave, xsaveopt, xrstor, fxsave, fxrstor
+        case invlpg, invpcid, cacheInvalidate, lineFlush
+        case xsave, xsaveopt, xsavec, xsaves, xrstor, xrstors, fxsave, fxrstor
         case undefined, nop
         // Instructions of user programs that are seldom worth generated code
         case enter, xlat, bound, daa, das, aaa, aas, aam, aad, salc, pushAll, popAll

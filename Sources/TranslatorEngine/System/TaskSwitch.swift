@@ -42,7 +42,7 @@ extension TranslatorCPU {
     /// IRET with NT set: back to the task that the TSS's link names.
     func returnToLinkedTask(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
         let link = UInt16(
-            truncatingIfNeeded: try load(maskSystemAddress(context.pointee.tr.base), byteCount: 2, user: false))
+            truncatingIfNeeded: try load(maskSystemAddress(context.pointee.tr.base), byteCount: 2, user: false, implicit: true))
         guard link & 4 == 0, link & 0xFFFC != 0 else { throw .selector(10, link) }
         let task = try descriptor(link, vector: 10)
         try switchTask(
@@ -89,7 +89,7 @@ extension TranslatorCPU {
         let oldSelector = context.pointee.tr.selector
         try writeTask(returnAddress: returnAddress, flags: flags)
         let nests = reason == .call || reason == .interrupt
-        if nests { try store(task.base, UInt64(oldSelector), byteCount: 2, user: false) }
+        if nests { try store(task.base, UInt64(oldSelector), byteCount: 2, user: false, implicit: true) }
         if !nests, let address = descriptorAddress(oldSelector) { try setBusy(address, false) }
         if !isReturn { try setBusy(task.address, true) }
 
@@ -108,14 +108,14 @@ extension TranslatorCPU {
 
     private func setBusy(_ address: UInt64, _ busy: Bool) throws(GuestException) {
         let byte = maskSystemAddress(address &+ 5)
-        let old = try load(byte, byteCount: 1, user: false)
-        try store(byte, busy ? old | 2 : old & ~2, byteCount: 1, user: false)
+        let old = try load(byte, byteCount: 1, user: false, implicit: true)
+        try store(byte, busy ? old | 2 : old & ~2, byteCount: 1, user: false, implicit: true)
     }
 
     // MARK: The two formats (SDM Vol. 3, figures 8-2 and 8-10)
 
     private func field(_ base: UInt64, _ offset: UInt64, _ size: Int) throws(GuestException) -> UInt64 {
-        try load((base &+ offset) & 0xFFFF_FFFF, byteCount: size, user: false)
+        try load((base &+ offset) & 0xFFFF_FFFF, byteCount: size, user: false, implicit: true)
     }
 
     private func readTask(_ base: UInt64, isWide: Bool) throws(GuestException) -> TaskImage {
@@ -147,7 +147,7 @@ extension TranslatorCPU {
         let step = UInt64(size)
         let start: UInt64 = isWide ? 0x20 : 0x0E
         func put(_ offset: UInt64, _ value: UInt64) throws(GuestException) {
-            try store((tr.base &+ offset) & 0xFFFF_FFFF, value, byteCount: size, user: false)
+            try store((tr.base &+ offset) & 0xFFFF_FFFF, value, byteCount: size, user: false, implicit: true)
         }
         try put(start, returnAddress)
         try put(start &+ step, flags)

@@ -30,7 +30,7 @@ extension BlockBuilder {
     /// Clobbers flags and the scratch register.
     mutating func checkSegment(size: Int, writes: Bool) {
         let view = ContextOffset.segments + pendingSegment * SegmentView.size
-        let high = view + (writes ? ContextOffset.segmentWriteHigh : ContextOffset.segmentReadHigh)
+        let high = view + (writes ? ContextOffset.viewWriteHigh : ContextOffset.viewReadHigh)
         let vector: UInt8 = pendingSegment == 2 ? 12 : 13
         if size > 1 {
             code.lea(scratch, base: address, Int32(size - 1))
@@ -40,10 +40,10 @@ extension BlockBuilder {
         }
         addSegmentFault(code.jump(if: Condition.greater), vector)
         if mode.has(BlockMode.expandDown) {
-            code.arithmeticContext(.cmp, address, view + ContextOffset.segmentLow)
+            code.arithmeticContext(.cmp, address, view + ContextOffset.viewLow)
             addSegmentFault(code.jump(if: Condition.less), vector)
         }
-        code.arithmeticContext32(.add, address, view + ContextOffset.segmentBase)
+        code.arithmeticContext32(.add, address, view + ContextOffset.viewBase)
         pendingSegment = -1
     }
 

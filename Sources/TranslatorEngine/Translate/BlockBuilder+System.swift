@@ -4,11 +4,13 @@ import VMM
 /// for the others that do not end a block.
 extension BlockBuilder {
     /// Whether `systemInline` has code for an instruction in this mode.
-    static func canInline(_ instruction: SystemInstruction, _ mode: BlockMode) -> Bool {
+    static func canInline(_ instruction: SystemInstruction, _ mode: BlockMode, hasSMAP: Bool) -> Bool {
         guard mode.codeSize == 0 else { return false }
         let isKernel = mode.table != TLB.Table.user.rawValue && !mode.has(BlockMode.outerRing)
         switch instruction.kind {
         case .cli, .sti, .swapgs: return isKernel
+        case .clac, .stac: return isKernel && hasSMAP
+        case .readFSBase, .readGSBase, .writeFSBase, .writeGSBase: return true
         case .pushFlags: return instruction.operandSize == 8
         case .rdtsc, .rdtscp: return isKernel || !mode.has(BlockMode.timeStampTrap)
         case .storeSegment:
@@ -31,6 +33,9 @@ extension BlockBuilder {
             exit(.system, value: index << 13 | here)
             code.bind(nothingWaits)
             code.orContext32(ContextOffset.systemFlags, immediate: 1 << 9)
+        case .clac: setAccessCheck(false, index: index)
+        case .stac: setAccessCheck(true, index: index)
+        case .readFSBase, .readGSBase, .writeFSBase, .writeGSBase: accessBase(instruction, index: index)
         case .swapgs:
             code.loadContext(scratch, ContextOffset.gsBase)
             code.loadContext(address, ContextOffset.kernelGSBase)
@@ -39,14 +44,7 @@ extension BlockBuilder {
         case .pushFlags:
             putFlagsAway()
             flagsInHost = false
-            code.loadContextByte(scratch, ContextOffset.lahf + 1)
-            code.arithmetic(.and, scratch, immediate: 0xD5, wide: false)
-            code.loadContextByte(address, ContextOffset.lahf)
-            code.shiftLeft(address, 11)
-            code.arithmetic(.or, scratch, address)
-            code.arithmeticContext(.or, scratch, ContextOffset.systemFlags)
-            // RF and VM read as zero.
-            code.arithmetic(.and, scratch, immediate: 0x3C_FFFF, wide: false)
+            loadFlagsImage(into: scratch)
             code.storeContext(ContextOffset.temporary, scratch)
             pushTemporary()
         case .rdtsc, .rdtscp:
@@ -79,12 +77,17 @@ extension BlockBuilder {
     }
 
     /// Runs an instruction in the system half and goes on behind it, unless it changed where to go on.
-    mutating func systemCall(index: Int) {
+    mutating func systemCall(_ instruction: SystemInstruction, index: Int) {
         putFlagsAway()
+        let run = Self.hasInlineRun(instruction, mode) && !isIsolated ? inlineRun(instruction) : nil
+        if let run {
+            for jump in run.misses.indices { if let miss = run.misses[jump] { code.bind(miss) } }
+        }
         code.call(to: origin + thunks.pointee.systemCall)
         code.exitDescriptor(.system, flagsInHost: false, value: Int32(truncatingIfNeeded: index << 13 | here))
         flagsInHost = false
         flagsSaved = true
+        if let run { code.bind(run.done) }
         // The helper left the vectors in the context.
         vectorsReady = false
     }

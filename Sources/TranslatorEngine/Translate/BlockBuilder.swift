@@ -61,7 +61,7 @@ struct BlockBuilder {
     let origin: UnsafeMutablePointer<UInt8>
     let thunks: UnsafePointer<Thunks>
     let work: BlockWorkspace
-    let mode: BlockMode
+    var mode: BlockMode
     let hasBMI2: Bool
     /// The block runs one instruction and comes back to the run loop: no links, no jump caches.
     let isIsolated: Bool

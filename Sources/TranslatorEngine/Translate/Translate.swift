@@ -64,12 +64,13 @@ extension TranslatorCPU {
                         ?? SystemInstruction(vectorMemory: decoded, operands)
                     {
                         instruction.system = systemPool.add(system)
-                        if BlockBuilder.canInline(system, mode) {
+                        if BlockBuilder.canInline(system, mode, hasSMAP: hasSMAP) {
                             instruction.kind = .systemInline
                             // PUSHF reads all; the others touch no arithmetic flag.
                             instruction.flagsRead = system.kind == .pushFlags ? arithmeticFlags : 0
                             instruction.flagsWritten = 0
                             instruction.modifiesFlags = false
+                            isOver = BlockBuilder.changesTable(system, mode)
                         } else if !isIsolated && system.canReturn {
                             instruction.kind = .systemCall
                             instruction.flagsRead = arithmeticFlags
@@ -211,8 +212,11 @@ extension TranslatorCPU {
                     opcode: decoded.pointee.opcode, is32Bit: decoded.pointee.address_width == 32, taken: branchTarget(index),
                     liveTaken: instruction.flagsTaken)
             case .systemInline: builder.systemInline(systemPool.entries[instruction.system], index: instruction.system)
-            case .systemCall: builder.systemCall(index: instruction.system)
-            case .system: builder.exit(.system, value: (instruction.system << 13) | instruction.offset)
+            case .systemCall: builder.systemCall(systemPool.entries[instruction.system], index: instruction.system)
+            case .system:
+                let system = systemPool.entries[instruction.system]
+                if BlockBuilder.canTransfer(system, mode, isIsolated: isIsolated) { builder.systemTransfer(system) }
+                builder.exit(.system, value: (instruction.system << 13) | instruction.offset)
             case .exception: builder.exit(.exception, vector: instruction.vector, value: instruction.offset)
             }
             // The check of a memory operand has put the flags into the context before the instruction itself can fault.
@@ -239,7 +243,9 @@ extension TranslatorCPU {
             if secondPage >= 0 { protectCode(page: secondPage) }
         }
         let index = cache.add(block)
-        if !isIsolated { linkKnown(index, page: page) }
+        let changesMode =
+            last.kind == .systemInline && BlockBuilder.changesTable(systemPool.entries[last.system], mode)
+        if !isIsolated && !changesMode { linkKnown(index, page: page) }
         return index
     }
 

@@ -17,8 +17,9 @@ enum {
     SILICON_ARENA_PAGES = 5,
     SILICON_ARENA_READ_ONLY_PAGE = 2,
     SILICON_ARENA_BYTES = SILICON_ARENA_PAGES * 4096,
-    // 32-bit code jumps here to get out; a page of the silicon's own.
+    // The way out of cases, a page of the silicon's own: 64-bit code takes the pointer, 32-bit code jumps to its start.
     SILICON_GATE = 0x22000000,
+    SILICON_GATE_POINTER = 64,
     // Bases of fs and gs in 32-bit code.
     SILICON_FS_BASE = SILICON_ARENA + 64,
     SILICON_GS_BASE = SILICON_ARENA + 4096,
@@ -26,6 +27,23 @@ enum {
     SILICON_XSAVE_BYTES = 832,
     // `vector` of a case that came to its end.
     SILICON_DONE = 256,
+};
+
+enum silicon_mode {
+    SILICON_LONG,
+    // 32-bit code in the flat segments of Linux's 32-bit programs.
+    SILICON_FLAT,
+    // 16-bit and 32-bit code with segments of the LDT: code from its case's place on, data and stack the arena.
+    SILICON_SEGMENTED_16,
+    SILICON_SEGMENTED_32,
+};
+// Their selectors; those of code plus 8 for each case. The stack has the width of the code.
+enum {
+    SILICON_DATA_16 = 2 << 3 | 7,
+    SILICON_DATA_32 = 3 << 3 | 7,
+    SILICON_CODE_16 = 8 << 3 | 7,
+    SILICON_CODE_32 = 128 << 3 | 7,
+    SILICON_CASE_BYTES = 8192,
 };
 
 // Registers in encoding order. `fs_base` and `gs_base` are user-writable state too.
@@ -42,8 +60,8 @@ struct silicon_case {
     struct silicon_state in, out;
     // What the arena holds before.
     uint32_t pattern;
-    // Not 0: the code is 32-bit code, for the code segment of Linux's 32-bit programs.
-    uint32_t is_narrow;
+    // A `silicon_mode`. `in.rip` is an offset in the code segment.
+    uint32_t mode;
     uint32_t reserved[14];
     uint8_t arena[SILICON_ARENA_BYTES];
 };
@@ -56,6 +74,7 @@ struct silicon_shared {
     uint32_t running;
     // Selectors of fs and gs in 32-bit code; 0 where the host has none.
     uint32_t fs_selector, gs_selector;
+    uint32_t has_segments;
     _Alignas(4096) uint8_t patterns[SILICON_PATTERNS][SILICON_ARENA_BYTES];
     _Alignas(4096) uint8_t code[SILICON_CODE_PAGES * 4096];
     _Alignas(4096) struct silicon_case cases[SILICON_CASES];
@@ -76,16 +95,17 @@ static inline uint32_t silicon_running(struct silicon_shared *shared) { return s
 static inline uint32_t silicon_selector(struct silicon_shared *shared, int is_gs) {
     return is_gs ? shared->gs_selector : shared->fs_selector;
 }
-static inline void silicon_set_case(struct silicon_shared *shared, uint32_t slot, uint32_t pattern, uint32_t is_narrow) {
+static inline uint32_t silicon_has_segments(struct silicon_shared *shared) { return shared->has_segments; }
+static inline void silicon_set_case(struct silicon_shared *shared, uint32_t slot, uint32_t pattern, uint32_t mode) {
     shared->cases[slot].pattern = pattern;
-    shared->cases[slot].is_narrow = is_narrow;
+    shared->cases[slot].mode = mode;
 }
 
 // What the code of a case ends with: a jump out. At most this many bytes.
-enum { SILICON_EXIT_BYTES = 14 };
+enum { SILICON_EXIT_BYTES = 8 };
 void silicon_write_exit(uint8_t *code);
-// The same for 32-bit code.
-void silicon_write_narrow_exit(uint8_t *code);
+// The same for code of another mode.
+void silicon_write_narrow_exit(uint8_t *code, uint32_t mode);
 
 // Forks the process. `shared` is null on failure.
 struct silicon silicon_start(void);

@@ -1,0 +1,46 @@
+import Glibc
+import Testing
+
+extension GuestTests {
+    /// Kernels that are no Linux and that nobody here wrote, as far as their serial console shows.
+    @Suite(.enabled(if: Paths.hasOtherKernels, "no memtest86+ and no Xen: make others fetches them from Debian's archive"))
+    struct OtherKernels {
+        /// Entered as Linux is. It finds its way by the memory map, and runs its tests in 32-bit code with paging off,
+        /// or in 64-bit code.
+        @Test(arguments: ["memtest32", "memtest64"])
+        func `memtest86+ finds no error in the memory`(kernel: String) throws {
+            let guest = try GuestProcess(
+                ["run", "-m", "16M", "-b", "\(Paths.others)/\(kernel)", "--cmdline", "console=ttyS0,115200"] + Paths.engine,
+                input: .nothing)
+            _ = try guest.wait(for: "Memtest86+")
+            // The first four write, move and compare each word of it.
+            _ = try guest.wait(for: "Moving inversions, 8 bit pattern", within: 3 * Paths.patience)
+            let tested = guest.text
+            let hasMemory = tested.contains("Memory  :   16MB")
+            #expect(hasMemory)
+            let errors = tested.matches(of: #/Errors: *(\d+)/#).map(\.output.1)
+            #expect(!errors.isEmpty && errors.allSatisfy { $0 == "0" })
+            guest.signal(SIGTERM)
+            #expect(try guest.status() == 143)
+        }
+
+        /// It moves itself and its modules by the memory map that it is given. Further than this it needs MTRRs.
+        @Test func `Xen reads what a multiboot loader tells it`() throws {
+            let guest = try GuestProcess(
+                ["run", "-m", "1G", "-b", "\(Paths.others)/xen", "--module", Paths.kernel, "--module", Paths.initrd]
+                    + ["--cmdline", "com1=115200,8n1 console=com1 loglvl=all"] + Paths.engine, input: .nothing)
+            let head = try guest.wait(for: "System RAM: 1023MB")
+            for line in [
+                "Xen version 4.", "Bootloader: vmd\n", "Command line: com1=115200,8n1 console=com1 loglvl=all\n",
+                "Multiboot-e820 RAM map:\n", "[0000000000000000, 000000000008ffff] (usable)\n",
+                "[0000000000100000, 000000003fffffff] (usable)\n", "New Xen image base address: 0x3fa00000\n",
+            ] {
+                let hasLine = head.contains(line)
+                #expect(hasLine, "\(line)")
+            }
+            _ = try guest.wait(for: "ACPI: FACP EFFF")
+            guest.signal(SIGTERM)
+            #expect(try guest.status() == 143)
+        }
+    }
+}
