@@ -54,6 +54,12 @@ package struct Context {
     /// 1: INTR was seen while interrupts were off, or may be asserted: look when they are on again.
     package var interruptWaiting: UInt32 = 0
     package var padding3: UInt32 = 0
+    /// The stack pointer of translated code while no return is foreseen; see `ReturnStack`.
+    package var returnBase: UInt64 = 0
+    /// Calls with a stack pointer at or below it leave; all ones while an interrupt request waits.
+    package var returnLimit: UInt64 = 0
+    /// The stack pointer of translated code while a helper runs on the host's stack.
+    package var savedStack: UInt64 = 0
 
     /// What blocks are keyed by now (`BlockMode`), and for which mode each jump cache was filled.
     package var mode: UInt64 = 0
@@ -168,6 +174,9 @@ package enum ContextOffset {
     package static let temporary = 984
     package static let systemFlags = 1032
     package static let interruptWaiting = 1040
+    package static let returnBase = 1048
+    package static let returnLimit = 1056
+    package static let savedStack = 1064
     // Behind the fixed part: the compiler's own numbers.
     package static let mode = field(\.mode)
     package static let jumpCacheMode = field(\.jumpCacheMode)

@@ -42,7 +42,7 @@ extension TranslatorCPU: VirtualCPU {
                 if isDebugging != 0, try runCarefully(afterStackLoad: followsStackLoad, enter) { continue }
                 do throws(GuestException) {
                     let entry =
-                        limit == 1 ? try isolatedEntry() : try self.entry(at: context.pointee.rip, linkFrom: nil)
+                        limit == 1 ? try isolatedEntry() : try self.entry(at: context.pointee.rip)
                     enter(context, entry)
                     try leave(entry, isolated: limit == 1)
                 } catch {
@@ -59,11 +59,9 @@ extension TranslatorCPU: VirtualCPU {
     /// Clears the request flag, then looks at what it may stand for. Returns `true` to stop.
     private func takeRequests() -> Bool {
         interruptRequest.pointee.store(0, ordering: .sequentiallyConsistent)
-        jumpMask.pointee.store(JumpCache.mask, ordering: .sequentiallyConsistent)
-        // The other side stores the flag, then the mask: a store that came between ours must not be undone.
-        if interruptRequest.pointee.load(ordering: .sequentiallyConsistent) != 0 {
-            jumpMask.pointee.store(0, ordering: .sequentiallyConsistent)
-        }
+        turnPolls(on: false)
+        // The other side stores the flag, then the others: a store that came between ours must not be undone.
+        if interruptRequest.pointee.load(ordering: .sequentiallyConsistent) != 0 { turnPolls(on: true) }
         interruptWaiting = true
         if deviceWrites.areWaiting { takeDeviceWrites() }
         return stopFlag.exchange(false, ordering: .sequentiallyConsistent)
@@ -98,18 +96,19 @@ extension TranslatorCPU: VirtualCPU {
     // MARK: Entering
 
     /// The host address of the code at an instruction pointer, translated if need be, and `ripPage` set for it.
-    /// - Parameter linkFrom: a direct jump to patch: its site, the thunk it calls, and which entry it wants.
-    private func entry(
-        at ip: UInt64, linkFrom: (site: Int, thunk: Int, saved: Bool)?
-    ) throws(GuestException) -> UInt64 {
+    /// - Parameter site: a direct jump to link, 0 for none; `saved`: to the entry for flags in the context.
+    private func entry(at ip: UInt64, site: Int = 0, saved: Bool = true) throws(GuestException) -> UInt64 {
         let linear = linearCode(ip)
         let blockMode = try blockMode(at: ip, linear)
         let page = try codePage(linear)
         runsAlone = false
+        entryIsGlobal = page.isGlobal
+        crossings.note(page: page.ramOffset >> 12, runsAt: linear, isGlobal: page.isGlobal)
         var index = cache.find(page.physical + (linear & 0xFFF), blockMode)
         if index != 0 && cache.blocks[index].secondPage >= 0 {
             // The instruction's other half may be elsewhere than when the block was made.
             let second = try nextCodePage(linear)
+            entryIsGlobal = entryIsGlobal && second.isGlobal
             if second.ramOffset >> 12 != cache.blocks[index].secondPage {
                 cache.remove(index)
                 index = 0
@@ -117,21 +116,27 @@ extension TranslatorCPU: VirtualCPU {
         }
         var isFlushed = false
         if index == 0 {
-            let before = cache.blockCount
+            let before = cache.evictionCount
             index = try translate(
                 linear, page: page, mode: blockMode, limit: BlockWorkspace.instructionLimit, isIsolated: false)
-            isFlushed = index < before
+            if cache.blocks[index].secondPage >= 0 { entryIsGlobal = false }
+            isFlushed = before != cache.evictionCount
         }
+        var mayLink = site != 0
         if blockMode.has(BlockMode.segmented) {
             mayCacheJump = !blockMode.has(BlockMode.partialPage) && cache.blocks[index].secondPage < 0
-            if !mayCacheJump && passesLimit(ip, block: index) { return try isolatedEntry() }
+            if !mayCacheJump {
+                mayLink = false
+                if passesLimit(ip, block: index) { return try isolatedEntry() }
+            }
         }
-        if isFlushed { return executable(Int(cache.blocks[index].savedEntry)) }
-        if let linkFrom, cache.blocks[index].secondPage < 0,
-            // Both in one page, or the link would hold for other address spaces too.
-            cache.blocks[cache.find(codeOffset: linkFrom.site)].physical >> 12 == page.physical >> 12
-        {
-            cache.link(site: linkFrom.site, thunk: linkFrom.thunk, to: index, saved: linkFrom.saved)
+        // The site is gone when room had to be made.
+        if mayLink && !isFlushed {
+            if cache.sites[site].movesPage || cache.blocks[index].secondPage >= 0 {
+                crossings.link(site, to: index, saved: saved, isGlobal: entryIsGlobal)
+            } else {
+                cache.link(site, to: index, saved: saved)
+            }
         }
         return executable(Int(cache.blocks[index].savedEntry))
     }
@@ -167,10 +172,8 @@ extension TranslatorCPU: VirtualCPU {
                 let ip = instructionPointer(value)
                 context.pointee.rip = ip
                 if mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: Int(linearCode(ip) & 0xFFF)) { return }
-                let site = Int(UInt(bitPattern: pointer) - UInt(cache.memory.executableBase)) - 5
-                let inHost = descriptor.flagsInHost != 0
-                next = try entry(
-                    at: ip, linkFrom: (site, inHost ? thunks.pointee.exitHost : thunks.pointee.exitSaved, !inHost))
+                let site = Int(pointer.loadUnaligned(fromByteOffset: ExitDescriptor.size, as: UInt32.self))
+                next = try entry(at: ip, site: site, saved: descriptor.flagsInHost == 0)
             case .goto:
                 context.pointee.rip = instructionPointer(value)
                 return
@@ -182,10 +185,9 @@ extension TranslatorCPU: VirtualCPU {
                 }
                 let linear = linearCode(context.pointee.rip)
                 if mode.has(BlockMode.breakpoints) && breakpoints.stopsCode(atOffset: Int(linear & 0xFFF)) { return }
-                next = try entry(at: context.pointee.rip, linkFrom: nil)
+                next = try entry(at: context.pointee.rip)
                 if mode.has(BlockMode.segmented) && !mayCacheJump { break }
-                let isGlobal = tlb.codeSlot(linear).pointee.key & 4 != 0
-                tlb.addJump(table: mode.table, linear: linear, host: next, isGlobal: isGlobal)
+                tlb.addJump(table: mode.table, linear: linear, host: next, isGlobal: entryIsGlobal)
             case .system:
                 context.pointee.rip = instructionPointer(value & 0x1FFF)
                 try system(systemPool.entries + (value >> 13))

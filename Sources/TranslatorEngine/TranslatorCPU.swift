@@ -21,6 +21,8 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// The context, the TLBs and the jump caches, addressed by `ContextOffset`.
     private let contextMapping: MemoryMapping
     let cache: CodeCache
+    let crossings: Crossings
+    let returnStack: ReturnStack
     let thunks: UnsafeMutablePointer<Thunks>
     let work: BlockWorkspace
     var decoder: Decoder
@@ -61,6 +63,8 @@ package final class TranslatorCPU: @unchecked Sendable {
     var scanned = 0..<0
     /// What physical addresses are cut with while A20 is closed.
     var addressMask: UInt64 = ~0
+    /// Whether the block that was found last lies in global pages.
+    var entryIsGlobal = false
     /// Whether jumps may lead to the block last found without another look at it, in segmented code.
     var mayCacheJump = true
     /// Blocks were removed since the flag was last cleared.
@@ -77,7 +81,8 @@ package final class TranslatorCPU: @unchecked Sendable {
     let x87Image: UnsafeMutableRawPointer
     var x87InHost = false
 
-    package init(wiring: Wiring, codeByteCount: Int = 48 << 20) throws {
+    /// - Parameter codeByteCount: bound of the translated code's memory; 128 KB at least.
+    package init(wiring: Wiring, codeByteCount: Int = TranslatorEngine.codeByteCount) throws {
         memory = wiring.memory
         ports = wiring.ports
         mmio = wiring.mmio
@@ -102,19 +107,24 @@ package final class TranslatorCPU: @unchecked Sendable {
                 in: code, wideVectors: hasAVX, hasBMI2: hasBMI2, memoryHelper: MemoryHelpers.accessAddress,
                 bounceHelper: MemoryHelpers.finishAddress, systemHelper: MemoryHelpers.systemAddress))
         cache = try CodeCache(memory: code, thunkByteCount: thunks.pointee.end, ramByteCount: wiring.memory.byteCount)
+        crossings = try Crossings(cache: cache, ramByteCount: wiring.memory.byteCount)
         work = BlockWorkspace()
         straddleBuffer = .allocate(byteCount: 64, alignment: 16)
         xsaveArea = .allocate(byteCount: 4096, alignment: 64)
         memset(xsaveArea, 0, 4096)
         x87Image = .allocate(byteCount: 1024, alignment: 64)
         memset(x87Image, 0, 1024)
+        systemPool = SystemPool(segmentCount: cache.segmentCount)
+        returnStack = try ReturnStack(miss: code.executableBase + UInt64(thunks.pointee.neverHit))
         // FCW as FNINIT leaves it.
         x87Image.storeBytes(of: 0x37F, as: UInt16.self)
-        systemPool = SystemPool()
         tlb = TLBState(
             base: contextMapping.base, neverHit: code.executableBase + UInt64(thunks.pointee.neverHit))
         context.pointee.owner = UInt64(UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()))
         context.pointee.jumpMask = JumpCache.mask
+        context.pointee.returnBase = returnStack.base
+        context.pointee.returnLimit = returnStack.limit
+        context.pointee.savedStack = returnStack.base
         let base = code.executableBase
         context.pointee.codeBase = base
         context.pointee.codeEnd = base + UInt64(code.byteCount)
@@ -150,10 +160,19 @@ package final class TranslatorCPU: @unchecked Sendable {
         (contextMapping.base + ContextOffset.jumpMask).assumingMemoryBound(to: Atomic<UInt64>.self)
     }
 
+    private var returnLimit: UnsafeMutablePointer<Atomic<UInt64>> {
+        (contextMapping.base + ContextOffset.returnLimit).assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
+
     /// Makes translated code leave at its next poll. Any thread.
     func requestAttention() {
         interruptRequest.pointee.store(1, ordering: .sequentiallyConsistent)
-        jumpMask.pointee.store(0, ordering: .sequentiallyConsistent)
+        turnPolls(on: true)
+    }
+    /// What jumps and calls look at in the place of the request flag.
+    func turnPolls(on: Bool) {
+        jumpMask.pointee.store(on ? 0 : JumpCache.mask, ordering: .sequentiallyConsistent)
+        returnLimit.pointee.store(on ? ~0 : returnStack.limit, ordering: .sequentiallyConsistent)
     }
 
     /// CPL, CR0, CR4, EFER, CS.L/D, RFLAGS.AC or segments changed: blocks are keyed by mode.
@@ -195,24 +214,51 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// Drops all translated code.
     func flushCode() {
         cache.removeAll()
-        systemPool.removeAll()
-        for table in 0..<TLB.tableCount { tlb.clearJumpCache(table) }
+        crossings.removeAll()
+        systemPool.begin(segment: cache.segment)
+        forgetJumps()
     }
+
+    /// Drops the oldest translated code.
+    func makeRoom() {
+        if cache.advance() { forgetJumps() }
+        systemPool.begin(segment: cache.segment)
+    }
+
+    /// Empties what leads to code without a link: some of it is no longer valid.
+    func forgetJumps() {
+        for table in 0..<TLB.tableCount { tlb.clearJumpCache(table) }
+        dropReturns()
+    }
+    /// Empties the return stack. In a helper that translated code called: when that goes on.
+    @inline(__always) func dropReturns() { context.pointee.savedStack = context.pointee.returnBase }
 }
 
 /// System instructions that translated blocks name by number.
+///
+/// Each segment of the code cache has its part.
 final class SystemPool: @unchecked Sendable {
-    static let limit = 1 << 17
-    let entries = UnsafeMutablePointer<SystemInstruction>.allocate(capacity: limit)
+    /// In one segment. A number has to fit into an `ExitDescriptor` beside an offset in a page.
+    static let limit = 1 << 11
+    let entries: UnsafeMutablePointer<SystemInstruction>
     private(set) var count = 0
+    private var end = limit
+    init(segmentCount: Int) {
+        precondition(segmentCount * Self.limit <= 1 << 18, "numbers have 18 bits")
+        entries = .allocate(capacity: segmentCount * Self.limit)
+    }
     deinit { entries.deallocate() }
     /// Whether a block of nothing else would no longer fit.
-    var isFull: Bool { count > Self.limit - BlockWorkspace.instructionLimit - 1 }
+    var isFull: Bool { count + BlockWorkspace.instructionLimit >= end }
     func add(_ instruction: SystemInstruction) -> Int {
-        precondition(count < Self.limit, "translate flushes before the pool is full")
+        precondition(count < end, "translate makes room before the pool is full")
         entries[count] = instruction
         count += 1
         return count - 1
     }
-    func removeAll() { count = 0 }
+    /// Blocks are made in another segment now, whose entries nobody uses any more.
+    func begin(segment: Int) {
+        count = segment * Self.limit
+        end = count + Self.limit
+    }
 }

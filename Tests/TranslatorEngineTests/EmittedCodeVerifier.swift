@@ -12,8 +12,11 @@ import VMM
 ///   for reading or writing, by the TLB or by one slot;
 /// - no host address gets into a guest register, the context or guest memory;
 /// - each direct branch goes forward inside the block, from behind the block back to an instruction of it where no host
-///   address counts (the copies of runs), to a thunk, or to the entry of a living block of the same mode and
-///   page; each indirect one through a compared entry of the jump cache;
+///   address counts (the copies of runs), to a thunk, or, where the cache knows of it as a `Site`, to the entry of the
+///   living block of the same mode that it is linked to (of the same page, unless the site says otherwise); each indirect
+///   one through a compared entry of the jump cache;
+/// - the host's stack is used in three sequences only: a call pushes the guest's return address after a look at the
+///   limit, its landing drops it, and a return compares it first;
 /// - no instruction is of a kind that must not be copied: those that reach the kernel, the host's stack, segments,
 ///   system registers or protection keys, that have operands of no fixed place, or whose extension is hidden;
 /// - what the slow path of each check says (size, access, place and length of the operation) is what the code does.
@@ -87,11 +90,15 @@ final class EmittedCodeVerifier {
     }
 
     /// What is wrong with the blocks from an index on; empty when all is well.
-    func violations(from first: Int = 1) -> [String] {
+    /// `first` has an index for each segment of the cache, or none.
+    func violations(from first: [Int] = []) -> [String] {
         var result: [String] = []
-        for index in first..<max(first, cpu.cache.blockCount) {
-            if let violation = violation(block: index) { result.append(violation) }
-            if result.count > 20 { break }
+        for segment in 0..<cpu.cache.segmentCount {
+            let blocks = cpu.cache.blocks(inSegment: segment)
+            for index in blocks where first.isEmpty || index >= first[segment] {
+                if let violation = violation(block: index) { result.append(violation) }
+                if result.count > 20 { return result }
+            }
         }
         return result
     }
@@ -169,13 +176,24 @@ final class EmittedCodeVerifier {
         var isReachable = true
         run = RunState()
         transfer = TransferState(mode: block.mode)
+        /// The host's stack holds the guest's return address of a call to come, or of one that has returned.
+        var hasPushed = false, hasReturned = false
+        var sites: [Int: Int] = [:]
+        var stubs: Set<Int> = []
+        for site in Int(block.siteStart)..<Int(block.siteStart) + Int(block.siteCount) {
+            let stub = Int(cpu.cache.sites[site].stub)
+            guard stub > Int(block.entry), stub < end else { throw Violation("stub elsewhere") }
+            sites[Int(cpu.cache.sites[site].displacement)] = site
+            labels.insert(stub)
+            stubs.insert(stub)
+        }
 
         while position < end {
             boundaries.insert(position)
             let isLabel = labels.contains(position)
             if isLabel {
                 if isReachable { try checkStandIns(values) }
-                if let state = states[position], !known.contains(position) {
+                if let state = states[position], !known.contains(position), !stubs.contains(position) {
                     values = isReachable ? Self.merge(state, values) : state
                 } else {
                     values = Self.atLabel
@@ -208,17 +226,70 @@ final class EmittedCodeVerifier {
             compared = nil
             let wasRun = run.compared
 
+            if starts(position, Self.limitCheck) {
+                // cmp rsp, gs:[returnLimit]; jbe; push r13
+                guard !hasPushed, !hasReturned, starts(next, [0x0F, 0x86]), starts(next + 6, [0x41, 0x55]), !values[13].isHost,
+                    decode(next, limit: 6), let target = try branchTarget(next + 6), target > next + 8, target < end
+                else { throw Violation("stack limit without a push") }
+                branch(to: target)
+                boundaries.formUnion([next, next + 6])
+                position = next + 8
+                hasPushed = true
+                continue
+            }
+            if starts(position, [0x4C, 0x3B, 0x74, 0x24, 0x08]) {
+                // cmp r14, [rsp + 8]; jne; ret
+                guard !hasPushed, !hasReturned, starts(next, [0x0F, 0x85]), starts(next + 6, [0xC3]), !values[14].isHost,
+                    decode(next, limit: 6), try branchTarget(next + 6) == thunks.returnMiss[block.mode.table]
+                else { throw Violation("return without a comparison") }
+                boundaries.formUnion([next, next + 6])
+                position = next + 7
+                isReachable = false
+                continue
+            }
+            if starts(position, [0x48, 0x8D, 0x64, 0x24, 0x08]) {
+                guard hasReturned else { throw Violation("the host's stack pointer") }
+                hasReturned = false
+                position = next
+                continue
+            }
+            if let site = sites[next - 4], let target = try branchTarget(next) {
+                try checkStandIns(values)
+                if hasReturned { throw Violation("landing without a pop") }
+                try verifySite(site, target, block)
+                isReachable = false
+                switch instruction.pointee.meta.category {
+                case ZYDIS_CATEGORY_CALL:
+                    guard hasPushed else { throw Violation("call without a push") }
+                    (hasPushed, hasReturned, isReachable) = (false, true, true)
+                    values = Self.atLabel
+                    values[14] = .unknown
+                case ZYDIS_CATEGORY_COND_BR: isReachable = true
+                default: break
+                }
+                position = next
+                continue
+            }
             if let target = try branchTarget(next) {
                 let isInside = target > position && target < end && !isEntry(target, of: block)
                 try checkStandIns(values)
                 switch instruction.pointee.meta.category {
                 case ZYDIS_CATEGORY_CALL:
                     if target == thunks.exitHost || target == thunks.exitSaved {
-                        try verifyExit(next, block)
-                        position = next + ExitDescriptor.size
+                        let kind = try verifyExit(next, block)
+                        if kind == .chain {
+                            let site = Int(UnsafeRawPointer(cpu.cache.memory.writableBase + next).loadUnaligned(
+                                fromByteOffset: ExitDescriptor.size, as: UInt32.self))
+                            guard sites.values.contains(site), Int(cpu.cache.sites[site].stub) == position else {
+                                throw Violation("chain exit of another site")
+                            }
+                            position = next + ExitDescriptor.size + 4
+                        } else {
+                            position = next + ExitDescriptor.size
+                        }
                         isReachable = false
                     } else if target == thunks.systemCall {
-                        try verifyExit(next, block)
+                        _ = try verifyExit(next, block)
                         position = next + ExitDescriptor.size
                         values = Self.atLabel
                     } else if target == thunks.restoreVectors {
@@ -243,11 +314,7 @@ final class EmittedCodeVerifier {
                         if values[14].isHost { throw Violation("host address as a target") }
                         position = next
                     } else {
-                        try verifyLink(target, block)
-                        guard cpu.cache.memory.writableBase[next] == ExitDescriptor.Kind.chain.rawValue else {
-                            throw Violation("link that was no chain exit")
-                        }
-                        position = next + ExitDescriptor.size
+                        throw Violation("jump elsewhere")
                     }
                     continue
                 default:
@@ -284,9 +351,14 @@ final class EmittedCodeVerifier {
                     continue
                 }
             }
-            if instruction.pointee.meta.category == ZYDIS_CATEGORY_UNCOND_BR {
+            let category = instruction.pointee.meta.category
+            if category == ZYDIS_CATEGORY_UNCOND_BR || category == ZYDIS_CATEGORY_CALL {
+                let isCall = category == ZYDIS_CATEGORY_CALL
+                guard hasPushed == isCall, !hasReturned else { throw Violation("call without a push, or a push without a call") }
                 try verifyIndirect(block, values)
-                isReachable = false
+                (isReachable, hasReturned, hasPushed) = (isCall, isCall, false)
+                values = Self.atLabel
+                values[14] = .unknown
                 position = next
                 continue
             }
@@ -506,7 +578,6 @@ final class EmittedCodeVerifier {
         switch instruction.pointee.meta.category {
         case ZYDIS_CATEGORY_CALL, ZYDIS_CATEGORY_UNCOND_BR, ZYDIS_CATEGORY_COND_BR:
             guard operands[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE, operands[0].imm.is_relative != 0 else {
-                if instruction.pointee.meta.category != ZYDIS_CATEGORY_UNCOND_BR { throw Violation("indirect call") }
                 return nil
             }
             guard instruction.pointee.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR else { throw Violation("far branch") }
@@ -515,26 +586,43 @@ final class EmittedCodeVerifier {
         }
     }
 
-    private func verifyExit(_ at: Int, _ block: Block) throws {
+    private func verifyExit(_ at: Int, _ block: Block) throws -> ExitDescriptor.Kind {
         let descriptor = UnsafeRawPointer(cpu.cache.memory.writableBase + at).loadUnaligned(as: ExitDescriptor.self)
         guard let kind = ExitDescriptor.Kind(rawValue: descriptor.kind), at + ExitDescriptor.size <= Int(block.end) else {
             throw Violation("exit without a descriptor")
         }
         switch kind {
-        case .system: if Int(descriptor.value) >> 13 >= cpu.systemPool.count { throw Violation("system instruction out of bounds") }
+        case .system: if Int(descriptor.value) >> 13 >= cpu.cache.segmentCount * SystemPool.limit { throw Violation("system instruction out of bounds") }
         case .chain: if descriptor.value < 0 || descriptor.value > 4095 { throw Violation("chain out of its page") }
         case .goto, .exception, .indirect: break
         default: throw Violation("exit of a thunk's kind")
         }
+        return kind
     }
 
-    private func verifyLink(_ target: Int, _ block: Block) throws {
-        let index = cpu.cache.find(codeOffset: target)
-        guard index != 0, isEntry(target, of: cpu.cache.blocks[index]) else { throw Violation("jump into the middle of a block") }
-        let other = cpu.cache.blocks[index]
-        guard other.isAlive, other.mode == transfer.mode, other.physical >> 12 == block.physical >> 12, other.secondPage < 0 else {
-            throw Violation("link to a block that must not be linked to")
+    /// `cmp rsp, gs:[returnLimit]`.
+    private static let limitCheck: [UInt8] =
+        [0x65, 0x48, 0x3B, 0x24, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: ContextOffset.returnLimit >> ($0 * 8)) }
+
+    private func starts(_ position: Int, _ bytes: [UInt8]) -> Bool {
+        position + bytes.count <= cpu.cache.memory.byteCount
+            && bytes.indices.allSatisfy { cpu.cache.memory.writableBase[position + $0] == bytes[$0] }
+    }
+
+    /// A branch that the cache links: to its stub, or to the block that it is linked to.
+    private func verifySite(_ number: Int, _ target: Int, _ block: Block) throws {
+        let site = cpu.cache.sites[number]
+        if site.target == 0 {
+            guard target == Int(site.stub) else { throw Violation("branch past its stub") }
+            return
         }
+        let other = cpu.cache.blocks[Int(site.target)]
+        guard isEntry(target, of: other) else { throw Violation("jump into the middle of a block") }
+        // Behind STAC and CLAC the other view of the supervisor's.
+        let differs = other.mode.rawValue ^ block.mode.rawValue
+        guard other.isAlive, differs == 0 || differs == 2 && block.mode.has(BlockMode.smap),
+            site.movesPage || other.secondPage >= 0 || other.physical >> 12 == block.physical >> 12
+        else { throw Violation("link to a block that must not be linked to") }
     }
 
     private func verifySlowPath(_ at: Int, _ target: Int, _ check: Check, _ block: Block) throws {

@@ -29,6 +29,9 @@ import VMM
         #expect(offset(\.temporary) == ContextOffset.temporary)
         #expect(offset(\.systemFlags) == ContextOffset.systemFlags)
         #expect(offset(\.interruptWaiting) == ContextOffset.interruptWaiting)
+        #expect(offset(\.returnBase) == ContextOffset.returnBase)
+        #expect(offset(\.returnLimit) == ContextOffset.returnLimit)
+        #expect(offset(\.savedStack) == ContextOffset.savedStack)
         #expect(ContextOffset.bounce % 64 == 0)
     }
 

@@ -62,29 +62,40 @@ package struct Block {
     package var secondPage: Int
     /// Arithmetic flags (RFLAGS bits) that the block reads before it writes them.
     package var flagsLive: UInt16
+    /// Can be found and jumped to. Blocks that run once never are.
     package var isAlive: Bool
-    /// First of the `Link`s that lead here, 0 for none.
+    /// First of the `Site`s that are linked to this block, 0 for none.
     package var firstLink: UInt32
+    /// The block's own ways out.
+    package var siteStart: UInt32
+    package var siteCount: UInt16
     /// Into the instruction map: where each guest instruction's code starts.
-    package var mapStart: UInt32
     package var mapCount: UInt16
+    package var mapStart: UInt32
     /// Next block in the hash chain, 0 for none.
     package var nextInHash: UInt32
 }
 
-/// A direct jump in one block that has been patched to lead to another.
-package struct Link {
-    /// Offset of the E8/E9 byte.
-    package var site: UInt32
+/// A direct branch out of a block: to an exit stub until it is linked, to another block's code from then on.
+package struct Site {
+    /// Offset of the branch's 32-bit displacement, which is all that linking changes.
+    package var displacement: UInt32
+    /// Offset of the exit stub.
+    package var stub: UInt32
+    /// The branch goes on in another page than its block's.
+    package var movesPage: Bool
+    /// The block that it is in, and the one that it is linked to (0 for none).
+    package var block: UInt32
+    package var target: UInt32
+    /// The list of the sites that are linked to one block.
     package var next: UInt32
-    /// Offset of the thunk that the site calls while it is not linked.
-    package var thunk: UInt32
+    package var previous: UInt32
 }
 
-/// A block on the list of a guest page.
-package struct PageLink {
-    package var block: UInt32
+/// A block's place on the list of a guest page. Its number is twice the block's, plus 1 for the second page.
+package struct PageNode {
     package var next: UInt32
+    package var previous: UInt32
 }
 
 /// Where one guest instruction's code starts.

@@ -2,47 +2,71 @@ import Glibc
 package import Linux
 
 /// Translated blocks: their code, and how they are found by address, by page, by host address and by who jumps to
-/// them. Everything is in flat arrays that are dropped whole when one of them is full; there is no other eviction.
+/// them.
+///
+/// The code memory is cut into segments, each with its share of the arrays. Blocks are made in one segment until
+/// something in it is full; then the oldest segment's blocks are dropped and it is next. So the cache is bounded, what
+/// was made last survives, what is still in use is made again when it is reached, and dropping costs what a segment
+/// holds. Removed blocks give their room back when their segment's turn comes.
 ///
 /// Index 0 of each array is never used, so 0 means none.
 package final class CodeCache: @unchecked Sendable {
     package static let hashBits = 16
-    package static let blockLimit = 1 << 18
-    package static let linkLimit = 1 << 19
-    package static let mapLimit = 1 << 21
     /// Code that one block may need at most.
     package static let longestBlock = 1 << 15
+    package static let segmentByteCount = 1 << 20
+    /// Ways out that one block may have at most.
+    package static let siteLimit = 2 * BlockWorkspace.instructionLimit + 8
+
+    /// What has been used of a segment.
+    private struct Segment {
+        var code: Int
+        var blockCount = 0
+        var siteCount = 0
+        var mapCount = 0
+    }
 
     package let memory: CodeMemory
     package let blocks: UnsafeMutablePointer<Block>
-    package let links: UnsafeMutablePointer<Link>
-    package let pageLinks: UnsafeMutablePointer<PageLink>
+    package let sites: UnsafeMutablePointer<Site>
     package let map: UnsafeMutablePointer<MapEntry>
+    private let pageNodes: UnsafeMutablePointer<PageNode>
     private let hash: UnsafeMutablePointer<UInt32>
-    /// First `PageLink` of each page of guest RAM, by offset in RAM.
-    package let pages: UnsafeMutablePointer<UInt32>
+    /// First `PageNode` of each page of guest RAM, by offset in RAM.
+    private let pages: UnsafeMutablePointer<UInt32>
     private let pageCount: Int
     private let storage: MemoryMapping
-
-    package private(set) var blockCount = 1
-    package private(set) var linkCount = 1
-    package private(set) var pageLinkCount = 1
-    package var mapCount = 1
-    /// Where the next block's code goes.
-    package var codeOffset: Int
+    private let segments: UnsafeMutablePointer<Segment>
+    private let byteCount: Int
+    private let blockLimit: Int
+    private let siteLimit: Int
+    private let mapLimit: Int
+    package let segmentCount: Int
+    /// The segment that blocks are made in.
+    package private(set) var segment = 0
+    /// How often blocks were dropped to make room: block and site numbers hold only until the next time.
+    package private(set) var evictionCount = 0
     /// Code below this is thunks and stays.
     package let firstBlockOffset: Int
 
     package init(memory: CodeMemory, thunkByteCount: Int, ramByteCount: UInt64) throws(SystemError) {
         self.memory = memory
         firstBlockOffset = thunkByteCount
-        codeOffset = thunkByteCount
+        let room = memory.byteCount - thunkByteCount
+        segmentCount = max(2, room / Self.segmentByteCount)
+        byteCount = (room / segmentCount) & ~63
+        precondition(byteCount >= Self.longestBlock, "code memory holds two blocks at least")
+        blockLimit = byteCount / 128
+        siteLimit = byteCount / 64
+        mapLimit = byteCount / 16
         pageCount = Int(ramByteCount / 4096)
         // One lazily filled mapping for all the arrays: what is not used costs nothing.
         func align(_ count: Int) -> Int { (count + 4095) & ~4095 }
         let sizes = [
-            Self.blockLimit * MemoryLayout<Block>.stride, Self.linkLimit * MemoryLayout<Link>.stride,
-            Self.linkLimit * MemoryLayout<PageLink>.stride, Self.mapLimit * MemoryLayout<MapEntry>.stride,
+            (segmentCount * blockLimit + 1) * MemoryLayout<Block>.stride,
+            (segmentCount * siteLimit + 1) * MemoryLayout<Site>.stride,
+            (segmentCount * mapLimit + 1) * MemoryLayout<MapEntry>.stride,
+            2 * (segmentCount * blockLimit + 1) * MemoryLayout<PageNode>.stride,
             (1 << Self.hashBits) * 4, pageCount * 4,
         ].map(align)
         storage = try MemoryMapping(
@@ -51,36 +75,57 @@ package final class CodeCache: @unchecked Sendable {
         var offset = storage.base
         blocks = offset.assumingMemoryBound(to: Block.self)
         offset += sizes[0]
-        links = offset.assumingMemoryBound(to: Link.self)
+        sites = offset.assumingMemoryBound(to: Site.self)
         offset += sizes[1]
-        pageLinks = offset.assumingMemoryBound(to: PageLink.self)
-        offset += sizes[2]
         map = offset.assumingMemoryBound(to: MapEntry.self)
+        offset += sizes[2]
+        pageNodes = offset.assumingMemoryBound(to: PageNode.self)
         offset += sizes[3]
         hash = offset.assumingMemoryBound(to: UInt32.self)
         offset += sizes[4]
         pages = offset.assumingMemoryBound(to: UInt32.self)
+        segments = .allocate(capacity: segmentCount)
+        for index in 0..<segmentCount {
+            (segments + index).initialize(to: Segment(code: firstBlockOffset + index * byteCount))
+        }
     }
+    deinit { segments.deallocate() }
 
     // MARK: Room
 
-    /// Whether one more block of any size fits everywhere.
+    /// Where the next block's code goes, and its part of the instruction map.
+    package var codeOffset: Int { segments[segment].code }
+    package var mapStart: Int { 1 + segment * mapLimit + segments[segment].mapCount }
+
+    /// Whether one more block of any size fits into the segment.
     package var hasRoom: Bool {
-        codeOffset + Self.longestBlock <= memory.byteCount && blockCount < Self.blockLimit
-            && linkCount + 4 < Self.linkLimit && pageLinkCount + 4 < Self.linkLimit
-            && mapCount + 256 < Self.mapLimit
+        let s = segments[segment]
+        return s.code + Self.longestBlock <= firstBlockOffset + (segment + 1) * byteCount && s.blockCount < blockLimit
+            && s.siteCount + Self.siteLimit <= siteLimit && s.mapCount + 2 * BlockWorkspace.instructionLimit + 1 <= mapLimit
+    }
+
+    /// Makes room in the next segment by dropping its blocks. Nothing may run or remember them afterwards.
+    /// - Returns: whether there were any.
+    package func advance() -> Bool {
+        segment += 1
+        if segment == segmentCount { segment = 0 }
+        let count = segments[segment].blockCount
+        for index in firstBlock(segment)..<firstBlock(segment) + count { remove(index) }
+        segments[segment] = Segment(code: firstBlockOffset + segment * byteCount)
+        if count > 0 { evictionCount &+= 1 }
+        return count > 0
     }
 
     /// Forgets every block.
     package func removeAll() {
         memset(hash, 0, (1 << Self.hashBits) * 4)
         memset(pages, 0, pageCount * 4)
-        blockCount = 1
-        linkCount = 1
-        pageLinkCount = 1
-        mapCount = 1
-        codeOffset = firstBlockOffset
+        for index in 0..<segmentCount { segments[index] = Segment(code: firstBlockOffset + index * byteCount) }
+        segment = 0
+        evictionCount &+= 1
     }
+
+    @inline(__always) private func firstBlock(_ segment: Int) -> Int { 1 + segment * blockLimit }
 
     // MARK: Look-up
 
@@ -99,15 +144,19 @@ package final class CodeCache: @unchecked Sendable {
         return 0
     }
 
-    /// The block whose code holds an offset, 0 when there is none. Blocks lie in the order of their indices.
+    /// The block whose code holds an offset, 0 when there is none. Blocks of a segment lie in the order of their indices.
     package func find(codeOffset offset: Int) -> Int {
-        var low = 1
-        var high = blockCount
+        guard offset >= firstBlockOffset else { return 0 }
+        let segment = (offset - firstBlockOffset) / byteCount
+        guard segment < segmentCount else { return 0 }
+        var low = firstBlock(segment)
+        let end = low + segments[segment].blockCount
+        var high = end
         while low < high {
             let middle = (low + high) / 2
             if Int(blocks[middle].end) <= offset { low = middle + 1 } else { high = middle }
         }
-        guard low < blockCount, offset >= Int(blocks[low].savedEntry) else { return 0 }
+        guard low < end, offset >= Int(blocks[low].savedEntry) else { return 0 }
         return low
     }
 
@@ -125,60 +174,99 @@ package final class CodeCache: @unchecked Sendable {
         return (Int(result.guest & 0x7FFF), result.guest & 0x8000 != 0)
     }
 
-    // MARK: Changes
+    // MARK: Adding
 
-    /// Adds a block; its code is at `codeOffset` already. `isHidden`: not to be found, for code that runs once.
-    package func add(_ block: Block, isHidden: Bool) -> Int {
-        let index = blockCount
-        blockCount += 1
+    /// The number that the next block will have.
+    package var nextBlock: Int { firstBlock(segment) + segments[segment].blockCount }
+    package var nextSite: Int { 1 + segment * siteLimit + segments[segment].siteCount }
+
+    /// A way out of the block that is being made.
+    package func addSite(displacement: Int, stub: Int, movesPage: Bool) {
+        sites[nextSite] = Site(
+            displacement: UInt32(displacement), stub: UInt32(stub), movesPage: movesPage, block: UInt32(nextBlock), target: 0,
+            next: 0, previous: 0)
+        segments[segment].siteCount += 1
+    }
+
+    /// Adds a block; its code is at `codeOffset` already, its part of the map at `mapStart`. One that is not alive is
+    /// not to be found: it runs once.
+    package func add(_ block: Block) -> Int {
+        let index = nextBlock
         blocks[index] = block
-        codeOffset = (Int(block.end) + 15) & ~15
-        if isHidden { return index }
+        segments[segment].blockCount += 1
+        segments[segment].mapCount += Int(block.mapCount)
+        segments[segment].code = (Int(block.end) + 15) & ~15
+        if !block.isAlive { return index }
         let slot = slot(block.physical, block.mode)
         blocks[index].nextInHash = hash[slot]
         hash[slot] = UInt32(index)
-        addPageLink(index, page: block.ramOffset >> 12)
-        if block.secondPage >= 0 { addPageLink(index, page: block.secondPage) }
+        addPageNode(2 * index, page: block.ramOffset >> 12)
+        if block.secondPage >= 0 { addPageNode(2 * index + 1, page: block.secondPage) }
         return index
     }
 
-    private func addPageLink(_ index: Int, page: Int) {
-        guard page < pageCount else { return }
-        pageLinks[pageLinkCount] = PageLink(block: UInt32(index), next: pages[page])
-        pages[page] = UInt32(pageLinkCount)
-        pageLinkCount += 1
+    private func addPageNode(_ node: Int, page: Int) {
+        let first = pages[page]
+        pageNodes[node] = PageNode(next: first, previous: 0)
+        if first != 0 { pageNodes[Int(first)].previous = UInt32(node) }
+        pages[page] = UInt32(node)
+    }
+    private func removePageNode(_ node: Int, page: Int) {
+        let (next, previous) = (pageNodes[node].next, pageNodes[node].previous)
+        if previous == 0 { pages[page] = next } else { pageNodes[Int(previous)].next = next }
+        if next != 0 { pageNodes[Int(next)].previous = previous }
     }
 
     /// Whether a page of guest RAM holds code of any block.
     @inline(__always) package func hasCode(page: Int) -> Bool { pages[page] != 0 }
 
-    /// Patches the direct jump at `site` to `target`'s code.
-    package func link(site: Int, thunk: Int, to target: Int, saved: Bool) {
-        guard linkCount < Self.linkLimit else { return }
-        links[linkCount] = Link(site: UInt32(site), next: blocks[target].firstLink, thunk: UInt32(thunk))
-        blocks[target].firstLink = UInt32(linkCount)
-        linkCount += 1
-        patch(site, opcode: 0xE9, to: Int(saved ? blocks[target].savedEntry : blocks[target].entry))
+    /// The blocks of a segment, living or not.
+    package func blocks(inSegment segment: Int) -> Range<Int> {
+        firstBlock(segment)..<firstBlock(segment) + segments[segment].blockCount
     }
 
-    private func patch(_ site: Int, opcode: UInt8, to target: Int) {
-        let address = memory.writableBase + site
-        address.pointee = opcode
-        UnsafeMutableRawPointer(address + 1).storeBytes(
-            of: Int32(truncatingIfNeeded: target - (site + 5)), as: Int32.self)
+    // MARK: Linking
+
+    /// Makes a way out lead straight to `target`'s code: to its entry for flags in the context if `saved`.
+    package func link(_ site: Int, to target: Int, saved: Bool) {
+        unlink(site)
+        let next = blocks[target].firstLink
+        sites[site].target = UInt32(target)
+        sites[site].next = next
+        sites[site].previous = 0
+        if next != 0 { sites[Int(next)].previous = UInt32(site) }
+        blocks[target].firstLink = UInt32(site)
+        patch(site, to: Int(saved ? blocks[target].savedEntry : blocks[target].entry))
     }
 
-    /// Makes a block impossible to find or to jump to. Its code stays until the next `removeAll`.
+    /// Makes a way out lead to its stub again.
+    package func unlink(_ site: Int) {
+        let old = sites[site]
+        guard old.target != 0 else { return }
+        if old.previous == 0 { blocks[Int(old.target)].firstLink = old.next } else { sites[Int(old.previous)].next = old.next }
+        if old.next != 0 { sites[Int(old.next)].previous = old.previous }
+        sites[site].target = 0
+        patch(site, to: Int(old.stub))
+    }
+
+    private func patch(_ site: Int, to target: Int) {
+        let displacement = Int(sites[site].displacement)
+        UnsafeMutableRawPointer(memory.writableBase + displacement).storeBytes(
+            of: Int32(truncatingIfNeeded: target - (displacement + 4)), as: Int32.self)
+    }
+
+    // MARK: Removing
+
+    /// Makes a block impossible to find or to jump to.
     package func remove(_ index: Int) {
         guard blocks[index].isAlive else { return }
         blocks[index].isAlive = false
-        var link = Int(blocks[index].firstLink)
-        while link != 0 {
-            patch(Int(links[link].site), opcode: 0xE8, to: Int(links[link].thunk))
-            link = Int(links[link].next)
-        }
-        blocks[index].firstLink = 0
-        let slot = slot(blocks[index].physical, blocks[index].mode)
+        while blocks[index].firstLink != 0 { unlink(Int(blocks[index].firstLink)) }
+        let block = blocks[index]
+        for site in Int(block.siteStart)..<Int(block.siteStart) + Int(block.siteCount) { unlink(site) }
+        removePageNode(2 * index, page: block.ramOffset >> 12)
+        if block.secondPage >= 0 { removePageNode(2 * index + 1, page: block.secondPage) }
+        let slot = slot(block.physical, block.mode)
         var previous = 0
         var current = Int(hash[slot])
         while current != 0 {
@@ -197,36 +285,25 @@ package final class CodeCache: @unchecked Sendable {
     package func removeBlocks(page: Int, overlapping range: Range<Int>, running: Int) -> (removed: Bool, running: Bool) {
         var removed = false
         var hitRunning = false
-        var previous = 0
-        var current = Int(pages[page])
-        while current != 0 {
-            let link = pageLinks[current]
-            let index = Int(link.block)
-            var drop = !blocks[index].isAlive
-            if !drop {
-                let start = blocks[index].ramOffset
-                let end = start + Int(blocks[index].length)
-                var isHit = false
-                if blocks[index].secondPage >= 0 {
-                    let split = (start | 0xFFF) + 1
-                    let rest = end - split
-                    let second = blocks[index].secondPage << 12
-                    isHit = range.lowerBound < second + rest && range.upperBound > second
-                }
-                if blocks[index].watchedStart < range.upperBound && blocks[index].watchedEnd > range.lowerBound { isHit = true }
-                if isHit {
-                    remove(index)
-                    removed = true
-                    if index == running { hitRunning = true }
-                    drop = true
-                }
+        var node = Int(pages[page])
+        while node != 0 {
+            let index = node >> 1
+            let start = blocks[index].ramOffset
+            var isHit = blocks[index].watchedStart < range.upperBound && blocks[index].watchedEnd > range.lowerBound
+            if blocks[index].secondPage >= 0 {
+                let rest = start + Int(blocks[index].length) - ((start | 0xFFF) + 1)
+                let second = blocks[index].secondPage << 12
+                if range.lowerBound < second + rest && range.upperBound > second { isHit = true }
             }
-            if drop {
-                if previous == 0 { pages[page] = link.next } else { pageLinks[previous].next = link.next }
-            } else {
-                previous = current
+            // Where both halves of a block lie in the page it is on the list twice.
+            var next = Int(pageNodes[node].next)
+            if isHit && next >> 1 == index { next = Int(pageNodes[next].next) }
+            if isHit {
+                remove(index)
+                removed = true
+                if index == running { hitRunning = true }
             }
-            current = Int(link.next)
+            node = next
         }
         return (removed, hitRunning)
     }

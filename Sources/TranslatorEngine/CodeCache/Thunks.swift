@@ -1,9 +1,10 @@
 /// What translated code tells the run loop when it leaves: stored in the code behind the call to an exit thunk.
 package struct ExitDescriptor {
     package enum Kind: UInt8 {
-        /// A direct jump that is not linked yet: `value` is the target's offset from the code page.
+        /// A direct jump that is not linked yet: `value` is the target's offset from the code page; the number of its
+        /// `Site` follows the descriptor.
         case chain
-        /// As `chain`, never linked: the target is straddling or an interrupt is to be looked at first.
+        /// As `chain`, never linked: an interrupt is to be looked at first.
         case goto
         /// An instruction for the system half: `value` is its index in the system instruction pool.
         case system
@@ -84,6 +85,8 @@ package struct Thunks {
     /// Jumped to with the target in the address register.
     package var indirectMiss = 0
     package var neverHit = 0
+    /// Jumped to by a return, with the target in the address register, when the return stack's top is another one.
+    package var returnMiss: [3 of Int] = .init(repeating: 0)
     /// Called on a TLB miss, followed by a `MemoryDescriptor`; index by `slowIndex`.
     package var slow: [12 of Int] = .init(repeating: 0)
     /// Called with a slot's place in the scratch register and the address less the slot's tag in the address register.
@@ -130,6 +133,7 @@ package struct Thunks {
         code.arithmetic(.sub, HostRegister.rsp, immediate: 8)
         code.storeContext(ContextOffset.hostStack, HostRegister.rsp)
         code.storeContext(ContextOffset.spill, HostRegister.rsi)
+        code.loadContext(HostRegister.rsp, ContextOffset.returnBase)
         code.restoreRegisters()
         code.byte(0x65)  // jmp gs:[spill]
         code.byte(0xFF)
@@ -154,7 +158,8 @@ package struct Thunks {
         for register in calleeSaved.reversed() { code.pop(register) }
         code.ret()
 
-        // Where the first entry of each jump cache leads: its tag is an address that a guest can name.
+        // Where the first entry of each jump cache and the bottom of the return stack lead: their tag is an address
+        // that a guest can name.
         neverHit = offset(code)
         code.move(address, immediate: JumpCache.never)
         indirectMiss = offset(code)
@@ -167,6 +172,27 @@ package struct Thunks {
         code.exitDescriptor(.resume, flagsInHost: false, value: 0)
         signalDescriptor = offset(code)
         code.exitDescriptor(.signal, flagsInHost: false, value: 0)
+
+        // A return to another place than the return stack's top says: a few entries down, then the jump cache.
+        for table in 0..<TLB.tableCount {
+            returnMiss[table] = offset(code)
+            code.arithmeticContext(.cmp, HostRegister.rsp, ContextOffset.returnBase)
+            let isEmpty = code.jump(if: Condition.equal)
+            for depth in 1..<ReturnStack.depth {
+                code.rex(w: true, reg: address, base: HostRegister.rsp)  // cmp address, [rsp + ...]
+                code.byte(0x3B)
+                code.memory(address, base: HostRegister.rsp, Int32(depth * 16 + 8))
+                let differs = code.jump(if: Condition.notEqual)
+                code.lea(HostRegister.rsp, base: HostRegister.rsp, Int32(depth * 16))
+                code.ret()
+                code.bind(differs)
+            }
+            code.loadContext(HostRegister.rsp, ContextOffset.returnBase)
+            code.bind(isEmpty)
+            code.lookUp(
+                table: table, address: address, scratch: scratch, hasBMI2: false, isCall: false,
+                miss: memory.writableBase + indirectMiss)
+        }
 
         restoreVectors = offset(code)
         code.restoreVectors(wide: wideVectors)
@@ -190,11 +216,13 @@ package struct Thunks {
                 code.call(to: memory.writableBase + saveVectors)
                 code.bind(skip)
             }
+            code.toHostStack()
             code.loadContext(HostRegister.rdi, ContextOffset.owner)
             code.move(HostRegister.rsi, address)
             code.loadContext(HostRegister.rdx, ContextOffset.exitReason)
             code.move(HostRegister.rax, immediate: memoryHelper)
             code.call(register: HostRegister.rax)
+            code.loadContext(HostRegister.rsp, ContextOffset.savedStack)
             code.byte(0x48)  // test rax, rax
             code.byte(0x85)
             code.byte(0xC0)
@@ -238,10 +266,12 @@ package struct Thunks {
         let areSaved = code.jump(if: Condition.notEqual)
         code.call(to: memory.writableBase + saveVectors)
         code.bind(areSaved)
+        code.toHostStack()
         code.loadContext(HostRegister.rdi, ContextOffset.owner)
         code.loadContext(HostRegister.rsi, ContextOffset.exitReason)
         code.move(HostRegister.rax, immediate: systemHelper)
         code.call(register: HostRegister.rax)
+        code.loadContext(HostRegister.rsp, ContextOffset.savedStack)
         code.byte(0x48)  // test rax, rax
         code.byte(0x85)
         code.byte(0xC0)
@@ -278,9 +308,11 @@ package struct Thunks {
         code.call(to: memory.writableBase + saveVectors)
         code.storeContext32(ContextOffset.bounceVectors, immediate: 1)
         code.bind(alreadySaved)
+        code.toHostStack()
         code.loadContext(HostRegister.rdi, ContextOffset.owner)
         code.move(HostRegister.rax, immediate: bounceHelper)
         code.call(register: HostRegister.rax)
+        code.loadContext(HostRegister.rsp, ContextOffset.savedStack)
         code.testContext32(ContextOffset.bounceVectors)
         let noVectors = code.jump(if: Condition.equal)
         code.call(to: memory.writableBase + restoreVectors)
@@ -420,6 +452,11 @@ extension Emitter {
         dword(Int32(truncatingIfNeeded: offset))
     }
 
+    /// Before a helper: from the return stack to the host's. The helper may change `savedStack` to empty the former.
+    fileprivate mutating func toHostStack() {
+        storeContext(ContextOffset.savedStack, HostRegister.rsp)
+        loadContext(HostRegister.rsp, ContextOffset.hostStack)
+    }
     /// `pop qword gs:[offset]`.
     package mutating func popContext(_ offset: Int) {
         byte(0x65)

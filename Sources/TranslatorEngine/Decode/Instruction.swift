@@ -31,6 +31,8 @@ package struct Instruction {
     package var flagsRead: UInt32
     package var flagsWritten: UInt32
     package var flagsLive: UInt32
+    /// Of a conditional branch: live where it leads to.
+    package var flagsTaken: UInt32 = 0
     /// Whether it may write any: a shift by CL writes none when the count is 0.
     package var modifiesFlags: Bool
     /// Index in the pool, for `.system`.

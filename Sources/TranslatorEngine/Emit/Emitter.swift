@@ -6,7 +6,7 @@ package enum HostRegister {
 
 /// Condition codes as Jcc, SETcc and CMOVcc encode them (SDM Vol. 2, B.1.4.7).
 package enum Condition {
-    package static let equal: UInt8 = 4, notEqual: UInt8 = 5, above: UInt8 = 7, below: UInt8 = 2
+    package static let equal: UInt8 = 4, notEqual: UInt8 = 5, below: UInt8 = 2, belowOrEqual: UInt8 = 6, above: UInt8 = 7
 }
 
 /// An arithmetic operation of the first opcode group: the /digit of opcode 81 and bits 3-5 of its opcodes.

@@ -81,6 +81,8 @@ extension TranslatorCPU {
         if old == pcid && keeps { return }
         if old != pcid { spaces.put(old, from: tlb) }
         tlb.flush(global: false)
+        crossings.flush(global: false)
+        dropReturns()
         if keeps { spaces.take(pcid, into: tlb, cache) }
         spaces.drop(pcid)
     }

@@ -170,7 +170,7 @@ extension TranslatorCPU {
         let result = cache.removeBlocks(page: start >> 12, overlapping: start..<start + count, running: current)
         if result.removed {
             codeChanged = true
-            for table in 0..<TLB.tableCount { tlb.clearJumpCache(table) }
+            forgetJumps()
         }
         return result.running
     }
@@ -378,9 +378,15 @@ extension TranslatorCPU {
 
     package func flushTLB(global: Bool) {
         tlb.flush(global: global)
+        crossings.flush(global: global)
+        dropReturns()
         if global { spaces.dropAll() }
     }
-    package func flushTLB(page linear: UInt64) { tlb.flush(page: linear) }
+    package func flushTLB(page linear: UInt64) {
+        guard tlb.flush(page: linear) else { return }
+        crossings.flush(global: true)
+        dropReturns()
+    }
 
     // MARK: Extended state
 

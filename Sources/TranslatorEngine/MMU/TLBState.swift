@@ -168,7 +168,8 @@ final class TLBState: @unchecked Sendable {
     }
 
     /// INVLPG: the page's entries in all tables, global or not; all of a large page's.
-    func flush(page linear: UInt64) {
+    /// - Returns: whether code may have been fetched from it.
+    func flush(page linear: UInt64) -> Bool {
         clearSlots()
         let index = Self.index(linear)
         let page = linear & ~0xFFF
@@ -179,9 +180,12 @@ final class TLBState: @unchecked Sendable {
         let region = linear >> 21
         if large[Int(region >> 6 & 15)] & (1 << (region & 63)) != 0 || huge & (1 << (linear >> 30 & 63)) != 0 {
             flushLarge()
+            return true
         }
         let number = page >> 12
-        if executed[Int(number >> 6 & 63)] & (1 << (number & 63)) != 0 { dropCode(page) }
+        guard executed[Int(number >> 6 & 63)] & (1 << (number & 63)) != 0 else { return false }
+        dropCode(page)
+        return true
     }
 
     /// Drops what leads to code in a page. A block at the end of the page before may go on in this one.

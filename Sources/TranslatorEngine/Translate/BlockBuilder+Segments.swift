@@ -143,7 +143,7 @@ extension BlockBuilder {
             if canChain(taken) {
                 pushReturnAddress()
                 live = liveTaken
-                directExit(to: taken, isBackward: taken <= here, isStraddling: false)
+                directExit(to: taken, isBackward: taken <= here)
                 return
             }
             clobberFlags()
@@ -151,7 +151,7 @@ extension BlockBuilder {
             checkTarget()
             pushReturnAddress()
             loadTarget(taken)
-            lookUp()
+            lookUp(isCall: false)
         case .jump:
             live = liveTaken
             exit(to: taken)
@@ -164,7 +164,7 @@ extension BlockBuilder {
                 pushReturnAddress()
                 code.loadContext(address, ContextOffset.temporary)
             }
-            lookUp()
+            lookUp(isCall: false)
         case .ret:
             let extra = operands.pointee.type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? Int(operands.pointee.imm.value.u & 0xFFFF) : 0
             clobberFlags()
@@ -175,13 +175,13 @@ extension BlockBuilder {
             endAccess()
             checkTarget()
             moveStack(RegisterMap.guestStack, pointerSize + extra)
-            lookUp()
+            lookUp(isCall: false)
         case .conditional:
             needFlags()
             let toTaken = code.jump(if: instruction.pointee.opcode & 15)
             let state = (flagsInHost, flagsSaved)
             live = liveFallThrough
-            directExit(to: fallThrough, isBackward: false, isStraddling: false)
+            directExit(to: fallThrough, isBackward: false)
             code.bind(toTaken)
             (flagsInHost, flagsSaved) = state
             live = liveTaken
@@ -216,12 +216,12 @@ extension BlockBuilder {
 
     /// Goes on at a direct target.
     private mutating func exit(to target: Int, countWidth: Int = 0) {
-        if canChain(target) { return directExit(to: target, isBackward: target <= here, isStraddling: false) }
+        if canChain(target) { return directExit(to: target, isBackward: target <= here) }
         putFlagsAway()
         flagsInHost = false
         loadTarget(target)
         checkTarget(countWidth: countWidth)
-        lookUp()
+        lookUp(isCall: false)
     }
 
     /// LOOP, LOOPE, LOOPNE, JCXZ, JECXZ. The host has no form that counts in CX: ECX stands in for it.
@@ -250,21 +250,21 @@ extension BlockBuilder {
             exit(to: taken)
         } else {
             live = liveFallThrough
-            directExit(to: fallThrough, isBackward: false, isStraddling: false)
+            directExit(to: fallThrough, isBackward: false)
         }
         code.bind(toNotZero)
         if isNarrow { code.move(rcx, scratch) }
         (flagsInHost, flagsSaved) = state
         guard opcode != 0xE3 else {
             live = liveFallThrough
-            directExit(to: fallThrough, isBackward: false, isStraddling: false)
+            directExit(to: fallThrough, isBackward: false)
             return
         }
         if opcode <= 0xE1 {
             // LOOPNE goes on while ZF is clear, LOOPE while it is set.
             let toTaken = code.jump(if: opcode == 0xE0 ? Condition.notEqual : Condition.equal)
             live = liveFallThrough
-            directExit(to: fallThrough, isBackward: false, isStraddling: false)
+            directExit(to: fallThrough, isBackward: false)
             code.bind(toTaken)
             (flagsInHost, flagsSaved) = state
         }
@@ -294,7 +294,7 @@ extension BlockBuilder {
         code.arithmeticContext(.cmp, address, ContextOffset.csPageLimit)
         let partial = code.jump(if: Condition.greater)
         code.storeContext(ContextOffset.ripPage, address)
-        code.jumpContext(index: scratch, cache + 8)
+        code.jumpContext(index: scratch, cache + 8, isCall: false)
         code.bind(unknown)
         code.bind(partial)
         exit(.indirect, value: 0)

@@ -1,6 +1,6 @@
 import CZydis
 
-/// Instructions that use the stack, and branches.
+/// Instructions that use the stack, and addresses.
 extension BlockBuilder {
     private var stack: Int { RegisterMap.guestStack }
 
@@ -165,19 +165,13 @@ extension BlockBuilder {
         }
     }
 
-    /// Pushes the address of the next instruction.
+    /// Pushes the address of the next instruction, and leaves it in the scratch register.
     mutating func pushReturnAddress() {
         let size = pointerSize
         beginPush(size)
         loadCodeAddress(scratch, next)
         storeToAddress(scratch, size: size)
         endPush(size)
-    }
-
-    mutating func call(to target: Int, isStraddling: Bool, liveAtTarget: UInt32) {
-        pushReturnAddress()
-        live = liveAtTarget
-        directExit(to: target, isBackward: target <= here, isStraddling: isStraddling)
     }
 
     /// The target of an indirect branch into the address register.
@@ -194,61 +188,14 @@ extension BlockBuilder {
         }
     }
 
-    mutating func indirect(_ operand: UnsafePointer<ZydisDecodedOperand>, isCall: Bool) {
-        loadTarget(operand)
-        if isCall {
-            code.storeContext(ContextOffset.temporary, address)
-            pushReturnAddress()
-            code.loadContext(address, ContextOffset.temporary)
-        }
-        putFlagsAway()
-        flagsInHost = false
-        lookUp()
-    }
-
-    mutating func ret(extra: Int) {
+    /// Pops the return address into the address register, and `extra` bytes.
+    mutating func popReturnAddress(extra: Int) {
         clobberFlags()
         moveStack(address, 0)
         beginAccess(size: pointerSize, access: Access.read | Access.stack, stackDistance: 0)
         loadFromAddress(address, size: pointerSize)
         endAccess()
         moveStack(stack, pointerSize + extra)
-        lookUp()
-    }
-
-    /// Jcc: both ways out have the flags where the compare left them.
-    mutating func conditional(
-        _ condition: UInt8, taken: Int, fallThrough: Int,
-        liveTaken: UInt32, liveFallThrough: UInt32
-    ) {
-        needFlags()
-        let toTaken = code.jump(if: condition)
-        let state = (flagsInHost, flagsSaved)
-        live = liveFallThrough
-        directExit(to: fallThrough, isBackward: false, isStraddling: false)
-        code.bind(toTaken)
-        (flagsInHost, flagsSaved) = state
-        live = liveTaken
-        directExit(to: taken, isBackward: taken <= here, isStraddling: false)
-    }
-
-    /// LOOP, LOOPE, LOOPNE, JRCXZ and JECXZ: they count or test rcx by themselves and change no flag.
-    mutating func counted(
-        opcode: UInt8, is32Bit: Bool, taken: Int, fallThrough: Int,
-        liveTaken: UInt32, liveFallThrough: UInt32
-    ) {
-        if opcode <= 0xE1 { needFlags() }
-        if is32Bit { code.byte(0x67) }
-        code.byte(opcode)
-        code.byte(5)  // over the jump
-        let toFallThrough = code.jump()
-        let state = (flagsInHost, flagsSaved)
-        live = liveTaken
-        directExit(to: taken, isBackward: taken <= here, isStraddling: false)
-        code.bind(toFallThrough)
-        (flagsInHost, flagsSaved) = state
-        live = liveFallThrough
-        directExit(to: fallThrough, isBackward: false, isStraddling: false)
     }
 
     /// Whether LEA computes into its own register.

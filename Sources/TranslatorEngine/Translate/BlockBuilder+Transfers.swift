@@ -76,9 +76,11 @@ extension BlockBuilder {
         storeFlatSegment(ContextOffset.stackSegment, selector: scratch, attributes: 0xC093 | level)
         code.storeContext32(ContextOffset.mode, immediate: Int32(newMode.rawValue))
         if isCall { code.loadContext(address, ContextOffset.lstar) } else { code.move(address, HostRegister.rcx) }
+        // No return of the other level may be foreseen.
+        code.loadContext(HostRegister.rsp, ContextOffset.returnBase)
         let oldMode = mode
         mode = newMode
-        lookUp()
+        lookUp(isCall: false)
         mode = oldMode
         code.bind(disabled)
         code.bind(otherJumps)
@@ -99,6 +101,7 @@ extension BlockBuilder {
             code.bind(fits)
             code.storeContext32(ContextOffset.mode, immediate: Int32(newMode.rawValue))
             modeBehind = newMode
+            code.loadContext(HostRegister.rsp, ContextOffset.returnBase)
         }
         if on {
             code.orContext32(ContextOffset.systemFlags, immediate: Int32(RFLAGS.ac))

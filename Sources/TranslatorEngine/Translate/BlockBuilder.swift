@@ -29,6 +29,8 @@ struct SegmentFault {
 /// Memory that translation of a block works in; one per CPU, reused for each block.
 struct BlockWorkspace {
     static let instructionLimit = 64
+    /// Conditional branches in a block: it goes on behind all but the last.
+    static let branchLimit = 6
     let decoded = UnsafeMutablePointer<ZydisDecodedInstruction>.allocate(capacity: instructionLimit + 1)
     let operands = UnsafeMutablePointer<ZydisDecodedOperand>.allocate(
         capacity: (instructionLimit + 1) * Decoder.operandLimit)
@@ -36,6 +38,7 @@ struct BlockWorkspace {
     let roles = UnsafeMutablePointer<RunRole>.allocate(capacity: instructionLimit)
     let runs = UnsafeMutablePointer<AccessRun>.allocate(capacity: instructionLimit)
     let slowPaths = UnsafeMutablePointer<SlowPath>.allocate(capacity: instructionLimit * 4)
+    let exits = UnsafeMutablePointer<PendingExit>.allocate(capacity: CodeCache.siteLimit)
     let segmentFaults = UnsafeMutablePointer<SegmentFault>.allocate(capacity: instructionLimit * 8)
     /// A copy of the code that the block is made from.
     static let byteLimit = instructionLimit * 15 + 16
@@ -47,6 +50,7 @@ struct BlockWorkspace {
         roles.deallocate()
         runs.deallocate()
         slowPaths.deallocate()
+        exits.deallocate()
         segmentFaults.deallocate()
         bytes.deallocate()
     }
@@ -88,6 +92,7 @@ struct BlockBuilder {
     var accessOffset: Int32 = 0
     /// Spreads the accesses of loops over the slots.
     var slotNumber = 0
+    var exitCount = 0
     var segmentFaultCount = 0
     /// The segment that the next access has to be checked against and whose base is to be added; -1 for none.
     var pendingSegment = -1
@@ -324,97 +329,5 @@ struct BlockBuilder {
         code.call(to: origin + thunks.pointee.restoreVectors)
         code.bind(ready)
         vectorsReady = true
-    }
-
-    // MARK: Leaving
-
-    /// Calls an exit thunk. The flags are wherever the state says.
-    mutating func exit(_ kind: ExitDescriptor.Kind, vector: UInt8 = 0, value: Int) {
-        let inHost = flagsInHost && live != 0 && !flagsSaved
-        code.call(to: origin + (inHost ? thunks.pointee.exitHost : thunks.pointee.exitSaved))
-        code.exitDescriptor(kind, flagsInHost: inHost, vector: vector, value: Int32(truncatingIfNeeded: value))
-    }
-
-    /// Goes on at `target`, an offset from the code page, known now. `live` says which flags matter there.
-    mutating func directExit(to target: Int, isBackward: Bool, isStraddling: Bool) {
-        if isIsolated && Int32(exactly: target) != nil {
-            exit(.goto, value: target)
-        } else if target >= 0 && target < 4096 && !isStraddling && !mode.has(BlockMode.partialPage) {
-            if isBackward {
-                // Loops without other exits pass here: look for interrupts. The compare clobbers the flags.
-                putFlagsAway()
-                flagsInHost = false
-                code.testContext32(ContextOffset.interruptRequest)
-                let poll = code.jump(if: Condition.notEqual)
-                exit(.chain, value: target)
-                code.bind(poll)
-                exit(.goto, value: target)
-            } else {
-                exit(.chain, value: target)
-            }
-        } else {
-            putFlagsAway()
-            flagsInHost = false
-            loadCodeAddress(address, target)
-            lookUp()
-        }
-    }
-
-    /// Goes on at the linear address in the address register, through the jump cache. Flags are put away already.
-    mutating func lookUp() {
-        if mode.has(BlockMode.segmented) { return lookUpSegmented() }
-        if isIsolated {
-            code.jumpTo(origin + thunks.pointee.indirectMiss)
-            return
-        }
-        let cache = ContextOffset.jumpCache + mode.table * JumpCache.entryCount * JumpCache.entrySize
-        if hasBMI2 {
-            code.rotateRight(scratch, address, 12)
-        } else {
-            code.move(scratch, address)
-            code.shiftRight(scratch, 12)
-        }
-        code.arithmetic(.xor, scratch, address)
-        code.arithmeticContext(.and, scratch, ContextOffset.jumpMask)
-        code.compareContext(address, index: scratch, cache)
-        let miss = code.jump(if: Condition.notEqual)
-        code.link(miss, to: origin + thunks.pointee.indirectMiss)
-        code.arithmetic(.and, address, immediate: -4096)
-        code.storeContext(ContextOffset.ripPage, address)
-        code.jumpContext(index: scratch, cache + 8)
-    }
-}
-
-extension Emitter {
-    /// `cmp register, gs:[index * 8 + offset]`.
-    @inline(__always) mutating func compareContext(_ register: Int, index: Int, _ offset: Int) {
-        byte(0x65)
-        rex(w: true, reg: register, index: index, base: 0)
-        byte(0x3B)
-        indexed(register, index, offset)
-    }
-    /// `jmp gs:[index * 8 + offset]`.
-    @inline(__always) mutating func jumpContext(index: Int, _ offset: Int) {
-        byte(0x65)
-        rex(w: false, reg: 0, index: index, base: 0)
-        byte(0xFF)
-        indexed(4, index, offset)
-    }
-    @inline(__always) private mutating func indexed(_ register: Int, _ index: Int, _ offset: Int) {
-        modRM(0, register, 4)
-        byte(UInt8(truncatingIfNeeded: 3 << 6 | (index & 7) << 3 | 5))
-        dword(Int32(truncatingIfNeeded: offset))
-    }
-    /// `test register32, immediate`.
-    mutating func test(_ register: Int, immediate: Int32) {
-        rex(w: false, reg: 0, base: register)
-        byte(0xF7)
-        modRM(3, 0, register)
-        dword(immediate)
-    }
-    /// `jmp rel32` to an address in the same code memory.
-    @inline(__always) mutating func jumpTo(_ target: UnsafeMutablePointer<UInt8>) {
-        byte(0xE9)
-        dword(Int32(truncatingIfNeeded: target - (cursor + 4)))
     }
 }

@@ -11,13 +11,13 @@ extension TranslatorCPU {
     func translate(
         _ linear: UInt64, page: CodePage, mode: BlockMode, limit: Int, isIsolated: Bool
     ) throws(GuestException) -> Int {
-        if !cache.hasRoom || systemPool.isFull { flushCode() }
+        if !cache.hasRoom || systemPool.isFull { makeRoom() }
         let start = Int(linear & 0xFFF)
         var count = 0
         var offset = start
         var secondPage = -1
         var isOver = false
-        var fallThroughStraddles = false
+        var branches = 0
         memory.setWatched(page: page.ramOffset >> 12, true)
         // Read once: what is checked is what is emitted, whatever other writers do meanwhile.
         let source = work.bytes - start
@@ -36,10 +36,7 @@ extension TranslatorCPU {
                 status = decoder.decode(codeSize: mode.codeSize, bytes, available, decoded, operands)
                 if status & 0x8000_0000 != 0 && status == zydisNoMoreData {
                     // The instruction goes on in the next page.
-                    if count > 0 {
-                        fallThroughStraddles = true
-                        break
-                    }
+                    if count > 0 { break }
                     let next = try nextCodePage(linear)
                     memory.setWatched(page: next.ramOffset >> 12, true)
                     straddleBuffer.copyMemory(from: bytes, byteCount: available)
@@ -86,7 +83,10 @@ extension TranslatorCPU {
                         instruction.vector = 6
                         isOver = true
                     }
-                case .exception, .call, .callIndirect, .jump, .jumpIndirect, .ret, .conditional, .counted: isOver = true
+                case .exception, .call, .callIndirect, .jump, .jumpIndirect, .ret: isOver = true
+                case .conditional, .counted:
+                    branches += 1
+                    isOver = branches == BlockWorkspace.branchLimit || BlockBuilder.needsBranchCheck(instruction.kind, decoded, mode)
                 default: break
                 }
             }
@@ -103,7 +103,7 @@ extension TranslatorCPU {
         }
         return emit(
             count: count, source: source, start: start, end: offset, page: page, mode: mode, secondPage: secondPage,
-            fallThroughStraddles: fallThroughStraddles, isIsolated: isIsolated)
+            isIsolated: isIsolated)
     }
 
     /// In 64-bit code with 32-bit addresses Zydis 4.0 takes a SIB byte's "no base" under REX.B for r13d, and forgets the
@@ -126,37 +126,31 @@ extension TranslatorCPU {
     }
 
     private func emit(
-        count: Int, source: UnsafeMutablePointer<UInt8>, start: Int, end: Int, page: CodePage, mode: BlockMode, secondPage: Int, fallThroughStraddles: Bool,
+        count: Int, source: UnsafeMutablePointer<UInt8>, start: Int, end: Int, page: CodePage, mode: BlockMode, secondPage: Int,
         isIsolated: Bool
     ) -> Int {
         let last = work.instructions[count - 1]
-        let lastOperands = work.operands + (count - 1) * Decoder.operandLimit
-        // Flags that the blocks behind this one read.
-        var taken = 0
-        var liveTaken = arithmeticFlags, liveFallThrough = arithmeticFlags
+        // Flags that the code behind the block's ways out reads.
+        let liveFallThrough: UInt32
         switch last.kind {
-        case .call, .jump, .conditional, .counted:
-            taken = end &+ Int(truncatingIfNeeded: lastOperands.pointee.imm.value.s)
-            if BlockBuilder.isPlainTarget(mode, operandWidth: work.decoded[count - 1].operand_width) {
-                liveTaken = liveFlags(at: taken, page: page, mode: mode)
-            }
-            if last.kind == .conditional || last.kind == .counted {
-                liveFallThrough = liveFlags(at: end, page: page, mode: mode)
-            }
-        case .callIndirect, .jumpIndirect, .ret, .system, .exception: break
-        default: liveFallThrough = liveFlags(at: end, page: page, mode: mode)
+        case .call, .jump: liveFallThrough = 0
+        case .callIndirect, .jumpIndirect, .ret, .system, .exception: liveFallThrough = arithmeticFlags
+        default: liveFallThrough = liveFlags(at: end, from: start, page: page, mode: mode)
         }
-        var live: UInt32
-        switch last.kind {
-        case .call, .jump: live = liveTaken
-        case .conditional, .counted: live = liveTaken | liveFallThrough
-        case .callIndirect, .jumpIndirect, .ret, .system, .exception: live = arithmeticFlags
-        default: live = liveFallThrough
-        }
+        var live = liveFallThrough
         for index in stride(from: count - 1, through: 0, by: -1) {
-            var instruction = work.instructions[index]
-            if instruction.kind == .call || instruction.kind == .jump { instruction.flagsRead = 0 }
-            live = live & ~instruction.flagsWritten | instruction.flagsRead
+            let instruction = work.instructions[index]
+            var read = instruction.flagsRead
+            switch instruction.kind {
+            case .call, .jump, .conditional, .counted:
+                let isPlain = BlockBuilder.isPlainTarget(mode, operandWidth: work.decoded[index].operand_width)
+                let taken = isPlain ? liveFlags(at: branchTarget(index), from: start, page: page, mode: mode) : arithmeticFlags
+                work.instructions[index].flagsTaken = taken
+                if instruction.kind == .call || instruction.kind == .jump { read = 0 }
+                read |= taken
+            default: break
+            }
+            live = live & ~instruction.flagsWritten | read
             work.instructions[index].flagsLive = live
         }
 
@@ -164,16 +158,23 @@ extension TranslatorCPU {
         var builder = BlockBuilder(
             code: Emitter(at: origin + cache.codeOffset), origin: origin, thunks: thunks, work: work, mode: mode,
             hasBMI2: hasBMI2, isIsolated: isIsolated)
-        builder.slotNumber = cache.blockCount &* 5
-        switch last.kind {
-        case .conditional, .jump, .counted: builder.isLoop = taken >= start && taken < end
-        default: break
+        builder.slotNumber = cache.nextBlock &* 5
+        for index in 0..<count {
+            switch work.instructions[index].kind {
+            case .conditional, .jump, .counted:
+                let target = branchTarget(index)
+                if target >= start && target < end { builder.isLoop = true }
+            default: break
+            }
         }
         let savedEntry = cache.codeOffset
         if live != 0 { builder.code.restoreFlags(scratch: RegisterMap.scratch) }
         let entry = builder.code.cursor - origin
-        let mapStart = cache.mapCount
+        let mapStart = cache.mapStart
+        let siteStart = cache.nextSite
         var mapped = 0
+        // Branches that are checked make both ways out themselves.
+        var goesOn = true
         func emitInstruction(_ index: Int) {
             let instruction = work.instructions[index]
             let decoded = UnsafePointer(work.decoded + index)
@@ -193,8 +194,9 @@ extension TranslatorCPU {
             switch instruction.kind {
             case let kind where BlockBuilder.needsBranchCheck(kind, decoded, mode):
                 builder.branch(
-                    instruction.kind, decoded, operands, taken: taken, fallThrough: end, liveTaken: liveTaken,
-                    liveFallThrough: liveFallThrough)
+                    instruction.kind, decoded, operands, taken: branchTarget(index), fallThrough: end,
+                    liveTaken: instruction.flagsTaken, liveFallThrough: liveFallThrough)
+                goesOn = false
             case .generic: builder.generic(decoded, operands, bytes: bytes, info: instruction)
             case .nothing: break
             case .lea: builder.lea(decoded, operands)
@@ -203,23 +205,22 @@ extension TranslatorCPU {
             case .leave: builder.leave(decoded)
             case .bitString: builder.bitString(decoded, operands, bytes: bytes, info: instruction)
             case .absoluteMove: builder.absoluteMove(decoded, operands)
-            case .call: builder.call(to: taken, isStraddling: false, liveAtTarget: liveTaken)
+            case .call: builder.call(to: branchTarget(index), liveAtTarget: instruction.flagsTaken)
             case .jump:
-                builder.live = liveTaken
-                builder.directExit(to: taken, isBackward: taken <= instruction.offset, isStraddling: false)
+                builder.live = instruction.flagsTaken
+                let target = branchTarget(index)
+                builder.directExit(to: target, isBackward: target <= instruction.offset)
             case .callIndirect: builder.indirect(operands, isCall: true)
             case .jumpIndirect: builder.indirect(operands, isCall: false)
             case .ret:
                 let extra = operands.pointee.type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? Int(operands.pointee.imm.value.u & 0xFFFF) : 0
                 builder.ret(extra: extra)
             case .conditional:
-                builder.conditional(
-                    decoded.pointee.opcode & 15, taken: taken, fallThrough: end, liveTaken: liveTaken, liveFallThrough: liveFallThrough)
+                builder.conditional(decoded.pointee.opcode & 15, taken: branchTarget(index), liveTaken: instruction.flagsTaken)
             case .counted:
                 builder.counted(
-                    opcode: decoded.pointee.opcode, is32Bit: decoded.pointee.address_width == 32, taken: taken,
-                    fallThrough: end, liveTaken: liveTaken,
-                    liveFallThrough: liveFallThrough)
+                    opcode: decoded.pointee.opcode, is32Bit: decoded.pointee.address_width == 32, taken: branchTarget(index),
+                    liveTaken: instruction.flagsTaken)
             case .systemInline: builder.systemInline(systemPool.entries[instruction.system], index: instruction.system)
             case .systemCall: builder.systemCall(systemPool.entries[instruction.system], index: instruction.system)
             case .system:
@@ -249,14 +250,15 @@ extension TranslatorCPU {
             }
         }
         switch last.kind {
-        case .call, .callIndirect, .jump, .jumpIndirect, .ret, .conditional, .counted, .system, .exception: break
-        default:
+        case .call, .callIndirect, .jump, .jumpIndirect, .ret, .system, .exception: break
+        case _ where goesOn:
             builder.live = liveFallThrough
             // Behind STAC or CLAC another jump cache holds.
             let modeHere = builder.mode
             builder.mode = builder.modeBehind ?? modeHere
-            builder.directExit(to: end, isBackward: false, isStraddling: fallThroughStraddles)
+            builder.directExit(to: end, isBackward: false)
             builder.mode = modeHere
+        default: break
         }
         for run in 0..<runCount {
             builder.beginRunCopy(run)
@@ -264,18 +266,46 @@ extension TranslatorCPU {
             builder.endRunCopy(run)
         }
         builder.emitSlowPaths()
-        cache.mapCount += mapped
+        builder.emitExits(cache)
         let block = Block(
             physical: page.physical + UInt64(start), mode: mode, entry: UInt32(entry), savedEntry: UInt32(savedEntry),
             end: UInt32(builder.code.cursor - origin), length: UInt16(truncatingIfNeeded: end - start),
             ramOffset: page.ramOffset + start, watchedStart: page.ramOffset + min(start, scanned.lowerBound),
             watchedEnd: page.ramOffset + max(min(end, 4096), scanned.upperBound), secondPage: secondPage, flagsLive: UInt16(truncatingIfNeeded: live),
-            isAlive: true, firstLink: 0, mapStart: UInt32(mapStart), mapCount: UInt16(mapped), nextInHash: 0)
+            isAlive: !isIsolated, firstLink: 0, siteStart: UInt32(siteStart), siteCount: UInt16(cache.nextSite - siteStart),
+            mapCount: UInt16(mapped), mapStart: UInt32(mapStart), nextInHash: 0)
         if !isIsolated {
             protectCode(page: page.ramOffset >> 12)
             if secondPage >= 0 { protectCode(page: secondPage) }
         }
-        return cache.add(block, isHidden: isIsolated)
+        let index = cache.add(block)
+        let changesMode =
+            last.kind == .systemInline && BlockBuilder.changesTable(systemPool.entries[last.system], mode)
+        if !isIsolated && !changesMode { linkKnown(index, page: page) }
+        return index
+    }
+
+    /// Where a direct branch of the block leads, as an offset from the code page.
+    private func branchTarget(_ index: Int) -> Int {
+        let instruction = work.instructions[index]
+        return instruction.offset &+ Int(instruction.length)
+            &+ Int(truncatingIfNeeded: work.operands[index * Decoder.operandLimit].imm.value.s)
+    }
+
+    /// Links a new block's ways out to blocks of the same page that are there already, itself among them.
+    private func linkKnown(_ index: Int, page: CodePage) {
+        let block = cache.blocks[index]
+        // Which offsets are to be stopped at may change while blocks stay.
+        if block.mode.has(BlockMode.breakpoints) { return }
+        for site in Int(block.siteStart)..<Int(block.siteStart) + Int(block.siteCount) {
+            let stub = UnsafeRawPointer(cache.memory.writableBase + Int(cache.sites[site].stub) + 5)
+            let descriptor = stub.loadUnaligned(as: ExitDescriptor.self)
+            guard !cache.sites[site].movesPage, descriptor.value >= 0 && descriptor.value < 4096 else { continue }
+            let target = cache.find(page.physical + UInt64(descriptor.value), block.mode)
+            if target != 0 && cache.blocks[target].secondPage < 0 {
+                cache.link(site, to: target, saved: descriptor.flagsInHost == 0)
+            }
+        }
     }
 
     /// Bytes of the page that the block's code relies on beside its own.
@@ -285,10 +315,11 @@ extension TranslatorCPU {
 
     /// The arithmetic flags that code at `offset` of the page may read before it writes them; all when that
     /// cannot be seen cheaply.
-    private func liveFlags(at offset: Int, page: CodePage, mode: BlockMode) -> UInt32 {
-        guard offset >= 0 && offset < 4096 else { return arithmeticFlags }
+    private func liveFlags(at offset: Int, from start: Int, page: CodePage, mode: BlockMode) -> UInt32 {
+        // What is far away is not looked at: a write between here and there would drop the block.
+        guard offset >= 0 && offset < 4096 && abs(offset - start) < 1024 else { return arithmeticFlags }
         let known = cache.find(page.physical + UInt64(offset), mode)
-        if known != 0 {
+        if known != 0 && cache.blocks[known].watchedEnd - cache.blocks[known].watchedStart < 1024 {
             let base = page.ramOffset
             note(scanned: cache.blocks[known].watchedStart - base, cache.blocks[known].watchedEnd - base)
             return UInt32(cache.blocks[known].flagsLive)
