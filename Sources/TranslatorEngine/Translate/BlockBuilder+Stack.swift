@@ -35,6 +35,7 @@ extension BlockBuilder {
         }
         clobberFlags()
         moveStack(address, 0)
+        chooseStack()
         beginAccess(size: size, access: Access.read | Access.stack, stackDistance: 0)
     }
     private mutating func endPop() {
