@@ -164,7 +164,9 @@ import VMM
     @Test func `call gates lead from 16-bit to 32-bit code and back`() throws {
         let m = try M(.protected16)
         // A 32-bit gate to flat code; the 16-bit caller pushes through it double words.
-        let gate = 0x30_1000 & 0xFFFF | UInt64(M.kernelCode32) << 16 | 0x8C << 40 | (0x30_1000 >> 16) << 48
+        let target: UInt64 = 0x30_1000
+        let low: UInt64 = target & 0xFFFF | UInt64(M.kernelCode32) << 16
+        let gate: UInt64 = low | 0x8C << 40 | (target >> 16) << 48
         m.memory.store(M.gdt + UInt64(M.callGate), gate as UInt64)
         m.memory.write([0x66, 0xB8, 0x78, 0x56, 0x05, 0, 0, 1, 0, 0xCB], at: 0x30_1000)  // mov, add $0x10000, lret
         let end = try m.runBlocks([0x9A, 0, 0, UInt8(M.callGate), 0, 0xF4])
