@@ -33,7 +33,8 @@ extension BlockBuilder {
             exit(.system, value: index << 13 | here)
             code.bind(nothingWaits)
             code.orContext32(ContextOffset.systemFlags, immediate: 1 << 9)
-        case .clac, .stac: setAccessCheck(instruction, index: index)
+        case .clac: setAccessCheck(false, index: index)
+        case .stac: setAccessCheck(true, index: index)
         case .readFSBase, .readGSBase, .writeFSBase, .writeGSBase: accessBase(instruction, index: index)
         case .swapgs:
             code.loadContext(scratch, ContextOffset.gsBase)

@@ -14,17 +14,9 @@ extension BlockBuilder {
         }
     }
 
-    /// The mode behind an instruction that `systemInline` has code for: another one behind STAC and CLAC, which end
-    /// their block when memory looks different there.
-    static func modeBehind(_ instruction: SystemInstruction, _ mode: BlockMode) -> BlockMode {
-        guard mode.has(BlockMode.smap) else { return mode }
-        let table: TLB.Table
-        switch instruction.kind {
-        case .stac: table = .supervisorAC
-        case .clac: table = .supervisor
-        default: return mode
-        }
-        return BlockMode(rawValue: mode.rawValue & ~3 | UInt64(table.rawValue))
+    /// STAC and CLAC that end their block because memory looks different behind them.
+    static func changesTable(_ instruction: SystemInstruction, _ mode: BlockMode) -> Bool {
+        (instruction.kind == .stac || instruction.kind == .clac) && mode.has(BlockMode.smap)
     }
 
     /// Flags that a return to a program may bring without a look at anything else.
@@ -95,18 +87,20 @@ extension BlockBuilder {
     }
 
     /// STAC and CLAC: RFLAGS.AC and, where SMAP is on, the view of memory for what follows.
-    mutating func setAccessCheck(_ instruction: SystemInstruction, index: Int) {
+    mutating func setAccessCheck(_ on: Bool, index: Int) {
         clobberFlags()
-        let newMode = Self.modeBehind(instruction, mode)
-        if newMode != mode {
+        let table = on ? TLB.Table.supervisorAC : TLB.Table.supervisor
+        let newMode = BlockMode(rawValue: mode.rawValue & ~3 | UInt64(table.rawValue))
+        if mode.has(BlockMode.smap) && newMode != mode {
             // What is in the other jump cache must have been made for this mode: if not, the system half clears it.
-            code.compareContext32(ContextOffset.jumpCacheMode + newMode.table * 8, immediate: Int32(newMode.rawValue))
+            code.compareContext32(ContextOffset.jumpCacheMode + table.rawValue * 8, immediate: Int32(newMode.rawValue))
             let fits = code.jump(if: Condition.equal)
             exit(.system, value: index << 13 | here)
             code.bind(fits)
             code.storeContext32(ContextOffset.mode, immediate: Int32(newMode.rawValue))
+            modeBehind = newMode
         }
-        if instruction.kind == .stac {
+        if on {
             code.orContext32(ContextOffset.systemFlags, immediate: Int32(RFLAGS.ac))
         } else {
             code.andContext32(ContextOffset.systemFlags, immediate: Int32(truncatingIfNeeded: ~RFLAGS.ac))

@@ -73,7 +73,7 @@ extension TranslatorCPU {
                             instruction.flagsRead = system.kind == .pushFlags ? arithmeticFlags : 0
                             instruction.flagsWritten = 0
                             instruction.modifiesFlags = false
-                            isOver = BlockBuilder.modeBehind(system, mode) != mode
+                            isOver = BlockBuilder.changesTable(system, mode)
                         } else if !isIsolated && system.canReturn {
                             instruction.kind = .systemCall
                             instruction.flagsRead = arithmeticFlags
@@ -229,9 +229,11 @@ extension TranslatorCPU {
         case .call, .callIndirect, .jump, .jumpIndirect, .ret, .conditional, .counted, .system, .exception: break
         default:
             builder.live = liveFallThrough
-            if last.kind == .systemInline { builder.mode = BlockBuilder.modeBehind(systemPool.entries[last.system], mode) }
+            // Behind STAC or CLAC another jump cache holds.
+            let modeHere = builder.mode
+            builder.mode = builder.modeBehind ?? modeHere
             builder.directExit(to: end, isBackward: false, isStraddling: fallThroughStraddles)
-            builder.mode = mode
+            builder.mode = modeHere
         }
         builder.emitSlowPaths()
         cache.mapCount += count
