@@ -98,6 +98,7 @@ extension BlockBuilder {
             exit(.system, value: index << 13 | here)
             code.bind(fits)
             code.storeContext32(ContextOffset.mode, immediate: Int32(newMode.rawValue))
+            modeBehind = newMode
         }
         if on {
             code.orContext32(ContextOffset.systemFlags, immediate: Int32(RFLAGS.ac))

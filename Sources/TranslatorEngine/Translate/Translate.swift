@@ -229,7 +229,11 @@ extension TranslatorCPU {
         case .call, .callIndirect, .jump, .jumpIndirect, .ret, .conditional, .counted, .system, .exception: break
         default:
             builder.live = liveFallThrough
+            // Behind STAC or CLAC another jump cache holds.
+            let modeHere = builder.mode
+            builder.mode = builder.modeBehind ?? modeHere
             builder.directExit(to: end, isBackward: false, isStraddling: fallThroughStraddles)
+            builder.mode = modeHere
         }
         builder.emitSlowPaths()
         cache.mapCount += count
