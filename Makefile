@@ -24,7 +24,7 @@ BENCH_PACKAGES := qemu-system-x86
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
 	@echo 'make test     all tests, those that boot whole guests included'
-	@echo 'make fuzz     random instructions against the CPU, SECONDS_TO_RUN=60'
+	@echo 'make fuzz     random instructions against the CPU, and hostile guests, SECONDS_TO_RUN=60'
 	@echo 'make bench    measure against qemu-system-x86_64 -accel tcg, side by side'
 	@echo 'make build    build $(VMCTL)'
 	@echo 'make setup    install the packages that are missing (apt-get; needs root)'

@@ -16,6 +16,7 @@ import VMM
 final class Board: Sendable {
     let ports: PortBus
     let interrupts: I8259Pair
+    let a20 = AddressLine20()
     let serialPort: SerialPort
     let powerManagement: ACPIPowerManagement
     private let resettable: [any Resettable]
@@ -32,7 +33,7 @@ final class Board: Sendable {
         cmos.setMemory(base: MemoryMap.conventionalEnd, below4G: map.lowEnd, above4G: map.highByteCount)
 
         let timer = I8253Port(clock: clock, line: line(0), isWaiting: { interrupts.isWaiting(0) })
-        let keyboard = KeyboardController(power: power, keyboardLine: line(1), auxiliaryLine: line(12))
+        let keyboard = KeyboardController(power: power, keyboardLine: line(1), auxiliaryLine: line(12), a20: a20)
         let serialPort = SerialPort(line: line(4), terminal: terminal, clock: clock)
         let realTimeClock = MC146818Port(clock: clock, line: line(8), memory: cmos)
         let powerManagement = ACPIPowerManagement(clock: clock, line: line(9), power: power)

@@ -55,7 +55,7 @@ public final class Machine: Sendable {
         self.log = log
         let wiring = Wiring(
             memory: memory, ports: board.ports, mmio: MMIOBus([]), interrupts: board.interrupts, policy: policy,
-            clock: guestClock)
+            clock: guestClock, a20: board.a20)
         do {
             cpu = try engine.makeVirtualCPU(index: 0, wiring: wiring)
         } catch {

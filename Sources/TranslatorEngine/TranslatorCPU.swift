@@ -63,6 +63,8 @@ package final class TranslatorCPU: @unchecked Sendable {
     var scanned = 0..<0
     /// Whether the block that was found last lies in global pages.
     var entryIsGlobal = false
+    /// What physical addresses are cut with while A20 is closed.
+    var addressMask: UInt64 = ~0
     /// Whether jumps may lead to the block last found without another look at it, in segmented code.
     var mayCacheJump = true
     /// Blocks were removed since the flag was last cleared.
@@ -133,6 +135,12 @@ package final class TranslatorCPU: @unchecked Sendable {
             guard let self else { return }
             deviceWrites.add(range)
             requestAttention()
+        }
+        if let a20 = wiring.a20 {
+            addressMask = a20.isOpen ? ~0 : ~(1 << 20)
+            a20.onChange { [weak self, weak a20] in
+                if let a20 { self?.a20Changed(isOpen: a20.isOpen) }
+            }
         }
     }
 

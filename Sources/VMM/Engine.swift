@@ -59,9 +59,11 @@ public struct Wiring: Sendable {
     public let policy: CPUPolicy
     /// Takes the guest's writes to KVM_WALL_CLOCK and KVM_SYSTEM_TIME; without it they are refused.
     public let clock: ParavirtualClock?
+    /// Without it A20 is always open.
+    public let a20: AddressLine20?
     public init(
         memory: GuestMemory, ports: PortBus, mmio: MMIOBus, interrupts: any InterruptSource, policy: CPUPolicy,
-        clock: ParavirtualClock? = nil
+        clock: ParavirtualClock? = nil, a20: AddressLine20? = nil
     ) {
         self.memory = memory
         self.ports = ports
@@ -69,6 +71,7 @@ public struct Wiring: Sendable {
         self.interrupts = interrupts
         self.policy = policy
         self.clock = clock
+        self.a20 = a20
     }
 }
 

@@ -1,4 +1,5 @@
 import CZydis
+import VMM
 
 @testable import TranslatorEngine
 
@@ -30,10 +31,21 @@ final class EmittedCodeVerifier {
         case offset(size: Int, write: Bool)
         /// The host address of so many bytes of guest memory (or of the bounce buffer).
         case host(size: Int, write: Bool)
+        /// A copy of a pointer register (6 or 7); its low half; its offset in the page.
+        case copy(Int), low(Int), inPage(Int)
+        /// For a run of elements of 2^shift bytes: the room behind the pointer negated, in bytes, in elements.
+        case negated(write: Bool), room(shift: Int, write: Bool)
+        /// The host address of rcx such elements in one page.
+        case run(shift: Int, write: Bool)
         /// Perhaps a host address that is no longer good for anything.
         case stale
 
-        var isHost: Bool { if case .host = self { true } else { self == .stale } }
+        var isHost: Bool {
+            switch self {
+            case .host, .run, .stale: true
+            default: false
+            }
+        }
     }
 
     /// A TLB check of the block at hand.
@@ -145,6 +157,8 @@ final class EmittedCodeVerifier {
         var current: Int?
         var compared: Int?
         var isReachable = true
+        run = RunState()
+        transfer = TransferState(mode: block.mode)
         /// The host's stack holds the guest's return address of a call to come, or of one that has returned.
         var hasPushed = false, hasReturned = false
         var sites: [Int: Int] = [:]
@@ -163,6 +177,8 @@ final class EmittedCodeVerifier {
                     lead(to: position)
                 }
                 values = .init(repeating: .unknown, count: 16)
+                transfer.mode = block.mode
+                transfer.checked = transfer.atLabel[position]
                 for (register, isStale) in zip([13, 14], labels[position] ?? []) where isStale { values[register] = .stale }
             } else if !isReachable && position != Int(block.entry) {
                 throw Violation("code that nothing leads to")
@@ -174,6 +190,7 @@ final class EmittedCodeVerifier {
             let next = position + length
             let wasCompared = compared
             compared = nil
+            let wasRun = run.compared
 
             if starts(position, Self.limitCheck) {
                 // cmp rsp, gs:[returnLimit]; jbe; push r13
@@ -194,6 +211,12 @@ final class EmittedCodeVerifier {
                 boundaries.formUnion([next, next + 6])
                 position = next + 7
                 isReachable = false
+                continue
+            }
+            if starts(position, Self.emptying) {
+                // mov rsp, gs:[returnBase]: all that was pushed is forgotten.
+                guard !hasPushed, !hasReturned else { throw Violation("the host's stack pointer") }
+                position = next
                 continue
             }
             if starts(position, [0x48, 0x8D, 0x64, 0x24, 0x08]) {
@@ -268,6 +291,11 @@ final class EmittedCodeVerifier {
                         guard values[13] == .jumpCompared, !values[14].isHost else { throw Violation("branch to the miss thunk without a look-up") }
                         values[13] = .jumpChecked
                     } else if isInside {
+                        followTransfer(target)
+                        if let (shift, write) = run.compared, instruction.pointee.mnemonic == ZYDIS_MNEMONIC_JNBE {
+                            run.checked = (shift, write, run.pointer)
+                            run.compared = nil
+                        }
                         if case .difference(let write) = values[14], let size = wasCompared,
                             instruction.pointee.mnemonic == ZYDIS_MNEMONIC_JNBE
                         {
@@ -297,9 +325,17 @@ final class EmittedCodeVerifier {
                 position = next
                 continue
             }
+            if try verifyRun(values) {
+                values[7] = .stale
+                values[6] = values[6].isHost ? .stale : values[6]
+                values[1] = .unknown
+                position = next
+                continue
+            }
             try verifyKind()
             try verifyRegisters(values)
             try verifyMemory(block, values)
+            try verifyTransfer()
             if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMP, operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER,
                 operands[0].reg.value == ZYDIS_REGISTER_R14, case .difference = values[14],
                 operands[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
@@ -309,13 +345,13 @@ final class EmittedCodeVerifier {
                 compared = size
             }
             if usesHost(values), let current { checks[current]?.lastUse = next }
-            follow(block, &values)
+            followRun(block, &values)
+            if wasRun != nil { run.compared = nil }
             if case .host = values[14], let current, checks[current]?.operation == 0 { checks[current]?.operation = next }
             position = next
         }
         guard !isReachable else { throw Violation("runs out of its end") }
         for label in labels.keys where !boundaries.contains(label) { throw Violation("branch into an instruction") }
-        for (_, check) in checks where check.operation == 0 { throw Violation("check without an operation") }
     }
 
     /// Whether an operand's base is a checked address.
@@ -325,6 +361,129 @@ final class EmittedCodeVerifier {
             if base >= 0, case .host = values[base] { return true }
         }
         return isStandIn
+    }
+
+    // MARK: Runs of string instructions, and changes of the mode
+
+    /// What has been found of the string run at hand.
+    private struct RunState {
+        /// Which register the address register was copied from.
+        var pointer = 0
+        var compared: (shift: Int, write: Bool)?
+        var checked: (shift: Int, write: Bool, pointer: Int)?
+        /// The run whose host address is in the first temporary.
+        var saved: Value?
+    }
+    private var run = RunState()
+
+    /// The mode that the code is in, and the one whose jump cache has been found to be in use.
+    private struct TransferState {
+        var mode: BlockMode
+        var compared: UInt64?
+        var checked: UInt64?
+        var atLabel: [Int: UInt64] = [:]
+    }
+    private var transfer = TransferState(mode: BlockMode(rawValue: 0))
+
+    /// REP MOVS and REP STOS on host addresses that were checked for all of their elements.
+    private func verifyRun(_ values: [Value]) throws -> Bool {
+        guard instruction.pointee.meta.category == ZYDIS_CATEGORY_STRINGOP,
+            instruction.pointee.attributes & UInt64(ZYDIS_ATTRIB_HAS_REP) != 0, case .run(let shift, true) = values[7]
+        else { return false }
+        let size = Int(operands[0].size) / 8
+        switch instruction.pointee.mnemonic {
+        case ZYDIS_MNEMONIC_STOSB, ZYDIS_MNEMONIC_STOSW, ZYDIS_MNEMONIC_STOSD, ZYDIS_MNEMONIC_STOSQ: break
+        case ZYDIS_MNEMONIC_MOVSB, ZYDIS_MNEMONIC_MOVSW, ZYDIS_MNEMONIC_MOVSD, ZYDIS_MNEMONIC_MOVSQ:
+            guard case .run(let other, false) = values[6], 1 << other == size else { throw Violation("source of a run without a check") }
+        default: return false
+        }
+        guard 1 << shift == size else { throw Violation("run of other elements than were checked") }
+        return true
+    }
+
+    /// The moves and checks that lead to a run; everything else as `follow` does it.
+    private func followRun(_ block: Block, _ values: inout [Value]) {
+        let first = operands[0], second = operands[1]
+        let tlb = ContextOffset.tlb + block.mode.table * TLB.entryCount * TLB.entrySize
+        let isFirst14 = first.type == ZYDIS_OPERAND_TYPE_REGISTER && number(first.reg.value) == 14
+        let isWide = first.size == 64
+        let source = second.type == ZYDIS_OPERAND_TYPE_REGISTER ? number(second.reg.value) : -1
+        let old = values[14]
+        follow(block, &values)
+        switch instruction.pointee.mnemonic {
+        case ZYDIS_MNEMONIC_MOV where isFirst14 && (source == 6 || source == 7):
+            values[14] = isWide ? .copy(source) : .low(source)
+            if isWide { run.pointer = source }
+        case ZYDIS_MNEMONIC_NEG where isFirst14:
+            if case .offset(1, let write) = old { values[14] = .negated(write: write) }
+        case ZYDIS_MNEMONIC_ADD where isFirst14 && second.type == ZYDIS_OPERAND_TYPE_IMMEDIATE && second.imm.value.u == 4096:
+            if case .negated(let write) = old { values[14] = .room(shift: 0, write: write) }
+        case ZYDIS_MNEMONIC_SHR where isFirst14 && second.type == ZYDIS_OPERAND_TYPE_IMMEDIATE:
+            if case .room(0, let write) = old { values[14] = .room(shift: Int(second.imm.value.u), write: write) }
+        case ZYDIS_MNEMONIC_CMP where first.type == ZYDIS_OPERAND_TYPE_REGISTER && first.reg.value == ZYDIS_REGISTER_RCX && source == 14:
+            if case .room(let shift, let write) = old { run.compared = (shift, write) }
+        case ZYDIS_MNEMONIC_AND where isFirst14 && second.type == ZYDIS_OPERAND_TYPE_IMMEDIATE && second.imm.value.u == 4095:
+            if case .low(let pointer) = old { values[14] = .inPage(pointer) }
+        case ZYDIS_MNEMONIC_ADD where isFirst14 && second.type == ZYDIS_OPERAND_TYPE_MEMORY && second.mem.base == ZYDIS_REGISTER_R13:
+            if case .inPage(let pointer) = old, let checked = run.checked, checked.pointer == pointer,
+                Int(second.mem.disp.value) - tlb == TLB.host
+            {
+                values[14] = .run(shift: checked.shift, write: checked.write)
+            }
+            run.checked = nil
+        case ZYDIS_MNEMONIC_MOV where first.type == ZYDIS_OPERAND_TYPE_MEMORY && isTemporary(first) && source >= 0:
+            run.saved = values[source]
+        case ZYDIS_MNEMONIC_MOV where second.type == ZYDIS_OPERAND_TYPE_MEMORY && isTemporary(second) && number(first.reg.value) >= 0:
+            if let saved = run.saved, case .run = saved { values[number(first.reg.value)] = saved }
+            if run.saved == .stale { values[number(first.reg.value)] = .stale }
+        case ZYDIS_MNEMONIC_SUB where source == 14 && old.isHost && first.type == ZYDIS_OPERAND_TYPE_REGISTER:
+            // How far the run has gone.
+            values[number(first.reg.value)] = .unknown
+        default: break
+        }
+    }
+
+    private func isTemporary(_ operand: ZydisDecodedOperand) -> Bool {
+        operand.mem.segment == ZYDIS_REGISTER_GS && operand.mem.base == ZYDIS_REGISTER_NONE && operand.mem.index == ZYDIS_REGISTER_NONE
+            && Int(operand.mem.disp.value) == ContextOffset.temporary
+    }
+    /// The one place a host address may be kept in for a moment, and the one that may be taken from another.
+    private func keepsRun(_ values: [Value]) -> Bool {
+        let second = operands[1]
+        guard second.type == ZYDIS_OPERAND_TYPE_REGISTER, second.reg.value == ZYDIS_REGISTER_R14, case .run = values[14] else { return false }
+        switch instruction.pointee.mnemonic {
+        case ZYDIS_MNEMONIC_MOV: return operands[0].type == ZYDIS_OPERAND_TYPE_MEMORY ? isTemporary(operands[0]) : isStandIn
+        case ZYDIS_MNEMONIC_SUB: return operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER && operands[0].reg.value == ZYDIS_REGISTER_RDI
+        default: return false
+        }
+    }
+
+    private func contextField(_ operand: ZydisDecodedOperand) -> Int? {
+        operand.type == ZYDIS_OPERAND_TYPE_MEMORY && operand.mem.segment == ZYDIS_REGISTER_GS
+            && operand.mem.base == ZYDIS_REGISTER_NONE && operand.mem.index == ZYDIS_REGISTER_NONE ? Int(operand.mem.disp.value) : nil
+    }
+
+    /// The mode is set to one whose jump cache was made for it, and to no other.
+    private func verifyTransfer() throws {
+        guard let field = contextField(operands[0]) else { return }
+        let value = UInt64(UInt32(truncatingIfNeeded: operands[1].imm.value.u))
+        if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMP,
+            field == ContextOffset.jumpCacheMode + Int(value & 3) * 8, operands[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
+        {
+            transfer.compared = value
+        } else if field == ContextOffset.mode && isWritten(operands[0]) {
+            guard operands[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE, transfer.checked == value else {
+                throw Violation("another mode without a look at its jump cache")
+            }
+            transfer.mode = BlockMode(rawValue: value)
+        }
+    }
+    private func followTransfer(_ target: Int) {
+        if let compared = transfer.compared {
+            if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_JZ { transfer.atLabel[target] = compared }
+            if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_JNZ { transfer.checked = compared }
+            transfer.compared = nil
+        }
     }
 
     private func isEntry(_ target: Int, of block: Block) -> Bool { target == Int(block.entry) || target == Int(block.savedEntry) }
@@ -360,6 +519,10 @@ final class EmittedCodeVerifier {
     private static let limitCheck: [UInt8] =
         [0x65, 0x48, 0x3B, 0x24, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: ContextOffset.returnLimit >> ($0 * 8)) }
 
+    /// `mov rsp, gs:[returnBase]`.
+    private static let emptying: [UInt8] =
+        [0x65, 0x48, 0x8B, 0x24, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: ContextOffset.returnBase >> ($0 * 8)) }
+
     private func starts(_ position: Int, _ bytes: [UInt8]) -> Bool {
         position + bytes.count <= cpu.cache.memory.byteCount
             && bytes.indices.allSatisfy { cpu.cache.memory.writableBase[position + $0] == bytes[$0] }
@@ -374,9 +537,7 @@ final class EmittedCodeVerifier {
         }
         let other = cpu.cache.blocks[Int(site.target)]
         guard isEntry(target, of: other) else { throw Violation("jump into the middle of a block") }
-        // Behind STAC and CLAC the other view of the supervisor's.
-        let differs = other.mode.rawValue ^ block.mode.rawValue
-        guard other.isAlive, differs == 0 || differs == 2 && block.mode.has(BlockMode.smap),
+        guard other.isAlive, other.mode == transfer.mode,
             site.movesPage || other.secondPage >= 0 || other.physical >> 12 == block.physical >> 12
         else { throw Violation("link to a block that must not be linked to") }
     }
@@ -419,7 +580,7 @@ final class EmittedCodeVerifier {
     }
 
     private func jumpCache(_ block: Block) -> Int {
-        ContextOffset.jumpCache + block.mode.table * JumpCache.entryCount * JumpCache.entrySize
+        ContextOffset.jumpCache + transfer.mode.table * JumpCache.entryCount * JumpCache.entrySize
     }
 
     // MARK: One instruction
@@ -492,7 +653,9 @@ final class EmittedCodeVerifier {
             }
             let number = number(register)
             if number == 4 { throw Violation("the host's stack pointer") }
-            if number >= 0 && values[number].isHost && isRead(operands[index]) && !isStandIn {
+            if number >= 0 && values[number].isHost && isRead(operands[index]) && !isStandIn && !keepsRun(values)
+                && !(number == 7 && instruction.pointee.mnemonic == ZYDIS_MNEMONIC_SUB && keepsRun(values))
+            {
                 throw Violation("host address as an operand")
             }
         }
@@ -502,6 +665,9 @@ final class EmittedCodeVerifier {
     private static let writable: [Range<Int>] = [
         0..<128, ContextOffset.rip..<ContextOffset.rip + 8, ContextOffset.ripPage..<ContextOffset.ripPage + 8, ContextOffset.lahf..<ContextOffset.lahf + 8,
         ContextOffset.gsBase..<ContextOffset.gsBase + 8, ContextOffset.kernelGSBase..<ContextOffset.kernelGSBase + 8,
+        ContextOffset.fsBase..<ContextOffset.fsBase + 8, ContextOffset.mode..<ContextOffset.mode + 4,
+        ContextOffset.codeSegment..<ContextOffset.codeSegment + MemoryLayout<SegmentRegister>.size,
+        ContextOffset.stackSegment..<ContextOffset.stackSegment + MemoryLayout<SegmentRegister>.size,
         ContextOffset.temporary..<ContextOffset.temporary + 48, ContextOffset.systemFlags..<ContextOffset.systemFlags + 8,
     ]
 

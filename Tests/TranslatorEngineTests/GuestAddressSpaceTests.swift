@@ -4,7 +4,8 @@ import VMM
 
 /// PCIDs and INVPCID (SDM Vol. 3, 4.10.1 and 4.10.4; Vol. 2, INVPCID).
 @Suite struct GuestAddressSpaceTests {
-    static let page: UInt64 = 0x60_0000_0000
+    /// Under an entry of its own in the top table.
+    static let page: UInt64 = 0x100_0000_0000
     static let firstRoot: UInt64 = TestMachine.pageTables
     static let secondRoot: UInt64 = 0x38_000
     static let keep: UInt64 = 1 << 63

@@ -85,7 +85,9 @@ import VMM
         }
         for bytes in [[0x50], [0x58], [0xC3], [0xC9], [0x6A, 1], [0xE8, 0, 0, 0, 0], [0x60], [0x9C], [0x06], [0x8B, 0x45, 0]] as [[UInt8]] {
             m.enter(.protected32, level: 0)
-            // A task of its own takes the fault, whose stack is good: here just the error.
+            // Nothing takes the fault: the machine shuts down and says which it was.
+            m.context.pointee.idtr.limit = 0
+            m.context.pointee.isHalted = false
             m.context.pointee.ss = m.loaded(Self.own)
             m[.rsp] = bytes[0] == 0x58 || bytes[0] == 0xC3 ? 0xFFD : 2
             m[.rbp] = 0xFFD
@@ -164,8 +166,8 @@ import VMM
     @Test func `call gates lead from 16-bit to 32-bit code and back`() throws {
         let m = try M(.protected16)
         // A 32-bit gate to flat code; the 16-bit caller pushes through it double words.
-        let gate = 0x30_1000 & 0xFFFF | UInt64(M.kernelCode32) << 16 | 0x8C << 40 | (0x30_1000 >> 16) << 48
-        m.memory.store(M.gdt + UInt64(M.callGate), gate as UInt64)
+        let wide: UInt64 = 0x0030_8C00_0000_1000
+        m.memory.store(M.gdt + UInt64(M.callGate), wide | UInt64(M.kernelCode32) << 16)
         m.memory.write([0x66, 0xB8, 0x78, 0x56, 0x05, 0, 0, 1, 0, 0xCB], at: 0x30_1000)  // mov, add $0x10000, lret
         let end = try m.runBlocks([0x9A, 0, 0, UInt8(M.callGate), 0, 0xF4])
         #expect(end.vector == nil)
@@ -174,7 +176,8 @@ import VMM
         #expect(m[.rsp] == 0x8000)
         // And a 16-bit gate the other way.
         let n = try M(.protected32)
-        n.memory.store(M.gdt + UInt64(M.callGate), 0x200 | UInt64(M.kernelCode16) << 16 | 0x84 << 40)
+        let narrow: UInt64 = 0x8400_0000_0200
+        n.memory.store(M.gdt + UInt64(M.callGate), narrow | UInt64(M.kernelCode16) << 16)
         n.memory.write([0xB8, 0x34, 0x12, 0xCB], at: 0x1_0200)
         // The caller's offset has to fit in 16 bits.
         n.setSegment(Self.own, base: M.code, limit: 0xFFFF, attributes: 0x409B)

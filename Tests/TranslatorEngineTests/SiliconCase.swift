@@ -32,6 +32,8 @@ struct SiliconCase {
     var isFaultLoose = false
     /// The CPU runs UD2 in its place: CPUID does not show the instruction.
     var isHidden = false
+    /// A memory operand of 16 bytes or more: which fault comes first is up to the CPU.
+    var isWide = false
     /// Zydis knows no such instruction.
     var isUndefined = false
     var mode = SiliconMode.long

@@ -28,6 +28,12 @@ extension SiliconDecoder {
         }
     }
 
+    var hasWideOperand: Bool {
+        (0..<Int(instruction.pointee.operand_count)).contains {
+            operands[$0].type == ZYDIS_OPERAND_TYPE_MEMORY && operands[$0].size >= 128
+        }
+    }
+
     /// Registers that the translator treats alike.
     private func kind(_ register: ZydisRegister) -> UInt64 {
         let value = register.rawValue

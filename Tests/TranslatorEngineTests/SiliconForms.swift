@@ -44,6 +44,9 @@ final class SiliconForms {
         length += 1
     }
 
+    /// Segments without bases of their own. Code that lies in one is not read: its ends differ.
+    private var overrides: [UInt8] { decoder.mode.isSegmented ? [0x26, 0x36, 0x3E] : [0x26, 0x2E, 0x36, 0x3E] }
+
     /// How ModRM's mod and rm are made.
     private enum Operand: CaseIterable {
         case register, base, sib, relative
@@ -132,9 +135,9 @@ final class SiliconForms {
             // Overrides, needless ones among them: before the mandatory prefix and behind it.
             // 16-bit addresses reach the arena by fs and gs alone.
             if random.percent(prefix == [0x67] && !decoder.isLong ? 70 : 12) { put(random.pick([0x64, 0x65])) }
-            if random.percent(4) { put(random.pick([0x26, 0x2E, 0x36, 0x3E])) }
+            if random.percent(4) { put(random.pick(overrides)) }
             for byte in prefix { put(byte) }
-            if random.percent(3) { put(random.pick([0x26, 0x2E, 0x36, 0x3E])) }
+            if random.percent(3) { put(random.pick(overrides)) }
             if decoder.isLong {
                 // A REX prefix in front of another prefix counts for nothing.
                 if random.percent(2) {
@@ -187,7 +190,7 @@ final class SiliconForms {
             length = 0
             let vvvv: UInt8 = hasRegister ? (random.byte() & 15) << 3 : 0x78
             let l = form >> 1, w = form & 1
-            if random.percent(6) { put(random.pick([0x64, 0x65, 0x67, 0x2E])) }
+            if random.percent(6) { put(random.pick([0x64, 0x65, 0x67, 0x3E])) }
             if map == 1 && w == 0 && random.percent(50) {
                 put(0xC5)
                 put((decoder.isLong ? random.byte() & 0x80 : 0x80) | vvvv | l << 2 | prefix)

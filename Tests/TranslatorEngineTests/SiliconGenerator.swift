@@ -44,7 +44,7 @@ struct SiliconGenerator {
         var result: [UInt8] = []
         if random.percent(5) { result.append(random.pick([0x64, 0x65])) }
         if random.percent(4) { result.append(0x67) }
-        if random.percent(2) { result.append(random.pick([0x26, 0x2E, 0x36, 0x3E])) }
+        if random.percent(2) { result.append(random.pick(decoder.mode.isSegmented ? [0x26, 0x36, 0x3E] : [0x26, 0x2E, 0x36, 0x3E])) }
         var modRM = random.byte()
         var tail: [UInt8] = []
         // Extension bits of base and index; -1: as they come.
@@ -145,7 +145,8 @@ struct SiliconGenerator {
         placeOperands(&piece, &state)
         return SiliconCase(
             pieces: [piece], state: state, flags: SiliconState.arithmeticFlags & ~decoder.undefinedFlags,
-            faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose, mode: decoder.mode,
+            faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose,
+            isWide: decoder.hasWideOperand, mode: decoder.mode,
             pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
             devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0,
             flushesTLB: random.percent(60))
@@ -160,7 +161,7 @@ struct SiliconGenerator {
             // Up to the longest that an instruction may be, and beyond.
             if random.percent(2) && form.canBePadded {
                 while bytes.count < 14 || bytes.count == 14 && random.percent(70) || bytes.count == 15 && random.percent(30) {
-                    bytes.insert(0x2E, at: 0)
+                    bytes.insert(0x3E, at: 0)
                 }
             }
             guard decoder.decode(bytes) else {

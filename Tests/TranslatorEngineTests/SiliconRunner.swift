@@ -146,7 +146,10 @@ final class SiliconRunner {
         // The CPU has things that no manual has; the translator does not let them through.
         let start = Self.start(one, slot)
         if one.isUndefined && guest.vector == 6 && guest.rip == start && (native.vector != 6 || native.rip != start) { return [] }
-        if one.isFaultLoose && (12...14 ~= native.vector || 12...14 ~= guest.vector) { return [] }
+        let isAccessFault = { (vector: Int) in 12...14 ~= vector || vector == 17 }
+        if one.isFaultLoose && (isAccessFault(native.vector) || isAccessFault(guest.vector)) { return [] }
+        // Misaligned, and beyond the stack segment.
+        if one.mode != .long && one.isWide && native.vector == 13 && guest.vector == 12 { return [] }
         // An x87 exception that is pending is found after the memory operand's page.
         if native.vector == 16 && 12...14 ~= guest.vector { return [] }
         let flags = SiliconState.direction | (native.vector == Int(SILICON_DONE) ? one.flags : one.faultFlags)
@@ -174,6 +177,7 @@ final class SiliconRunner {
         context.pointee.rflags = one.state.rflags
         context.pointee.fsBase = one.state.fsBase
         context.pointee.gsBase = one.state.gsBase
+        machine.cpu.modeChanged()
         withUnsafeBytes(of: one.state.words) { words in
             image.copyMemory(from: words.baseAddress! + SiliconState.xsave, byteCount: Int(SILICON_XSAVE_BYTES))
         }

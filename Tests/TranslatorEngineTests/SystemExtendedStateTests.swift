@@ -82,7 +82,7 @@ import VMM
         m.context.pointee.gpr[0] = 7
         m.context.pointee.gpr[3] = M.scratch
         m.memory.store(M.scratch + 24, 0x1F80 as UInt32)
-        for (offset, value) in [(512, 0x8000), (520, 1 << 63), (528, 1), (24, 0xFFF0_1F80)] as [(UInt64, UInt64)] {
+        for (offset, value) in [(512, 0x8000), (520, 1 << 62), (528, 1), (24, 0xFFF0_1F80)] as [(UInt64, UInt64)] {
             let old = m.memory.load(M.scratch + offset, as: UInt64.self) ?? 0
             m.memory.store(M.scratch + offset, value)
             #expect(try m.fault(0x48, 0x0F, 0xAE, 0x2B) == .generalProtection())

@@ -5,7 +5,7 @@
 /// sent to a keyboard or mouse is answered as a controller does it whose device stays silent: 0xFE with the time-out
 /// bit, so that a driver gives up at once.
 ///
-/// Quirks: A20 is remembered and shown, and never closed. Commands take no time: the input buffer is always empty.
+/// Quirks: commands take no time: the input buffer is always empty.
 public struct I8042: Codable, Hashable, Sendable {
     /// Port 0x64, read.
     public struct Status: OptionSet, Codable, Hashable, Sendable {

@@ -23,11 +23,16 @@ public final class KeyboardController: PortClaimant, Resettable {
     private let power: any PowerControl
     private let keyboardLine: InterruptLine
     private let auxiliaryLine: InterruptLine
+    private let a20: AddressLine20?
 
     /// - Parameters:
     ///   - keyboardLine: IRQ 1.
     ///   - auxiliaryLine: IRQ 12.
-    public init(power: any PowerControl, keyboardLine: InterruptLine, auxiliaryLine: InterruptLine) {
+    ///   - a20: open while the controller's output port or port 0x92 says so.
+    public init(
+        power: any PowerControl, keyboardLine: InterruptLine, auxiliaryLine: InterruptLine, a20: AddressLine20? = nil
+    ) {
+        self.a20 = a20
         self.power = power
         self.keyboardLine = keyboardLine
         self.auxiliaryLine = auxiliaryLine
@@ -37,6 +42,7 @@ public final class KeyboardController: PortClaimant, Resettable {
     private func change(_ body: (inout State) -> Bool) -> Bool {
         state.withLock { state in
             let resets = body(&state.0)
+            a20?.set(open: state.0.chip.outputPort.contains(.a20) || state.0.controlA & 0x02 != 0)
             if state.0.chip.keyboardInterrupt != state.1.keyboard {
                 state.1.keyboard.toggle()
                 keyboardLine.set(state.1.keyboard)

@@ -52,7 +52,7 @@ extension TranslatorCPU {
                 throw beforePaging(linear, descriptor) ?? .stackFault()
             }
             if mode.has(BlockMode.alignmentCheck) {
-                try checkAlignment(linear, Access.alignment(size: size, descriptor.access))
+                try checkAlignment(linear, size, descriptor.access)
             }
             if Int(linear & 0xFFF) + size <= 4096 {
                 let part = try resolve(linear, count: size, writes: writes, table: mode.table)
@@ -78,24 +78,21 @@ extension TranslatorCPU {
             if debugHits != 0 && !runsAlone { return leaveToRunAlone() }
             return try startBounce(first, second, linear, descriptor, operation, pointer)
         } catch {
-            if error.vector == 14 {
-                pendingException = beforePaging(linear, descriptor) ?? error
-            } else {
-                // Also the second page of a stack access may be the one that is not canonical.
-                pendingException = descriptor.access & Access.stack != 0 && error == .generalProtection() ? .stackFault() : error
-            }
+            pendingException = error.vector == 14 || error.vector == 17 ? beforePaging(linear, descriptor) ?? error : error
             return leaveForFault()
         }
     }
 
     /// #AC comes before a page fault, but not before the fault of an address that is not canonical.
-    private func checkAlignment(_ linear: UInt64, _ alignment: Int) throws(GuestException) {
-        if Int(truncatingIfNeeded: linear) & (alignment - 1) == 0 { return }
-        if context.pointee.isLongMode && !isCanonical(linear) { throw .generalProtection() }
+    private func checkAlignment(_ linear: UInt64, _ size: Int, _ access: UInt8) throws(GuestException) {
+        if Int(truncatingIfNeeded: linear) & (Access.alignment(size: size, access) - 1) == 0 { return }
+        if context.pointee.isLongMode && !(isCanonical(linear) && isCanonical(linear &+ UInt64(size - 1))) {
+            throw access & Access.stack != 0 ? .stackFault() : .generalProtection()
+        }
         throw .alignmentCheck
     }
 
-    /// The fault that comes before a page fault on the same instruction (SDM Vol. 3, table 6-2).
+    /// The fault that comes before a page fault or #AC on the same instruction (SDM Vol. 3, table 6-2).
     private func beforePaging(_ linear: UInt64, _ descriptor: MemoryDescriptor) -> GuestException? {
         if descriptor.access & Access.aligned != 0 && linear & UInt64(descriptor.size &- 1) != 0 { return .generalProtection() }
         if descriptor.access & Access.x87 != 0 {

@@ -89,7 +89,7 @@ extension TranslatorCPU {
         let cr0 = context.pointee.cr0
         if cr0 & CR0.pg == 0 {
             return PageTranslation(
-                physical: linear & 0xFFFF_F000, facts: [.writable, .user, .dirty], sizeShift: 12)
+                physical: linear & 0xFFFF_F000 & addressMask, facts: [.writable, .user, .dirty], sizeShift: 12)
         }
         let ranges = memory.ranges
         let first = ranges[0]
@@ -303,7 +303,7 @@ extension TranslatorCPU {
         var facts = UInt8(truncatingIfNeeded: walk.allowed & (Entry.writable | Entry.user) | entry & Entry.dirty)
         facts |= UInt8(truncatingIfNeeded: walk.noExecute >> 63)
         if entry & Entry.global != 0 && context.pointee.cr4 & CR4.pge != 0 { facts |= PageFacts.global.rawValue }
-        return PageTranslation(physical: physical, facts: PageFacts(rawValue: facts), sizeShift: shift)
+        return PageTranslation(physical: physical & addressMask, facts: PageFacts(rawValue: facts), sizeShift: shift)
     }
 
     // MARK: Guest memory
@@ -313,6 +313,7 @@ extension TranslatorCPU {
 
     @inline(__always)
     private func host(_ address: UInt64, _ count: UInt64, _ walk: Walk) -> UnsafeMutableRawPointer? {
+        let address = address & addressMask
         if address < walk.lowCount { return walk.low + Int(truncatingIfNeeded: address) }
         return memory.hostAddress(of: address, count: count)
     }

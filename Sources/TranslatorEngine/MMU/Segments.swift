@@ -64,6 +64,14 @@ extension TranslatorCPU {
         return bits
     }
 
+    /// The A20 gate was opened or closed: no translation holds.
+    func a20Changed(isOpen: Bool) {
+        addressMask = isOpen ? ~0 : ~(1 << 20)
+        flushTLB(global: true)
+        // The running block is left behind the port write.
+        codeChanged = true
+    }
+
     /// The linear address of an instruction pointer.
     @inline(__always) func linearCode(_ ip: UInt64) -> UInt64 { (ip &+ context.pointee.csBase) & codeMask }
     /// Width of instruction pointers and linear addresses of the current mode's code.

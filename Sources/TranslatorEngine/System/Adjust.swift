@@ -125,7 +125,7 @@ extension TranslatorCPU {
         var stack = rsp
         try push(&stack, register(5), size: size)
         // With a 16-bit stack EBP still gets the upper half of ESP.
-        let frame = (rsp & ~stackMask | stack) & (context.pointee.is64Bit ? ~0 : 0xFFFF_FFFF)
+        let frame = (register(4) & ~stackMask | stack) & (context.pointee.is64Bit ? ~0 : 0xFFFF_FFFF)
         if level > 0 {
             var source = register(5)
             for _ in 1..<level {

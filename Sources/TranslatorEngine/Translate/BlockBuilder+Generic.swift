@@ -100,7 +100,7 @@ extension BlockBuilder {
             emitAddress(operand.pointee.mem, withSegment: true)
             // A CMPXCHG that fails writes the old value back: it is a write to the paging unit as well.
             let access = (reads ? Access.read : 0) | (writes ? Access.write : 0) | Self.stackBit(operand.pointee.mem)
-            let isX87 = Self.waitsForX87(instruction)
+            let isX87 = Self.waitsForX87(instruction, operands)
             let isAligned =
                 (info.usesVectors || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B)
                 && Self.needsAlignment(instruction, operand.pointee.size)
@@ -254,8 +254,15 @@ extension BlockBuilder {
         }
     }
 
-    /// Whether an x87 instruction raises an exception that is pending before it does anything.
-    private static func waitsForX87(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
+    /// Whether an x87 or MMX instruction raises an exception that is pending before it does anything.
+    private static func waitsForX87(
+        _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>
+    ) -> Bool {
+        // MMX registers are parts of the x87's.
+        for index in 0..<Int(instruction.pointee.operand_count_visible) where operands[index].type == ZYDIS_OPERAND_TYPE_REGISTER {
+            let register = operands[index].reg.value.rawValue
+            if register >= ZYDIS_REGISTER_MM0.rawValue && register <= ZYDIS_REGISTER_MM7.rawValue { return true }
+        }
         switch instruction.pointee.mnemonic {
         case ZYDIS_MNEMONIC_FISTTP: return true
         case ZYDIS_MNEMONIC_FNSTCW, ZYDIS_MNEMONIC_FNSTSW, ZYDIS_MNEMONIC_FNSTENV, ZYDIS_MNEMONIC_FNSAVE: return false

@@ -101,6 +101,7 @@ extension BlockBuilder {
             code.bind(fits)
             code.storeContext32(ContextOffset.mode, immediate: Int32(newMode.rawValue))
             code.loadContext(HostRegister.rsp, ContextOffset.returnBase)
+            modeBehind = newMode
         }
         if on {
             code.orContext32(ContextOffset.systemFlags, immediate: Int32(RFLAGS.ac))

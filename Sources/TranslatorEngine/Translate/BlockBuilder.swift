@@ -62,6 +62,8 @@ struct BlockBuilder {
     let thunks: UnsafePointer<Thunks>
     let work: BlockWorkspace
     var mode: BlockMode
+    /// Another mode that the block's last instruction has changed to.
+    var modeBehind: BlockMode?
     let hasBMI2: Bool
     /// The block runs one instruction and comes back to the run loop: no links, no jump caches.
     let isIsolated: Bool

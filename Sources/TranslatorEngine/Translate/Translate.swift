@@ -226,7 +226,11 @@ extension TranslatorCPU {
         case .call, .callIndirect, .jump, .jumpIndirect, .ret, .system, .exception: break
         case _ where goesOn:
             builder.live = liveFallThrough
+            // Behind STAC or CLAC another jump cache holds.
+            let modeHere = builder.mode
+            builder.mode = builder.modeBehind ?? modeHere
             builder.directExit(to: end, isBackward: false)
+            builder.mode = modeHere
         default: break
         }
         builder.emitSlowPaths()
@@ -243,9 +247,8 @@ extension TranslatorCPU {
             if secondPage >= 0 { protectCode(page: secondPage) }
         }
         let index = cache.add(block)
-        let changesMode =
-            last.kind == .systemInline && BlockBuilder.changesTable(systemPool.entries[last.system], mode)
-        if !isIsolated && !changesMode { linkKnown(index, page: page) }
+        // Behind STAC and CLAC it would be another mode's block.
+        if !isIsolated && builder.modeBehind == nil { linkKnown(index, page: page) }
         return index
     }
 

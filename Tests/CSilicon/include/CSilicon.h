@@ -18,7 +18,7 @@ enum {
     SILICON_ARENA_READ_ONLY_PAGE = 2,
     SILICON_ARENA_BYTES = SILICON_ARENA_PAGES * 4096,
     // The way out of cases, a page of the silicon's own: 64-bit code takes the pointer, 32-bit code jumps to its start.
-    SILICON_GATE = 0x22000000,
+    SILICON_GATE = 0x6F000000,
     SILICON_GATE_POINTER = 64,
     // Bases of fs and gs in 32-bit code.
     SILICON_FS_BASE = SILICON_ARENA + 64,
