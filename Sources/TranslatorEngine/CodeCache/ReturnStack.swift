@@ -24,7 +24,8 @@ final class ReturnStack {
     /// - Parameter miss: where a return to the address `JumpCache.never` leads, which the sentinels have.
     init(miss: UInt64) throws(SystemError) {
         mapping = try MemoryMapping(
-            byteCount: Self.reserve + Self.byteCount, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS)
+            byteCount: Self.reserve + Self.byteCount, protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS,
+            guardByteCount: MemoryMapping.standardGuard)
         for index in 0...Self.depth {
             let entry = mapping.base + Int(base - UInt64(UInt(bitPattern: mapping.base))) + index * 16
             entry.storeBytes(of: miss, as: UInt64.self)

@@ -279,9 +279,8 @@ extension TranslatorCPU {
             if secondPage >= 0 { protectCode(page: secondPage) }
         }
         let index = cache.add(block)
-        let changesMode =
-            last.kind == .systemInline && BlockBuilder.changesTable(systemPool.entries[last.system], mode)
-        if !isIsolated && !changesMode { linkKnown(index, page: page) }
+        // Behind STAC and CLAC it would be another mode's block.
+        if !isIsolated && builder.modeBehind == nil { linkKnown(index, page: page) }
         return index
     }
 
