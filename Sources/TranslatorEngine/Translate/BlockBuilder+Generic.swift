@@ -118,10 +118,9 @@ extension BlockBuilder {
         }
         needFlags(for: info)
 
-        // A displaced register in the register-or-memory place of a plain instruction is used where it lies.
-        var contextSlot = -1
-        if memory < 0, rm >= 13 && rm < 16, Self.takesContextOperand(instruction) {
-            contextSlot = rm
+        // A displaced register in the register-or-memory place of a plain instruction is used where it lies: but when it
+        // is written, only as a whole, since a load of eight bytes waits long for the stores of its parts.
+        if memory < 0, rm >= 13 && rm < 16, !rmIsWritten || rmWidth == 64, Self.takesContextOperand(instruction) {
             place = .context(RegisterMap.slot(rm))
             let others = (reg == rm ? 1 : 0) + (vvvv == rm ? 1 : 0) + (low == rm ? 1 : 0)
             if others == 0 {
@@ -133,7 +132,6 @@ extension BlockBuilder {
                     stores &= ~(1 << UInt32(rm))
                     loads |= 1 << UInt32(rm)
                 } else {
-                    contextSlot = -1
                     place = .register(rm)
                 }
             }
@@ -200,9 +198,6 @@ extension BlockBuilder {
         if memory >= 0 && !isHeld {
             hideInstructionPointer(instruction)
             endAccess()
-        }
-        if contextSlot >= 0 && rmIsWritten && rmWidth == 32 {
-            code.storeContext32(RegisterMap.slot(contextSlot) + 4, immediate: 0)
         }
         for guest in 13..<16 where stores & (1 << UInt32(guest)) != 0 {
             code.storeContext(RegisterMap.slot(guest), host(guest))
