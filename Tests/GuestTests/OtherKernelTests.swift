@@ -14,8 +14,8 @@ extension GuestTests {
                 input: .nothing)
             _ = try guest.wait(for: "Memtest86+")
             // Each test until then writes, moves and compares every word. The screen is drawn now and then, so a short
-            // test may never be seen; the one with patterns of a word's width is long.
-            _ = try guest.wait(for: " bit pattern]", within: 3 * Paths.patience)
+            // test may never be seen; the last one waits for minutes.
+            _ = try guest.wait(for: "[Bit fade test", within: 3 * Paths.patience)
             let tested = guest.text
             let hasMemory = tested.contains("Memory  :   16MB")
             #expect(hasMemory)
