@@ -15,7 +15,7 @@ VMCTL   := .build/release/vmctl
 
 # What has to be there to build the product, and to make and test a guest.
 BUILD_PACKAGES := libzydis-dev
-GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev libc6-dev-i386
+GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
