@@ -18,6 +18,7 @@ let package = Package(
     name: "vmd",
     products: [
         .library(name: "VMM", targets: ["VMM"]),
+        .library(name: "ControlProtocol", targets: ["ControlProtocol"]),
         .executable(name: "vmctl", targets: ["vmctl"]),
     ],
     dependencies: [
@@ -36,6 +37,7 @@ let package = Package(
         .target(
             name: "Machine", dependencies: ["VMM", "Linux", "Devices", "KVMEngine", "TranslatorEngine"],
             swiftSettings: safe),
+        .target(name: "ControlProtocol", dependencies: ["Linux"], swiftSettings: safe),
         .executableTarget(
             name: "vmctl", dependencies: ["Machine", "VMM", "Linux", argumentParser], swiftSettings: safe),
 
