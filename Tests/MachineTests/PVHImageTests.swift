@@ -130,6 +130,11 @@ import VMM
         #expect(message { _ = try load(bytes) } == "kernel FILE: \(expected)")
     }
 
+    @Test func `CD image is known by its first volume descriptor`() {
+        let error = message { _ = try load([UInt8](repeating: 0, count: 0x8001) + Array("CD001".utf8)) }
+        #expect(error == "kernel FILE: is a CD image: give the kernel inside it")
+    }
+
     @Test func `missing file is named`() {
         let error = message {
             _ = try KernelLoader(kernel: "/nonexistent/kernel", initrd: nil, commandLine: "")
