@@ -29,7 +29,7 @@ help:
 	@echo 'make build    build $(VMCTL)'
 	@echo 'make setup    install the packages that are missing (apt-get; needs root)'
 	@echo 'make guests   fetch the kernels and make the initramfs: $(KERNEL), $(INITRD)'
-	@echo 'make install  copy vmctl and its manual page below PREFIX ($(PREFIX)), DESTDIR is honoured'
+	@echo 'make install  copy vmctl and its manual pages below PREFIX ($(PREFIX)), DESTDIR is honoured'
 	@echo 'make clean    remove everything that was built or fetched'
 	@echo
 	@echo 'make run KERNEL=file INITRD=file CMDLINE="..." MEMORY=1G boots something else.'
@@ -130,12 +130,14 @@ bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	Benchmarks/run
 
 install: build
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/man/man5
 	install -m 755 $(VMCTL) $(DESTDIR)$(PREFIX)/bin/vmctl
 	install -m 644 man/vmctl.8 $(DESTDIR)$(PREFIX)/share/man/man8/vmctl.8
+	install -m 644 man/vm.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/vm.conf.5
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/vmctl $(DESTDIR)$(PREFIX)/share/man/man8/vmctl.8
+	rm -f $(DESTDIR)$(PREFIX)/bin/vmctl $(DESTDIR)$(PREFIX)/share/man/man8/vmctl.8 \
+	    $(DESTDIR)$(PREFIX)/share/man/man5/vm.conf.5
 
 clean:
 	rm -rf .build $(GUESTS)

@@ -18,6 +18,7 @@ let package = Package(
     name: "vmd",
     products: [
         .library(name: "VMM", targets: ["VMM"]),
+        .library(name: "VMConfig", targets: ["VMConfig"]),
         .library(name: "ControlProtocol", targets: ["ControlProtocol"]),
         .executable(name: "vmctl", targets: ["vmctl"]),
     ],
@@ -37,9 +38,10 @@ let package = Package(
         .target(
             name: "Machine", dependencies: ["VMM", "Linux", "Devices", "KVMEngine", "TranslatorEngine"],
             swiftSettings: safe),
+        .target(name: "VMConfig", swiftSettings: safe),
         .target(name: "ControlProtocol", dependencies: ["Linux"], swiftSettings: safe),
         .executableTarget(
-            name: "vmctl", dependencies: ["Machine", "VMM", "Linux", argumentParser], swiftSettings: safe),
+            name: "vmctl", dependencies: ["Machine", "VMConfig", "VMM", "Linux", argumentParser], swiftSettings: safe),
 
         // Endless loops of every shape: how soon an interrupt reaches them, and that it does.
         .target(name: "LoopShapes", path: "Benchmarks/LoopShapes", swiftSettings: safe),
@@ -58,6 +60,7 @@ let package = Package(
         .testTarget(
             name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "Machine", "Devices", "VMM", "Linux", "CLinux", "CZydis", "CSilicon", "LoopShapes", "TestSupport"],
             swiftSettings: common),
+        .testTarget(name: "VMConfigTests", dependencies: ["VMConfig", "TestSupport"], swiftSettings: safe),
         .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices", "TestSupport"], swiftSettings: common),
         .testTarget(name: "GuestTests", dependencies: ["Linux"], swiftSettings: common),
     ]
