@@ -55,4 +55,39 @@ public enum Stream {
             }
         }
     }
+
+    /// Makes reads and writes of a descriptor, and of all that share its open file, return at once.
+    public static func setNonBlocking(_ descriptor: CInt) throws(SystemError) {
+        let flags = try retrying("fcntl") { fcntl(descriptor, F_GETFL) }
+        _ = try retrying("fcntl") { fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) }
+    }
+
+    /// Reads what a non-blocking descriptor has, at most `limit` bytes; empty at the end, `nil` when there is nothing yet.
+    public static func readAvailable(_ descriptor: CInt, limit: Int) throws(SystemError) -> [UInt8]? {
+        do {
+            return try read(descriptor, limit: limit)
+        } catch where error.errno == EAGAIN {
+            return nil
+        }
+    }
+
+    /// Writes what a non-blocking descriptor takes now.
+    /// - Parameter isSocket: a closed one then fails with EPIPE, whatever the process does with SIGPIPE.
+    /// - Returns: how many of the bytes, from the first.
+    public static func writeAvailable(
+        _ descriptor: CInt, _ bytes: some Collection<UInt8>, isSocket: Bool
+    ) throws(SystemError) -> Int {
+        let bytes = Array(bytes)
+        do {
+            return try retrying("write") {
+                bytes.withUnsafeBytes { buffer in
+                    isSocket
+                        ? Glibc.send(descriptor, buffer.baseAddress, buffer.count, CInt(MSG_NOSIGNAL))
+                        : Glibc.write(descriptor, buffer.baseAddress, buffer.count)
+                }
+            }
+        } catch where error.errno == EAGAIN {
+            return 0
+        }
+    }
 }
