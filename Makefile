@@ -19,7 +19,7 @@ GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
-.PHONY: run test fuzz bench build setup guests guests32 multiboot others install uninstall clean help
+.PHONY: run test fuzz bench build setup guests guests32 multiboot control others install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
@@ -44,7 +44,7 @@ setup:
 build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmctl
 
-guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32 multiboot others
+guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32 multiboot control others
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
@@ -110,6 +110,15 @@ $(MULTIBOOT)/%: Guests/multiboot/kernel.c Guests/multiboot/kernel.ld | setup
 	objcopy -O elf64-x86-64 $(MULTIBOOT)/elf32 $(MULTIBOOT)/elf64
 	gcc $(KERNEL_FLAGS) -DFLAT -o $(MULTIBOOT)/flat.elf $<
 	objcopy -O binary $(MULTIBOOT)/flat.elf $(MULTIBOOT)/flat
+
+# A kernel for vmmci, and one that only halts.
+CONTROL := $(GUESTS)/control
+
+control: $(CONTROL)/kernel
+
+$(CONTROL)/kernel: Guests/control/kernel.c Guests/multiboot/kernel.ld | setup
+	@mkdir -p $(CONTROL)
+	gcc $(KERNEL_FLAGS) -o $@ $<
 
 # Without a terminal nobody could leave the shell: the guest then shows what runs and powers itself off.
 run: build guests
