@@ -51,11 +51,14 @@ final class RunningMachine: Sendable {
         }
     }
 
-    /// Waits for the end.
+    /// Waits for the end; ends it by force, which is then the outcome, when it does not come.
     func end() -> Machine.Outcome? {
         func outcome(_ events: [Machine.Event]) -> Machine.Outcome? {
             if case .ended(let outcome) = events.last { outcome } else { nil }
         }
+        let deadline = SystemTime.monotonic() + 30_000_000_000
+        let isOver = log.withLock(waitingWhile: { outcome($0) == nil }, until: deadline) { outcome($0) != nil }
+        if !isOver { machine.requestStop() }
         let ended = log.withLock(waitingWhile: { outcome($0) == nil }) { outcome($0) }
         machine.join()
         clock.stop()
