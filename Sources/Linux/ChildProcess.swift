@@ -29,19 +29,6 @@ extension Program {
     }
 }
 
-/// How a process ended.
-public enum ExitStatus: Hashable, Sendable, CustomStringConvertible {
-    case exited(CInt)
-    case killed(signal: CInt)
-
-    public var description: String {
-        switch self {
-        case .exited(let code): "exited with \(code)"
-        case .killed(let signal): "killed by signal \(signal) (\(String(cString: strsignal(signal))))"
-        }
-    }
-}
-
 /// A running child. Who drops it before it has ended kills and reaps it, so no process outlives its owner and no zombie
 /// stays behind.
 public struct ChildProcess: ~Copyable, Sendable {
@@ -51,6 +38,19 @@ public struct ChildProcess: ~Copyable, Sendable {
 
     /// The pidfd, borrowed, for `EventLoop.watch`: readable once the child has ended.
     public var raw: CInt { descriptor.raw }
+
+    /// How a process ended.
+    public enum ExitStatus: Hashable, Sendable, CustomStringConvertible {
+        case exited(CInt)
+        case killed(signal: CInt)
+
+        public var description: String {
+            switch self {
+            case .exited(let code): "exited with \(code)"
+            case .killed(let signal): "killed by signal \(signal) (\(String(cString: strsignal(signal))))"
+            }
+        }
+    }
 
     /// What becomes a standard stream of the child.
     public enum Stream: Sendable {

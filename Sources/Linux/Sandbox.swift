@@ -103,8 +103,7 @@ public struct Sandbox: Sendable {
     /// - Throws: EBUSY when there are other threads, and what the parts that are never optional say. The process must then
     ///   end: it may be half inside.
     public func enter() throws(SystemError) -> [String] {
-        // unshare(2): CLONE_THREAD is refused, and does nothing else, where there are other threads.
-        guard clinux_unshare(0x0001_0000) == 0 else { throw SystemError("enter", errno: EBUSY) }
+        guard Self.isOnlyThread else { throw SystemError("enter", errno: EBUSY) }
         var report = Report()
         let parent = getppid()
         var deathSignal: CInt = 0
@@ -134,6 +133,15 @@ public struct Sandbox: Sendable {
         }
         for name in try SeccompFilter.load(policy) { report.missing.append("system call \(name): unknown to libseccomp") }
         return report.missing
+    }
+
+    private static var isOnlyThread: Bool {
+        // unshare(2): CLONE_THREAD is refused with EINVAL, and does nothing else, where there are other threads.
+        if clinux_unshare(0x0001_0000) == 0 { return true }
+        if errno == EINVAL { return false }
+        // A container may forbid the call. The folder has a link for each thread, and two of its own.
+        var status = stat()
+        return stat("/proc/self/task", &status) != 0 || status.st_nlink == 3
     }
 
     /// Collects what could not be had.

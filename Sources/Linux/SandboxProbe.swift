@@ -174,6 +174,9 @@ public enum SandboxProbe {
         ]
     }
 
+    /// Makes a call fail with EPERM from here on, as a container's runtime does: for tests of degraded hosts.
+    public static func forbid(_ call: String) throws(SystemError) { try SeccompFilter.forbid(call) }
+
     /// What prctl(2) says of the process: PR_GET_DUMPABLE, PR_GET_NO_NEW_PRIVS.
     public static func processControl(_ operation: CInt) -> CInt { clinux_prctl(operation, 0, 0) }
 

@@ -11,6 +11,8 @@ enum SeccompFilter {
         guard let context = seccomp_init(failing(EPERM)) else { throw SystemError("seccomp_init", errno: ENOMEM) }
         defer { seccomp_release(context) }
         try check("seccomp_attr_set", seccomp_attr_set(context, SCMP_FLTATR_ACT_BADARCH, UInt32(SCMP_ACT_KILL_PROCESS)))
+        // There should be no other threads; they would be inside too.
+        try check("seccomp_attr_set", seccomp_attr_set(context, SCMP_FLTATR_CTL_TSYNC, 1))
         // A tree instead of a list: each call is compared some ten times. Only since libseccomp 2.5.
         _ = seccomp_attr_set(context, SCMP_FLTATR_CTL_OPTIMIZE, 2)
         var unknown: [String] = []
@@ -31,6 +33,15 @@ enum SeccompFilter {
         }
         try check("seccomp_load", seccomp_load(context))
         return unknown
+    }
+
+    /// Forbids one call and allows all others, as a container's runtime does: to test what is left without it.
+    static func forbid(_ name: String) throws(SystemError) {
+        guard let context = seccomp_init(UInt32(SCMP_ACT_ALLOW)) else { throw SystemError("seccomp_init", errno: ENOMEM) }
+        defer { seccomp_release(context) }
+        guard let number = number(of: name) else { throw SystemError(name, errno: ENOSYS) }
+        try check("seccomp_rule_add", seccomp_rule_add_array(context, failing(EPERM), number, 0, nil))
+        try check("seccomp_load", seccomp_load(context))
     }
 
     /// The call's number on this host, or `nil` when libseccomp is older than the call or this CPU has none.

@@ -104,6 +104,36 @@ while let step = steps.popFirst() {
         case "bare": sandbox.namespaces = []
         case "files": sandbox.limits[.openFiles] = UInt64(value)
         case "children": sandbox.policy += .children + .programStart + .sandboxEntry
+        case "allow": for name in value.split(separator: ",") { sandbox.policy += SystemCallPolicy([.init(String(name))]) }
+        case "forbid":
+            // A filter of its own in front, as a container has: everything but this.
+            try SandboxProbe.forbid(value)
+        case "pretend": setenv("LISTEN_PID", String(getpid()), 1)
+        case "activation":
+            var activation = ServiceActivation()
+            let count = activation.descriptors.count
+            var isListener = "no"
+            if let first = activation.descriptors.takeFirst() { isListener = (try? UnixListener(adopting: first)) == nil ? "no" : "yes" }
+            let names = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"]
+            let left = names.filter { (name: String) in getenv(name) != nil }
+            say("activation \(activation.names) \(count) listener \(isListener) environment \(left)")
+        case "list":
+            guard let folder = opendir(value) else { throw SystemError("opendir", errno: errno) }
+            var names: [String] = []
+            while let entry = readdir(folder) {
+                let name = withUnsafePointer(to: &entry.pointee.d_name) {
+                    $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+                }
+                if name != ".", name != ".." { names.append(name) }
+            }
+            say("entries \(names.sorted())")
+        case "duplicate":
+            var count = 0
+            while fcntl(1, F_DUPFD_CLOEXEC, 0) >= 0 { count += 1 }
+            say("duplicates \(count) \(String(cString: strerror(errno)))")
+            var limit = rlimit()
+            getrlimit(__rlimit_resource_t(4), &limit)
+            say("core \(limit.rlim_cur) \(limit.rlim_max)")
         case "unknown": sandbox.policy += SystemCallPolicy("no_such_call")
         case "thread": try PosixThread("other") { while true { pause() } }.detach()
         case "enter":
