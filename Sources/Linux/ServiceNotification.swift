@@ -78,7 +78,7 @@ public struct ServiceActivation: ~Copyable, Sendable {
         {
             for number in 3..<(3 + count) where clinux_fcntl(number, F_SETFD, Int(FD_CLOEXEC)) == 0 { owned.append(number) }
         }
-        var names = (values[2] ?? "").split(separator: ":", omittingEmptySubsequences: false).map(String.init)
+        var names = values[2]?.split(separator: ":", omittingEmptySubsequences: false).map(String.init) ?? []
         if names.count != owned.count { names = owned.map { _ in "unknown" } }
         self.names = names
         descriptors = FileDescriptorList(owning: owned)
