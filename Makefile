@@ -14,7 +14,7 @@ CMDLINE ?= console=ttyS0
 VMCTL   := .build/release/vmctl
 
 # What has to be there to build the product, and to make and test a guest.
-BUILD_PACKAGES := libzydis-dev
+BUILD_PACKAGES := libseccomp-dev libzydis-dev
 GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
 BENCH_PACKAGES := qemu-system-x86
 

@@ -28,7 +28,8 @@ let package = Package(
     targets: [
         .target(name: "CLinux"),
         .systemLibrary(name: "CZydis", providers: [.apt(["libzydis-dev"])]),
-        .target(name: "Linux", dependencies: ["CLinux"], swiftSettings: common),
+        .systemLibrary(name: "CSeccomp", providers: [.apt(["libseccomp-dev"])]),
+        .target(name: "Linux", dependencies: ["CLinux", "CSeccomp"], swiftSettings: common),
         .target(name: "VMM", dependencies: ["Linux"], swiftSettings: common),
         .target(name: "KVMEngine", dependencies: ["VMM", "Linux", "CLinux"], swiftSettings: common),
         .target(
@@ -50,7 +51,10 @@ let package = Package(
             swiftSettings: common),
 
         .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: safe),
-        .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: common),
+        // What the tests of processes and sandboxes run: a program whose every wall they may build and look at.
+        .executableTarget(
+            name: "sandbox-helper", dependencies: ["Linux"], path: "Tests/SandboxHelper", swiftSettings: common),
+        .testTarget(name: "LinuxTests", dependencies: ["Linux", "sandbox-helper"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
