@@ -21,9 +21,11 @@ let package = Package(
         .library(name: "VMConfig", targets: ["VMConfig"]),
         .library(name: "ControlProtocol", targets: ["ControlProtocol"]),
         .executable(name: "vmctl", targets: ["vmctl"]),
+        .executable(name: "vmd", targets: ["vmd"]),
     ],
     dependencies: [
-        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0")
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.6.0"),
     ],
     targets: [
         .target(name: "CLinux"),
@@ -41,6 +43,12 @@ let package = Package(
             swiftSettings: safe),
         .target(name: "VMConfig", swiftSettings: safe),
         .target(name: "ControlProtocol", dependencies: ["Linux"], swiftSettings: safe),
+        .target(
+            name: "Daemon",
+            dependencies: [
+                "Machine", "VMM", "VMConfig", "ControlProtocol", "Linux", .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: safe),
+        .executableTarget(name: "vmd", dependencies: ["Daemon", "Linux", argumentParser], swiftSettings: safe),
         .executableTarget(
             name: "vmctl", dependencies: ["Machine", "VMConfig", "VMM", "Linux", argumentParser], swiftSettings: safe),
 

@@ -97,10 +97,7 @@ public struct ChildProcess: ~Copyable, Sendable {
     private static func start(
         _ program: borrowing Program, _ options: Options
     ) throws(SystemError) -> (pid: pid_t, pidfd: CInt) {
-        var ends: [CInt] = [-1, -1]
-        _ = try retrying("pipe2") { clinux_pipe(&ends) }
-        let reader = FileDescriptor(owning: ends[0])
-        let writer = FileDescriptor(owning: ends[1])
+        var pipe = try Pipe()
         let needsNull = [options.input, options.output, options.error].contains { if case .null = $0 { true } else { false } }
         var nullNumber: CInt = -1
         var null: FileDescriptor?
@@ -120,7 +117,7 @@ public struct ChildProcess: ~Copyable, Sendable {
         let standard = (number(options.input, 0), number(options.output, 1), number(options.error, 2))
 
         var pidfd: CInt = -1
-        let (programNumber, report) = (program.raw, writer.raw)
+        let (programNumber, report) = (program.raw, pipe.writingEnd ?? -1)
         let environment = options.environment.map { "\($0.name)=\($0.value)" }
         let pid: pid_t = try Self.withCStrings(options.arguments) { arguments throws(SystemError) in
             try Self.withCStrings(environment) { environment throws(SystemError) in
@@ -137,14 +134,19 @@ public struct ChildProcess: ~Copyable, Sendable {
             }
         }
         // Our copy of the writing end must be gone, or the pipe never ends.
-        close(writer.release())
-        if let failure = Self.failure(from: reader.raw) {
+        pipe.closeWriter()
+        if let failure = Self.failure(from: pipe.reader.raw) {
             var code: CInt = 0
             clinux_reap(pidfd, 1, &code)
             close(pidfd)
             throw SystemError(String(cString: clinux_start_step_name(failure.step)), errno: failure.code)
         }
         return (pid, pidfd)
+    }
+
+    /// Lets it go on when this goes out of scope: it is somebody else's from now on.
+    public consuming func forget() {
+        status = .exited(0)
     }
 
     deinit {

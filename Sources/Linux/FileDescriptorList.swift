@@ -3,7 +3,8 @@ import Glibc
 
 /// Owned descriptors that arrived together: taken out in order; what is left is closed when it goes out of scope.
 public struct FileDescriptorList: ~Copyable, Sendable {
-    private var numbers: [CInt]
+    /// Those that are left, borrowed: to hand them on.
+    public private(set) var numbers: [CInt]
 
     /// Takes over the numbers: nobody else may close them.
     init(owning numbers: [CInt]) { self.numbers = numbers }

@@ -40,6 +40,9 @@ public struct RegularFile: ~Copyable, Sendable {
         byteCount = UInt64(max(0, status.st_size))
     }
 
+    /// Gives the descriptor away.
+    public consuming func release() -> FileDescriptor { descriptor }
+
     private static func open(_ path: String) throws(Failure) -> FileDescriptor {
         do {
             return try FileDescriptor(open: path, flags: O_RDONLY | O_NONBLOCK | O_NOCTTY)

@@ -6,7 +6,7 @@ enum SeccompFilter {
     /// Puts the policy in force for this thread and those it starts, for good. no_new_privs must be set.
     /// - Returns: names that this host's libseccomp does not know; they stay forbidden.
     /// - Throws: ENOMEM, or what seccomp(2) says: EINVAL where the kernel has none.
-    static func load(_ policy: SystemCallPolicy) throws(SystemError) -> [String] {
+    static func load(_ policy: SystemCallPolicy, allThreads: Bool = false) throws(SystemError) -> [String] {
         // SCMP_ACT_ERRNO(EPERM)
         guard let context = seccomp_init(failing(EPERM)) else { throw SystemError("seccomp_init", errno: ENOMEM) }
         defer { seccomp_release(context) }
@@ -15,6 +15,7 @@ enum SeccompFilter {
         try check("seccomp_attr_set", seccomp_attr_set(context, SCMP_FLTATR_CTL_TSYNC, 1))
         // A tree instead of a list: each call is compared some ten times. Only since libseccomp 2.5.
         _ = seccomp_attr_set(context, SCMP_FLTATR_CTL_OPTIMIZE, 2)
+        if allThreads { try check("seccomp_attr_set", seccomp_attr_set(context, SCMP_FLTATR_CTL_TSYNC, 1)) }
         var unknown: [String] = []
         for rule in policy.rules {
             guard let number = number(of: rule.name) else {
@@ -59,6 +60,10 @@ enum SeccompFilter {
 }
 
 extension SystemCallPolicy {
+    /// Narrows what all threads of a process may do that is in its sandbox already: what this policy lacks is gone too.
+    /// - Returns: names that this host's libseccomp does not know; they stay forbidden.
+    public func narrow() throws(SystemError) -> [String] { try SeccompFilter.load(self, allThreads: true) }
+
     /// The rules' names that this host's libseccomp does not know.
     public var unknownNames: [String] { rules.map(\.name).filter { SeccompFilter.number(of: $0) == nil } }
 }

@@ -15,6 +15,12 @@ public enum StandardStreams {
     public static func ignoreBrokenPipes() { signal(SIGPIPE, SIG_IGN) }
 
     /// Writes all of a text to standard error; a standard error that takes nothing is nobody's problem.
+    /// Leads all three to /dev/null.
+    public static func discard() {
+        guard let null = try? FileDescriptor(open: "/dev/null", flags: O_RDWR) else { return }
+        for number: CInt in 0...2 { dup2(null.raw, number) }
+    }
+
     public static func writeError(_ text: String) {
         var text = text
         text.withUTF8 { bytes in

@@ -68,6 +68,9 @@ extension SystemCallPolicy {
         // `ServiceNotification`: no other address than the one connected to.
         + SystemCallPolicy([Rule("sendto", [.argument(4, masked: .max, is: 0)])])
 
+    /// Pairs of connected sockets of this host, one end of which is handed on.
+    public static let socketPairs = call("socketpair", argument: 0, isOneOf: [UInt32(AF_UNIX)])
+
     /// Taking connections of a listening socket that the process was handed.
     public static let accepting = SystemCallPolicy("accept4")
 

@@ -70,6 +70,12 @@ public struct UnixSocket: ~Copyable, Sendable {
         }
     }
 
+    /// A further descriptor of the same connection.
+    /// - Throws: EMFILE.
+    public init(duplicating other: borrowing UnixSocket) throws(SystemError) {
+        descriptor = try FileDescriptor(duplicating: other.raw)
+    }
+
     /// Gives the descriptor away.
     public consuming func release() -> FileDescriptor { descriptor }
 
