@@ -16,13 +16,7 @@ extension PseudoTerminal {
 
     /// Bytes go through the slave as they are, also while nobody has it open: no echo, no line editing, no signals. The
     /// modes last until somebody changes them, or both ends are closed.
-    public borrowing func makeRaw() throws(SystemError) {
-        let number = slave.raw
-        var attributes = termios()
-        _ = try retrying("tcgetattr") { tcgetattr(number, &attributes) }
-        cfmakeraw(&attributes)
-        _ = try retrying("tcsetattr") { tcsetattr(number, TCSANOW, &attributes) }
-    }
+    public borrowing func makeRaw() throws(SystemError) { try Self.setRaw(slave.raw) }
 
     /// Who may open the slave by its path.
     /// - Throws: EPERM without the right to give files away.

@@ -29,13 +29,14 @@ public struct PseudoTerminal: ~Copyable, Sendable {
         let flags = UInt(O_RDWR | O_NOCTTY | O_CLOEXEC)
         // TIOCGPTPEER
         let slave = FileDescriptor(owning: try retrying("ioctl") { clinux_ioctl(master, 0x5441, flags) })
-        if isRaw {
-            let number = slave.raw
-            var attributes = termios()
-            _ = try retrying("tcgetattr") { tcgetattr(number, &attributes) }
-            cfmakeraw(&attributes)
-            _ = try retrying("tcsetattr") { tcsetattr(number, TCSANOW, &attributes) }
-        }
+        if isRaw { try setRaw(slave.raw) }
         return slave
+    }
+
+    static func setRaw(_ slave: CInt) throws(SystemError) {
+        var attributes = termios()
+        _ = try retrying("tcgetattr") { tcgetattr(slave, &attributes) }
+        cfmakeraw(&attributes)
+        _ = try retrying("tcsetattr") { tcsetattr(slave, TCSANOW, &attributes) }
     }
 }

@@ -133,11 +133,7 @@ extension UnixSocket {
 
 extension FileDescriptor {
     /// Reads and writes return EAGAIN instead of waiting. Of the open file, so of its duplicates too.
-    public borrowing func setNonBlocking() throws(SystemError) {
-        let number = raw
-        let flags = try retrying("fcntl") { clinux_fcntl(number, F_GETFL, 0) }
-        _ = try retrying("fcntl") { clinux_fcntl(number, F_SETFL, Int(flags | O_NONBLOCK)) }
-    }
+    public borrowing func setNonBlocking() throws(SystemError) { try Stream.setNonBlocking(raw) }
 
     /// Other programs that this one runs do not get it.
     public borrowing func setCloseOnExec() throws(SystemError) {
