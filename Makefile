@@ -12,6 +12,7 @@ KERNEL  ?= $(GUESTS)/vmlinuz
 INITRD  ?= $(GUESTS)/initramfs.cpio
 CMDLINE ?= console=ttyS0
 VMCTL   := .build/release/vmctl
+VMD     := .build/release/vmd
 
 # What has to be there to build the product, and to make and test a guest.
 BUILD_PACKAGES := libseccomp-dev libzydis-dev
@@ -26,7 +27,7 @@ help:
 	@echo 'make test     all tests, those that boot whole guests included'
 	@echo 'make fuzz     random instructions against the CPU, and hostile guests, SECONDS_TO_RUN=60'
 	@echo 'make bench    measure against qemu-system-x86_64 -accel tcg, side by side'
-	@echo 'make build    build $(VMCTL)'
+	@echo 'make build    build $(VMCTL) and $(VMD)'
 	@echo 'make setup    install the packages that are missing (apt-get; needs root)'
 	@echo 'make guests   fetch the kernels and make the initramfs: $(KERNEL), $(INITRD)'
 	@echo 'make install  copy vmctl and its manual pages below PREFIX ($(PREFIX)), DESTDIR is honoured'
@@ -43,6 +44,7 @@ setup:
 # Swift's libraries are linked in: the program starts sooner and runs where no Swift is installed.
 build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmctl
+	$(SWIFT) build -c release --static-swift-stdlib --product vmd
 
 guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32 multiboot control others
 
@@ -138,15 +140,30 @@ bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	$(call need,$(BENCH_PACKAGES))
 	Benchmarks/run
 
+# Files below PREFIX; systemd looks for its own there too when PREFIX is /usr or /usr/local.
+BINDIR  := $(DESTDIR)$(PREFIX)/bin
+SBINDIR := $(DESTDIR)$(PREFIX)/sbin
+MANDIR  := $(DESTDIR)$(PREFIX)/share/man
+LIBDIR  := $(DESTDIR)$(PREFIX)/lib
+
+UNITS := $(foreach kind,system user,$(kind)/vmd.service $(kind)/vmd.socket)
+
 install: build
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/man/man5
-	install -m 755 $(VMCTL) $(DESTDIR)$(PREFIX)/bin/vmctl
-	install -m 644 man/vmctl.8 $(DESTDIR)$(PREFIX)/share/man/man8/vmctl.8
-	install -m 644 man/vm.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/vm.conf.5
+	install -d $(BINDIR) $(SBINDIR) $(MANDIR)/man8 $(MANDIR)/man5 $(LIBDIR)/systemd/system $(LIBDIR)/systemd/user \
+	    $(LIBDIR)/sysusers.d $(LIBDIR)/tmpfiles.d
+	install -m 755 $(VMCTL) $(BINDIR)/vmctl
+	install -m 755 $(VMD) $(SBINDIR)/vmd
+	install -m 644 man/vmctl.8 man/vmd.8 $(MANDIR)/man8
+	install -m 644 man/vm.conf.5 $(MANDIR)/man5
+	for unit in $(UNITS); do \
+	    sed 's|@PREFIX@|$(PREFIX)|' Distribution/$$unit >$(LIBDIR)/systemd/$$unit && \
+	    chmod 644 $(LIBDIR)/systemd/$$unit || exit 1; done
+	install -m 644 Distribution/sysusers.conf $(LIBDIR)/sysusers.d/vmd.conf
+	install -m 644 Distribution/tmpfiles.conf $(LIBDIR)/tmpfiles.d/vmd.conf
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/vmctl $(DESTDIR)$(PREFIX)/share/man/man8/vmctl.8 \
-	    $(DESTDIR)$(PREFIX)/share/man/man5/vm.conf.5
+	rm -f $(BINDIR)/vmctl $(SBINDIR)/vmd $(MANDIR)/man8/vmctl.8 $(MANDIR)/man8/vmd.8 $(MANDIR)/man5/vm.conf.5 \
+	    $(addprefix $(LIBDIR)/systemd/,$(UNITS)) $(LIBDIR)/sysusers.d/vmd.conf $(LIBDIR)/tmpfiles.d/vmd.conf
 
 clean:
 	rm -rf .build $(GUESTS)
