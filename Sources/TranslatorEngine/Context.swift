@@ -120,6 +120,9 @@ package struct Context {
     package var faultAddress: UInt64 = 0
     package var faultFlags: UInt64 = 0
     package var faultTrap: Int64 = 0
+    /// The signal's number and, of page faults, the host address that was accessed.
+    package var faultSignal: Int64 = 0
+    package var faultOperand: UInt64 = 0
     /// Page faults of the host in translated code. There is no way to one but through a mistake of the translator's (or
     /// a host that cannot back the guest's RAM): tests look that there is none.
     package var hostPageFaults: UInt64 = 0

@@ -26,6 +26,8 @@ extension TranslatorCPU {
         state.cr3 = c.cr3
         state.cr4 = c.cr4
         state.cr8 = c.cr8
+        if hasPDPTEs { state.pageDirectoryPointers = (0..<4).map { c.pdpte[$0] } }
+        state.clockNanoseconds = clock?.reading()
         for index in 0..<4 { state.dr[index] = c.dr[index] }
         state.dr6 = c.dr6
         state.dr7 = c.dr7
@@ -87,13 +89,24 @@ extension TranslatorCPU {
             if let base = bytes.baseAddress { area.copyMemory(from: base, byteCount: min(1088, bytes.count)) }
         }
         restoreExtendedState(from: area, mask: 7)
-        if state.cr0 & CR0.pg != 0 && state.cr4 & CR4.pae != 0 && state.msr.efer & EFER.lma == 0 {
+        if hasPDPTEs {
             context.pointee.pdpte = readPDPTEs(state.cr3)
+            if let entries = state.pageDirectoryPointers, entries.count == 4 {
+                for index in 0..<4 { context.pointee.pdpte[index] = entries[index] }
+            }
         }
+        clock?.restore(
+            nanoseconds: state.clockNanoseconds, systemTime: state.msr.kvmSystemTime, tscOffset: state.msr.tscOffset)
         // Memory may be another machine's: nothing that was derived from it holds.
         flushTLB(global: true)
         flushCode()
         debugChanged()
         interruptWaiting = true
+    }
+
+    /// PAE paging outside of long mode, whose top entries are registers.
+    private var hasPDPTEs: Bool {
+        let c = context
+        return c.pointee.cr0 & CR0.pg != 0 && c.pointee.cr4 & CR4.pae != 0 && c.pointee.msr.efer & EFER.lma == 0
     }
 }

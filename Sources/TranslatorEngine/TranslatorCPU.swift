@@ -51,6 +51,8 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
     var pendingException: GuestException?
     var bounce = BounceState()
+    /// Why the machine has to end: `run` returns it at its next look at requests.
+    var failure: String?
     var breakpoints = Breakpoints()
     /// Where the blocks made under `BlockMode.breakpoints` end.
     var cutOffsets: UInt64 = 0

@@ -246,13 +246,15 @@ extension BlockBuilder {
     private mutating func hideInstructionPointer(_ instruction: UnsafePointer<ZydisDecodedInstruction>) {
         guard instruction.pointee.mnemonic == ZYDIS_MNEMONIC_FNSTENV || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_FNSAVE
         else { return }
-        // The 16-bit form has words from offset 6, the 32-bit form double words from offset 12 (SDM Vol. 1, 8.1.10).
+        // The 16-bit form has words from offset 6, the 32-bit form double words from offset 12 (SDM Vol. 1, 8.1.10). In
+        // protected mode the upper half of the last, reserved, is stored as ones like those of the first three.
+        let reserved: Int32 = mode.has(BlockMode.eightySix) ? 0 : -0x1_0000
         let isNarrow = instruction.pointee.operand_width == 16
         for offset in isNarrow ? stride(from: Int32(6), to: 14, by: 4) : stride(from: Int32(12), to: 28, by: 4) {
             code.rex(w: false, reg: 0, base: address)
             code.byte(0xC7)
             code.memory(0, base: address, offset)
-            code.dword(0)
+            code.dword(offset == 24 ? reserved : 0)
         }
     }
 

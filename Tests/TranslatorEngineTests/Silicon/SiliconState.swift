@@ -40,6 +40,11 @@ struct SiliconState {
         get { words[22] }
         set { words[22] = newValue }
     }
+    /// ES, DS, FS and GS, from bit 0 on.
+    var selectors: UInt64 {
+        get { words[23] }
+        set { words[23] = newValue }
+    }
     /// A 64-bit word of the XSAVE image.
     subscript(xsave offset: Int) -> UInt64 {
         get { words[24 + offset / 8] }
@@ -102,6 +107,11 @@ struct SiliconState {
         rip &= 0xFFFF_FFFF
     }
 
+    /// Four selectors, null ones as 0.
+    private static func cutNull(_ selectors: UInt64) -> UInt64 {
+        stride(from: 0, to: 64, by: 16).reduce(0) { $0 | (selectors >> UInt64($1) & 0xFFFC == 0 ? 0 : selectors & 0xFFFF << UInt64($1)) }
+    }
+
     // MARK: Comparison
 
     static let registerNames = [
@@ -119,13 +129,16 @@ struct SiliconState {
         if vector != other.vector { return result + ["rip: silicon \(hex(rip)), translator \(hex(other.rip))"] }
         if vector != Int(SILICON_DONE) {
             check("rip", rip, other.rip)
-            if vector == 14 {
-                check("fault address", faultAddress, other.faultAddress)
-                // Linux hides from user code which of the kernel's addresses are mapped.
-                let hidden: UInt64 = faultAddress >= 0x7FFF_FFFF_F000 ? 1 : 0
-                check("error code", error | hidden, other.error | hidden)
-            }
+            check("cs", error >> 32 & 0xFFFF, other.error >> 32 & 0xFFFF)
+            if vector == 14 { check("fault address", faultAddress, other.faultAddress) }
+            // Linux hides from user code which of the kernel's addresses are mapped.
+            let hidden: UInt64 = vector == 14 && faultAddress >= 0x7FFF_FFFF_F000 ? 1 : 0
+            check("error code", error & 0xFFFF_FFFF | hidden, other.error & 0xFFFF_FFFF | hidden)
         }
+        check("ss", error >> 48, other.error >> 48)
+        // On the way to a signal's handler null selectors lose their level.
+        let isDone = vector == Int(SILICON_DONE)
+        check("es, ds, fs, gs", isDone ? selectors : Self.cutNull(selectors), isDone ? other.selectors : Self.cutNull(other.selectors))
         for number in 0..<16 { check(Self.registerNames[number], words[number], other.words[number]) }
         check("rflags", rflags & flags, other.rflags & flags)
         check("fs base", fsBase, other.fsBase)

@@ -88,6 +88,11 @@ struct SiliconTests {
         }
     }
 
+    @Test(arguments: SiliconMode.allCases, SiliconSubject.allCases)
+    func `flags, segments, far transfers and state images do what they do on the CPU`(mode: SiliconMode, subject: SiliconSubject) throws {
+        try run("\(subject)", seeds: 4, mode: mode) { generator in batch { generator.systemCase(subject) } }
+    }
+
     // Not 16-bit code: its branches and addresses are others.
     @Test(arguments: [SiliconMode.long, .flat32, .segmented32])
     func `sequences of instructions do what they do on the CPU`(mode: SiliconMode) throws {
