@@ -34,7 +34,7 @@ extension BlockBuilder {
         // Guest registers 13-15 that have to be loaded before and stored behind.
         var loads: UInt32 = 0, stores: UInt32 = 0
         var displaced = false
-        var rmWidth = 0, rmIsWritten = false
+        var rmIsWritten = false
         let count = Int(instruction.pointee.operand_count)
         for index in 0..<count {
             let operand = operands + index
@@ -73,7 +73,6 @@ extension BlockBuilder {
             case ZYDIS_OPERAND_ENCODING_MODRM_REG: reg = number
             case ZYDIS_OPERAND_ENCODING_MODRM_RM:
                 rm = number
-                rmWidth = Int(operand.pointee.size)
                 rmIsWritten = isWritten
             case ZYDIS_OPERAND_ENCODING_NDSNDD: vvvv = number
             case ZYDIS_OPERAND_ENCODING_OPCODE: low = number
@@ -118,38 +117,32 @@ extension BlockBuilder {
         }
         needFlags(for: info)
 
-        // A displaced register in the register-or-memory place of a plain instruction is used where it lies: but when it
-        // is written, only as a whole, since a load of eight bytes waits long for the stores of its parts.
-        if memory < 0, rm >= 13 && rm < 16, !rmIsWritten || rmWidth == 64, Self.takesContextOperand(instruction) {
+        // A displaced register that is only read is used where it lies, unless a register has it already.
+        if memory < 0, rm >= 13 && rm < 16, !rmIsWritten, reg != rm && vvvv != rm && low != rm, kept(rm) < 0,
+            Self.takesContextOperand(instruction)
+        {
             place = .context(RegisterMap.slot(rm))
-            let others = (reg == rm ? 1 : 0) + (vvvv == rm ? 1 : 0) + (low == rm ? 1 : 0)
-            if others == 0 {
-                loads &= ~(1 << UInt32(rm))
-                stores &= ~(1 << UInt32(rm))
-            } else if rmIsWritten {
-                // Both places name it: the written one must be a register, unless only `rm` is written.
-                if reg == rm && Self.writesOnlyRM(operands, count) {
-                    stores &= ~(1 << UInt32(rm))
-                    loads |= 1 << UInt32(rm)
-                } else {
-                    place = .register(rm)
-                }
-            }
+            loads &= ~(1 << UInt32(rm))
         }
 
         // Host registers for the displaced ones.
-        var hosts = (-1, -1, -1)
-        var free: [2 of Int] = [scratch, memory < 0 && !isHeld ? address : -1]
+        var hosts: [3 of Int] = .init(repeating: -1)
+        let wanted = loads | stores
+        let addressIsFree = memory < 0 && !isHeld
+        // Those that are there already; then the register whose value is not wanted now.
+        for guest in 13..<16 where wanted & (1 << UInt32(guest)) != 0 { hosts[guest - 13] = kept(guest) }
         var borrowed: (register: Int, slot: Int) = (-1, -1)
         var borrowed2: (register: Int, slot: Int) = (-1, -1)
-        for guest in 13..<16 where (loads | stores) & (1 << UInt32(guest)) != 0 {
+        for guest in 13..<16 where wanted & (1 << UInt32(guest)) != 0 && hosts[guest - 13] < 0 {
+            let scratchIsFree = hosts[0] != scratch && hosts[1] != scratch && hosts[2] != scratch
+            let mayUseAddress = addressIsFree && hosts[0] != address && hosts[1] != address && hosts[2] != address
             var host = -1
-            if free[0] >= 0 {
-                host = free[0]
-                free[0] = -1
-            } else if free[1] >= 0 {
-                host = free[1]
-                free[1] = -1
+            if scratchIsFree && !(mayUseAddress && keptInAddress < 0 && keptInScratch >= 0) {
+                host = scratch
+                keptInScratch = guest
+            } else if mayUseAddress {
+                host = address
+                keptInAddress = guest
             } else {
                 // Rare: three displaced registers, or two and memory.
                 host = 3
@@ -158,22 +151,13 @@ extension BlockBuilder {
                 code.storeContext(ContextOffset.temporary + slot * 8, host)
                 if borrowed.register < 0 { borrowed = (host, slot) } else { borrowed2 = (host, slot) }
             }
-            switch guest {
-            case 13: hosts.0 = host
-            case 14: hosts.1 = host
-            default: hosts.2 = host
-            }
+            hosts[guest - 13] = host
             if loads & (1 << UInt32(guest)) != 0 { code.loadContext(host, RegisterMap.slot(guest)) }
         }
         func host(_ guest: Int) -> Int {
             if guest < 0 { return -1 }
             if guest >= 16 { return guest - 16 }
-            switch guest {
-            case 13: return hosts.0
-            case 14: return hosts.1
-            case 15: return hosts.2
-            default: return RegisterMap.host(guest)
-            }
+            return RegisterMap.isDisplaced(guest) ? hosts[guest - 13] : RegisterMap.host(guest)
         }
 
         if case .address = place, hasHighByte {
@@ -300,19 +284,6 @@ extension BlockBuilder {
             return false
         default: return true
         }
-    }
-
-    /// Whether the only general register written is the one in the register-or-memory place.
-    private static func writesOnlyRM(_ operands: UnsafePointer<ZydisDecodedOperand>, _ count: Int) -> Bool {
-        for index in 0..<count {
-            let operand = operands + index
-            guard operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER,
-                Operand.general(operand.pointee.reg.value) >= 0,
-                operand.pointee.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
-            else { continue }
-            if operand.pointee.encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM { return false }
-        }
-        return true
     }
 
     /// INC and DEC in one byte: in 64-bit code those bytes are REX prefixes.

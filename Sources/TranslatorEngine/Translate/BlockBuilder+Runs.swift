@@ -245,6 +245,7 @@ extension BlockBuilder {
             run.slot == 0
             ? code.checkTLB(table: mode.table, writes: run.writes, size: run.byteCount, hasBMI2: hasBMI2)
             : code.checkSlot(run.slot, size: run.byteCount, mayRetire: false, hasBMI2: hasBMI2)
+        forgetKept()
         run.start = code.cursor
         run.stateAtStart = (flagsInHost, flagsSaved, vectorsReady)
         isHeld = true
@@ -259,6 +260,8 @@ extension BlockBuilder {
         if role.moved >= 0 && role.moved == work.roles[work.runs[number].operand].base { heldOffset += role.distance }
         guard instruction == work.runs[number].last else { return }
         isHeld = false
+        // The copy comes back here too.
+        forgetKept()
         work.runs[number].end = code.cursor
         work.runs[number].stateAtEnd = (flagsInHost, flagsSaved)
         work.runs[number].liveAtEnd = liveBehind
@@ -269,6 +272,7 @@ extension BlockBuilder {
         let run = work.runs[number]
         guard let displacement = run.displacement, let start = run.start else { return }
         code.bind(displacement)
+        forgetKept()
         if run.slot != 0 { refillSlot(run.slot, size: run.byteCount, writes: run.writes, to: start) }
         (flagsInHost, flagsSaved, vectorsReady) = run.stateAtStart
     }

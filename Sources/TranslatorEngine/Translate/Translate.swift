@@ -137,22 +137,7 @@ extension TranslatorCPU {
         case .callIndirect, .jumpIndirect, .ret, .system, .exception: liveFallThrough = arithmeticFlags
         default: liveFallThrough = liveFlags(at: end, from: start, page: page, mode: mode)
         }
-        var live = liveFallThrough
-        for index in stride(from: count - 1, through: 0, by: -1) {
-            let instruction = work.instructions[index]
-            var read = instruction.flagsRead
-            switch instruction.kind {
-            case .call, .jump, .conditional, .counted:
-                let isPlain = BlockBuilder.isPlainTarget(mode, operandWidth: work.decoded[index].operand_width)
-                let taken = isPlain ? liveFlags(at: branchTarget(index), from: start, page: page, mode: mode) : arithmeticFlags
-                work.instructions[index].flagsTaken = taken
-                if instruction.kind == .call || instruction.kind == .jump { read = 0 }
-                read |= taken
-            default: break
-            }
-            live = live & ~instruction.flagsWritten | read
-            work.instructions[index].flagsLive = live
-        }
+        let live = findLiveFlags(count: count, fallThrough: liveFallThrough, start: start, page: page, mode: mode)
 
         let origin = cache.memory.writableBase
         var builder = BlockBuilder(
@@ -162,8 +147,9 @@ extension TranslatorCPU {
         for index in 0..<count {
             switch work.instructions[index].kind {
             case .conditional, .jump, .counted:
+                // Into itself, or to a little way in front: the block is a loop's last part.
                 let target = branchTarget(index)
-                if target >= start && target < end { builder.isLoop = true }
+                if target <= work.instructions[index].offset && start - target < 256 { builder.isLoop = true }
             default: break
             }
         }
@@ -184,6 +170,10 @@ extension TranslatorCPU {
             builder.live = instruction.flagsLive
             builder.operandWidth = decoded.pointee.operand_width
             builder.addressWidth = decoded.pointee.address_width
+            switch instruction.kind {
+            case .generic, .nothing, .lea, .conditional: break
+            default: builder.forgetKept()
+            }
             if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
             cache.map[mapStart + mapped] = MapEntry(
                 host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
@@ -305,6 +295,51 @@ extension TranslatorCPU {
                 cache.link(site, to: target, saved: descriptor.flagsInHost == 0)
             }
         }
+    }
+
+    /// Which arithmetic flags are live in front of each of the block's instructions, and which where its branches lead.
+    /// Inside the block that is found by going round until nothing changes: what a loop writes before it reads it is
+    /// dead where it begins.
+    /// - Returns: those that are live in front of the first.
+    private func findLiveFlags(count: Int, fallThrough: UInt32, start: Int, page: CodePage, mode: BlockMode) -> UInt32 {
+        for index in 0..<count {
+            work.instructions[index].flagsLive = 0
+            switch work.instructions[index].kind {
+            case .call, .jump, .conditional, .counted:
+                let isPlain = BlockBuilder.isPlainTarget(mode, operandWidth: work.decoded[index].operand_width)
+                let inside = isPlain ? work.index(ofOffset: branchTarget(index), count: count) : nil
+                work.targets[index] = inside ?? -1
+                if inside == nil {
+                    work.instructions[index].flagsTaken =
+                        isPlain ? liveFlags(at: branchTarget(index), from: start, page: page, mode: mode) : arithmeticFlags
+                }
+            default: break
+            }
+        }
+        var live = fallThrough
+        var isChanged = true
+        while isChanged {
+            isChanged = false
+            live = fallThrough
+            for index in stride(from: count - 1, through: 0, by: -1) {
+                let instruction = work.instructions[index]
+                var read = instruction.flagsRead
+                switch instruction.kind {
+                case .call, .jump, .conditional, .counted:
+                    let inside = work.targets[index]
+                    let taken = inside >= 0 ? work.instructions[inside].flagsLive : instruction.flagsTaken
+                    work.instructions[index].flagsTaken = taken
+                    read = instruction.kind == .call || instruction.kind == .jump ? taken : read | taken
+                default: break
+                }
+                live = live & ~instruction.flagsWritten | read
+                if live != instruction.flagsLive {
+                    work.instructions[index].flagsLive = live
+                    isChanged = true
+                }
+            }
+        }
+        return live
     }
 
     /// Bytes of the page that the block's code relies on beside its own.
