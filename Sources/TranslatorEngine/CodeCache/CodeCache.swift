@@ -181,9 +181,9 @@ package final class CodeCache: @unchecked Sendable {
     package var nextSite: Int { 1 + segment * siteLimit + segments[segment].siteCount }
 
     /// A way out of the block that is being made.
-    package func addSite(displacement: Int, stub: Int, movesPage: Bool) {
+    package func addSite(displacement: Int, stub: Int, movesPage: Bool, isBackward: Bool = false) {
         sites[nextSite] = Site(
-            displacement: UInt32(displacement), stub: UInt32(stub), movesPage: movesPage, block: UInt32(nextBlock), target: 0,
+            displacement: UInt32(displacement), stub: UInt32(stub), movesPage: movesPage, isBackward: isBackward, block: UInt32(nextBlock), target: 0,
             next: 0, previous: 0)
         segments[segment].siteCount += 1
     }

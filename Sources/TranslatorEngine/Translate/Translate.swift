@@ -6,10 +6,11 @@ extension TranslatorCPU {
     /// - Parameters:
     ///   - limit: how many instructions at most.
     ///   - isIsolated: runs once and comes back to the run loop; not to be found again.
+    ///   - isLoop: a jump backward leads to it.
     /// - Returns: the block's index.
     /// - Throws: the fault of fetching the first instruction.
     func translate(
-        _ linear: UInt64, page: CodePage, mode: BlockMode, limit: Int, isIsolated: Bool
+        _ linear: UInt64, page: CodePage, mode: BlockMode, limit: Int, isIsolated: Bool, isLoop: Bool = false
     ) throws(GuestException) -> Int {
         if !cache.hasRoom || systemPool.isFull { makeRoom() }
         let start = Int(linear & 0xFFF)
@@ -103,7 +104,7 @@ extension TranslatorCPU {
         }
         return emit(
             count: count, source: source, start: start, end: offset, page: page, mode: mode, secondPage: secondPage,
-            isIsolated: isIsolated)
+            isIsolated: isIsolated, isLoop: isLoop)
     }
 
     /// In 64-bit code with 32-bit addresses Zydis 4.0 takes a SIB byte's "no base" under REX.B for r13d, and forgets the
@@ -127,7 +128,7 @@ extension TranslatorCPU {
 
     private func emit(
         count: Int, source: UnsafeMutablePointer<UInt8>, start: Int, end: Int, page: CodePage, mode: BlockMode, secondPage: Int,
-        isIsolated: Bool
+        isIsolated: Bool, isLoop: Bool
     ) -> Int {
         let last = work.instructions[count - 1]
         // Flags that the code behind the block's ways out reads.
@@ -144,6 +145,7 @@ extension TranslatorCPU {
             code: Emitter(at: origin + cache.codeOffset), origin: origin, thunks: thunks, work: work, mode: mode,
             hasBMI2: hasBMI2, isIsolated: isIsolated)
         builder.slotNumber = cache.nextBlock &* 5
+        builder.isLoop = isLoop
         for index in 0..<count {
             switch work.instructions[index].kind {
             case .conditional, .jump, .counted:
