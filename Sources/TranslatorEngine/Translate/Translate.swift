@@ -12,7 +12,7 @@ extension TranslatorCPU {
     func translate(
         _ linear: UInt64, page: CodePage, mode: BlockMode, limit: Int, isIsolated: Bool, isLoop: Bool = false
     ) throws(GuestException) -> Int {
-        if !cache.hasRoom || systemPool.isFull { makeRoom() }
+        makeRoom(page.physical + (linear & 0xFFF), mode, isIsolated: isIsolated)
         let start = Int(linear & 0xFFF)
         var count = 0
         var offset = start
