@@ -6,8 +6,8 @@ private enum Place {
     case register(Int)
     /// `[address]`.
     case address
-    /// `[address + displacement]`, in a run.
-    case held(Int32)
+    /// `[base + displacement]`, in a run.
+    case held(base: Int, Int32)
     /// `[base]` of an instruction that may not have a REX prefix.
     case legacyBase(Int)
     /// `gs:[offset]`: a guest register that lives in the context.
@@ -94,7 +94,19 @@ extension BlockBuilder {
         var place = Place.register(rm)
         if memory >= 0 && isHeld {
             let displacement = operands[memory].mem.disp
+            let index = operands[memory].mem.index
+            var base = address
+            if !runHasIndex && index != ZYDIS_REGISTER_NONE {
+                // Those clobber the scratch register.
+                needFlags(for: info)
+                keptInScratch = -1
+                base = scratch
+                code.lea(
+                    base, base: address, index: RegisterMap.host(Operand.general(index)),
+                    scale: Int(operands[memory].mem.scale).trailingZeroBitCount, 0)
+            }
             place = .held(
+                base: base,
                 Int32(truncatingIfNeeded: heldOffset + (displacement.has_displacement != 0 ? Int(displacement.value) : 0)))
         } else if memory >= 0 {
             let operand = operands + memory
@@ -379,7 +391,8 @@ extension BlockBuilder {
             regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | originalR
             switch place {
             case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7 | originalB
-            case .address, .held: rmField = address
+            case .address: rmField = address
+            case .held(let base, _): rmField = base
             case .legacyBase(let base): rmField = base
             case .context: rmField = 4
             }
@@ -424,7 +437,8 @@ extension BlockBuilder {
                 regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | Int(rexByte & 4) << 1
                 switch place {
                 case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7 | Int(rexByte & 1) << 3
-                case .address, .held: rmField = address
+                case .address: rmField = address
+                case .held(let base, _): rmField = base
                 case .legacyBase(let base): rmField = base
                 case .context: rmField = 4
                 }
@@ -449,7 +463,7 @@ extension BlockBuilder {
             switch place {
             case .register: code.modRM(3, regField, rmField)
             case .address: code.modRM(0, regField, rmField)
-            case .held(let displacement): code.memory(regField, base: rmField, displacement)
+            case .held(_, let displacement): code.memory(regField, base: rmField, displacement)
             case .legacyBase(let base): code.modRM(0, regField, base)
             case .context(let offset): code.absolute(regField, Int32(truncatingIfNeeded: offset))
             }

@@ -95,6 +95,8 @@ struct BlockBuilder {
     /// bytes behind it.
     var isHeld = false
     var heldOffset = 0
+    /// The run's check has added its index.
+    var runHasIndex = false
     /// The displaced registers (`RegisterMap`) whose values the scratch and the address register still have, -1 for none:
     /// copies of what lies in the context, which spare the next instruction the way through memory.
     var keptInScratch = -1
