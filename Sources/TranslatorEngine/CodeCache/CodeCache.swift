@@ -13,7 +13,7 @@ package import Linux
 /// however much code runs once beside it, and nothing is counted while code runs (the "2Q" of Johnson and Shasha, 1994).
 ///
 /// Index 0 of each array is never used, so 0 means none.
-package final class CodeCache: @unchecked Sendable {
+package final class CodeCache {
     package static let hashBits = 16
     /// Code that one block may need at most.
     package static let longestBlock = 1 << 15
