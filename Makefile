@@ -14,12 +14,12 @@ CMDLINE ?= console=ttyS0
 VMCTL   := .build/release/vmctl
 
 # What has to be there to build the product, and to make and test a guest.
-BUILD_PACKAGES := libzydis-dev
+BUILD_PACKAGES := libseccomp-dev libzydis-dev
 GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
-.PHONY: run test fuzz bench build setup guests guests32 multiboot others install uninstall clean help
+.PHONY: run test fuzz bench build setup guests guests32 multiboot control others install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
@@ -29,7 +29,7 @@ help:
 	@echo 'make build    build $(VMCTL)'
 	@echo 'make setup    install the packages that are missing (apt-get; needs root)'
 	@echo 'make guests   fetch the kernels and make the initramfs: $(KERNEL), $(INITRD)'
-	@echo 'make install  copy vmctl and its manual page below PREFIX ($(PREFIX)), DESTDIR is honoured'
+	@echo 'make install  copy vmctl and its manual pages below PREFIX ($(PREFIX)), DESTDIR is honoured'
 	@echo 'make clean    remove everything that was built or fetched'
 	@echo
 	@echo 'make run KERNEL=file INITRD=file CMDLINE="..." MEMORY=1G boots something else.'
@@ -44,7 +44,7 @@ setup:
 build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmctl
 
-guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32 multiboot others
+guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32 multiboot control others
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
@@ -111,6 +111,15 @@ $(MULTIBOOT)/%: Guests/multiboot/kernel.c Guests/multiboot/kernel.ld | setup
 	gcc $(KERNEL_FLAGS) -DFLAT -o $(MULTIBOOT)/flat.elf $<
 	objcopy -O binary $(MULTIBOOT)/flat.elf $(MULTIBOOT)/flat
 
+# A kernel for vmmci, and one that only halts.
+CONTROL := $(GUESTS)/control
+
+control: $(CONTROL)/kernel
+
+$(CONTROL)/kernel: Guests/control/kernel.c Guests/multiboot/kernel.ld | setup
+	@mkdir -p $(CONTROL)
+	gcc $(KERNEL_FLAGS) -o $@ $<
+
 # Without a terminal nobody could leave the shell: the guest then shows what runs and powers itself off.
 run: build guests
 	@if [ -t 0 ] && [ -t 1 ]; then demo=; else demo=' vmd.run=demo'; fi; \
@@ -130,12 +139,14 @@ bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	Benchmarks/run
 
 install: build
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/man/man5
 	install -m 755 $(VMCTL) $(DESTDIR)$(PREFIX)/bin/vmctl
 	install -m 644 man/vmctl.8 $(DESTDIR)$(PREFIX)/share/man/man8/vmctl.8
+	install -m 644 man/vm.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/vm.conf.5
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/vmctl $(DESTDIR)$(PREFIX)/share/man/man8/vmctl.8
+	rm -f $(DESTDIR)$(PREFIX)/bin/vmctl $(DESTDIR)$(PREFIX)/share/man/man8/vmctl.8 \
+	    $(DESTDIR)$(PREFIX)/share/man/man5/vm.conf.5
 
 clean:
 	rm -rf .build $(GUESTS)

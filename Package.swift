@@ -18,16 +18,20 @@ let package = Package(
     name: "vmd",
     products: [
         .library(name: "VMM", targets: ["VMM"]),
+        .library(name: "VMConfig", targets: ["VMConfig"]),
         .library(name: "ControlProtocol", targets: ["ControlProtocol"]),
         .executable(name: "vmctl", targets: ["vmctl"]),
+        .executable(name: "vmd", targets: ["vmd"]),
     ],
     dependencies: [
-        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0")
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.6.0"),
     ],
     targets: [
         .target(name: "CLinux"),
         .systemLibrary(name: "CZydis", providers: [.apt(["libzydis-dev"])]),
-        .target(name: "Linux", dependencies: ["CLinux"], swiftSettings: common),
+        .systemLibrary(name: "CSeccomp", providers: [.apt(["libseccomp-dev"])]),
+        .target(name: "Linux", dependencies: ["CLinux", "CSeccomp"], swiftSettings: common),
         .target(name: "VMM", dependencies: ["Linux"], swiftSettings: common),
         .target(name: "KVMEngine", dependencies: ["VMM", "Linux", "CLinux"], swiftSettings: common),
         .target(
@@ -37,9 +41,16 @@ let package = Package(
         .target(
             name: "Machine", dependencies: ["VMM", "Linux", "Devices", "KVMEngine", "TranslatorEngine"],
             swiftSettings: safe),
+        .target(name: "VMConfig", swiftSettings: safe),
         .target(name: "ControlProtocol", dependencies: ["Linux"], swiftSettings: safe),
+        .target(
+            name: "Daemon",
+            dependencies: [
+                "Machine", "VMM", "VMConfig", "ControlProtocol", "Linux", .product(name: "Logging", package: "swift-log"),
+            ], swiftSettings: safe),
+        .executableTarget(name: "vmd", dependencies: ["Daemon", "Linux", argumentParser], swiftSettings: safe),
         .executableTarget(
-            name: "vmctl", dependencies: ["Machine", "VMM", "Linux", argumentParser], swiftSettings: safe),
+            name: "vmctl", dependencies: ["Machine", "VMConfig", "VMM", "Linux", argumentParser], swiftSettings: safe),
 
         // Endless loops of every shape: how soon an interrupt reaches them, and that it does.
         .target(name: "LoopShapes", path: "Benchmarks/LoopShapes", swiftSettings: safe),
@@ -48,7 +59,10 @@ let package = Package(
             swiftSettings: common),
 
         .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: safe),
-        .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: common),
+        // What the tests of processes and sandboxes run: a program whose every wall they may build and look at.
+        .executableTarget(
+            name: "sandbox-helper", dependencies: ["Linux"], path: "Tests/SandboxHelper", swiftSettings: common),
+        .testTarget(name: "LinuxTests", dependencies: ["Linux", "sandbox-helper"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
@@ -58,6 +72,7 @@ let package = Package(
         .testTarget(
             name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "Machine", "Devices", "VMM", "Linux", "CLinux", "CZydis", "CSilicon", "LoopShapes", "TestSupport"],
             swiftSettings: common),
+        .testTarget(name: "VMConfigTests", dependencies: ["VMConfig", "TestSupport"], swiftSettings: safe),
         .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices", "TestSupport"], swiftSettings: common),
         .testTarget(name: "GuestTests", dependencies: ["Linux"], swiftSettings: common),
     ]

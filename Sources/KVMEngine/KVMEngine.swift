@@ -1,6 +1,6 @@
 import CLinux
 import Glibc
-import Linux
+public import Linux
 import Synchronization
 public import VMM
 
@@ -21,8 +21,12 @@ public final class KVMEngine: Engine {
     private let memory = Mutex<GuestMemory?>(nil)
 
     /// Opens `/dev/kvm` and makes an empty machine.
-    public init() throws(KVMError) {
-        device = try Self.open()
+    public convenience init() throws(KVMError) { try self.init(device: try Self.open()) }
+
+    /// Makes an empty machine.
+    /// - Parameter device: `/dev/kvm`, opened for reading and writing.
+    public init(device opened: consuming FileDescriptor) throws(KVMError) {
+        device = opened
         let version = try kvm("KVM_GET_API_VERSION", device.raw, clinux_kvm_get_api_version)
         guard version == 12 else { throw .wrongVersion(version) }
         var reported = try supportedFeatures(device.raw)
@@ -139,7 +143,7 @@ extension KVMEngine {
     }
 
     /// VMX (SDM Vol. 2, CPUID.1:ECX) or SVM (APM Vol. 3, CPUID.0x80000001:ECX).
-    private static var showsVirtualisation: Bool {
+    public static var showsVirtualisation: Bool {
         clinux_cpuid(1, 0).ecx & 1 << 5 != 0
             || clinux_cpuid(0x8000_0000, 0).eax > 0x8000_0000 && clinux_cpuid(0x8000_0001, 0).ecx & 1 << 2 != 0
     }

@@ -14,6 +14,12 @@ public struct FileDescriptor: ~Copyable, Sendable {
         raw = try retrying("open") { clinux_open(path, flags | O_CLOEXEC, UInt32(mode)) }
     }
 
+    /// A further descriptor of the same open file, with O_CLOEXEC.
+    /// - Throws: EMFILE.
+    public init(duplicating other: CInt) throws(SystemError) {
+        raw = try retrying("fcntl") { clinux_fcntl(other, F_DUPFD_CLOEXEC, 0) }
+    }
+
     deinit { Glibc.close(raw) }
 
     /// Gives the number away; the caller closes it.

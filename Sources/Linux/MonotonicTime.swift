@@ -19,6 +19,9 @@ public enum SystemTime {
     /// `CLOCK_REALTIME`: since 1970 UTC.
     public static func wallClock() -> UInt64 { read(CLOCK_REALTIME) }
 
+    /// Whole seconds since 1970 UTC.
+    public static func seconds() -> UInt64 { wallClock() / 1_000_000_000 }
+
     private static func read(_ clock: clockid_t) -> UInt64 {
         var time = timespec()
         clock_gettime(clock, &time)

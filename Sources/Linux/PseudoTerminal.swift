@@ -19,9 +19,24 @@ public struct PseudoTerminal: ~Copyable, Sendable {
                 clinux_ioctl(number, 0x4004_5431, UInt(bitPattern: $0))
             }
         }
-        // TIOCGPTPEER opens the other end without a path, so it works in every mount namespace.
-        let flags = UInt(O_RDWR | O_NOCTTY | O_CLOEXEC)
-        slave = FileDescriptor(owning: try retrying("ioctl") { clinux_ioctl(number, 0x5441, flags) })
+        slave = try Self.openSlave(of: number)
         master = keyboard
+    }
+
+    /// Opens the terminal of a keyboard and screen without a path, so that it works in every mount namespace.
+    /// - Parameter isRaw: whether it is to pass bytes as they are: no echo, no line editing, no signals from keys.
+    public static func openSlave(of master: CInt, isRaw: Bool = false) throws(SystemError) -> FileDescriptor {
+        let flags = UInt(O_RDWR | O_NOCTTY | O_CLOEXEC)
+        // TIOCGPTPEER
+        let slave = FileDescriptor(owning: try retrying("ioctl") { clinux_ioctl(master, 0x5441, flags) })
+        if isRaw { try setRaw(slave.raw) }
+        return slave
+    }
+
+    static func setRaw(_ slave: CInt) throws(SystemError) {
+        var attributes = termios()
+        _ = try retrying("tcgetattr") { tcgetattr(slave, &attributes) }
+        cfmakeraw(&attributes)
+        _ = try retrying("tcsetattr") { tcsetattr(slave, TCSANOW, &attributes) }
     }
 }

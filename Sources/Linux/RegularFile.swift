@@ -22,8 +22,11 @@ public struct RegularFile: ~Copyable, Sendable {
     }
 
     /// Opens without waiting for anything: a FIFO given by mistake would block until somebody writes.
-    public init(_ path: String) throws(Failure) {
-        let opened = try Self.open(path)
+    public init(_ path: String) throws(Failure) { try self.init(owning: try Self.open(path), path) }
+
+    /// Takes over a descriptor that somebody else has opened for reading, as in a process that may open nothing.
+    /// - Parameter name: what to call it in messages: its path, where it was opened.
+    public init(owning opened: consuming FileDescriptor, _ name: String) throws(Failure) {
         var status = stat()
         let result = fstat(opened.raw, &status)
         let code = errno
@@ -33,9 +36,12 @@ public struct RegularFile: ~Copyable, Sendable {
             throw .notRegular(kind == S_IFDIR ? "a directory" : kind == S_IFBLK ? "a block device" : "special")
         }
         descriptor = opened
-        self.path = path
+        path = name
         byteCount = UInt64(max(0, status.st_size))
     }
+
+    /// Gives the descriptor away.
+    public consuming func release() -> FileDescriptor { descriptor }
 
     private static func open(_ path: String) throws(Failure) -> FileDescriptor {
         do {

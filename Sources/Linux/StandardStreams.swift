@@ -15,6 +15,12 @@ public enum StandardStreams {
     public static func ignoreBrokenPipes() { signal(SIGPIPE, SIG_IGN) }
 
     /// Writes all of a text to standard error; a standard error that takes nothing is nobody's problem.
+    /// Leads all three to /dev/null.
+    public static func discard() {
+        guard let null = try? FileDescriptor(open: "/dev/null", flags: O_RDWR) else { return }
+        for number: CInt in 0...2 { dup2(null.raw, number) }
+    }
+
     public static func writeError(_ text: String) {
         var text = text
         text.withUTF8 { bytes in
@@ -53,6 +59,41 @@ public enum Stream {
                 var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
                 poll(&entry, 1, -1)
             }
+        }
+    }
+
+    /// Makes reads and writes of a descriptor, and of all that share its open file, return at once.
+    public static func setNonBlocking(_ descriptor: CInt) throws(SystemError) {
+        let flags = try retrying("fcntl") { fcntl(descriptor, F_GETFL) }
+        _ = try retrying("fcntl") { fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) }
+    }
+
+    /// Reads what a non-blocking descriptor has, at most `limit` bytes; empty at the end, `nil` when there is nothing yet.
+    public static func readAvailable(_ descriptor: CInt, limit: Int) throws(SystemError) -> [UInt8]? {
+        do {
+            return try read(descriptor, limit: limit)
+        } catch where error.errno == EAGAIN {
+            return nil
+        }
+    }
+
+    /// Writes what a non-blocking descriptor takes now.
+    /// - Parameter isSocket: a closed one then fails with EPIPE, whatever the process does with SIGPIPE.
+    /// - Returns: how many of the bytes, from the first.
+    public static func writeAvailable(
+        _ descriptor: CInt, _ bytes: some Collection<UInt8>, isSocket: Bool
+    ) throws(SystemError) -> Int {
+        let bytes = Array(bytes)
+        do {
+            return try retrying("write") {
+                bytes.withUnsafeBytes { buffer in
+                    isSocket
+                        ? Glibc.send(descriptor, buffer.baseAddress, buffer.count, CInt(MSG_NOSIGNAL))
+                        : Glibc.write(descriptor, buffer.baseAddress, buffer.count)
+                }
+            }
+        } catch where error.errno == EAGAIN {
+            return 0
         }
     }
 }

@@ -13,32 +13,56 @@ import VMM
 /// | | firmware configuration | 0x510, 0x511 |
 /// | | i8259 pair | 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1 |
 /// | | PCI host bridge, reset control | 0xCF8-0xCFF |
+/// | 3, 5, 6, 7, 9... | PCI functions, in the order of their slots | from 0x1000; memory from 0xF0000000 |
+///
+/// PCI slot 0 is the host bridge; the last one in use is always vmmci(4)'s.
 final class Board: Sendable {
     let ports: PortBus
     let interrupts: I8259Pair
     let a20 = AddressLine20()
     let serialPort: SerialPort
     let powerManagement: ACPIPowerManagement
+    let controlDevice: VMMCIFunction
+    let mmio: MMIOBus
+    private let tables: ACPITables.Configuration
     private let resettable: [any Resettable]
 
-    /// - Parameter debugExitPort: where a write ends the machine with a status; `nil` for nowhere.
+    /// The lines of PCI's interrupt pins, by slot from 1 on, and again from the first when they run out. Level-triggered,
+    /// the SCI's among them.
+    private static let pciLines: [UInt8] = [3, 5, 6, 7, 9, 10, 11, 12, 14, 15]
+
+    /// The port base address that firmware would give to slot 1, 2 and so on: 4 KB each, around ACPI's at 0xB000.
+    private static func portBase(slot: UInt8) -> UInt16 { UInt16(slot < 11 ? slot : slot + 1) << 12 }
+
+    /// - Parameters:
+    ///   - debugExitPort: where a write ends the machine with a status; `nil` for nowhere.
+    ///   - onControl: what the guest makes of vmmci's requests. Any thread, without locks.
     /// - Throws: when that port is another device's.
     init(
         clock: any Clock, requests power: MachineRequests, terminal: any SerialTerminal, map: MemoryMap,
-        debugExitPort: UInt16?
+        debugExitPort: UInt16?, onControl: @escaping @Sendable (VMMCIFunction.Event) -> Void = { _ in }
     ) throws(MachineError) {
         let interrupts = I8259Pair()
-        func line(_ number: UInt8) -> InterruptLine { InterruptLine(interrupts, number) }
+        let shared = Dictionary(
+            uniqueKeysWithValues: Self.pciLines.map { ($0, SharedInterruptLine(InterruptLine(interrupts, $0))) })
+        func line(_ number: UInt8) -> InterruptLine { shared[number]?.connect() ?? InterruptLine(interrupts, number) }
+        func pciLine(slot: UInt8) -> UInt8 { Self.pciLines[Int(slot - 1) % Self.pciLines.count] }
         var cmos = CMOSMemory()
         cmos.setMemory(base: MemoryMap.conventionalEnd, below4G: map.lowEnd, above4G: map.highByteCount)
 
         let timer = I8253Port(clock: clock, line: line(0), isWaiting: { interrupts.isWaiting(0) })
         let keyboard = KeyboardController(power: power, keyboardLine: line(1), auxiliaryLine: line(12), a20: a20)
         let serialPort = SerialPort(line: line(4), terminal: terminal, clock: clock)
-        let realTimeClock = MC146818Port(clock: clock, line: line(8), memory: cmos)
         let powerManagement = ACPIPowerManagement(clock: clock, line: line(9), power: power)
         let resetControl = ResetControl(power: power)
-        let hostBridge = PCIHostBridge(resetControl: resetControl)
+        let lastSlot: UInt8 = 1
+        let controlDevice = VMMCIFunction(
+            clock: clock, ports: Self.portBase(slot: lastSlot), line: line(pciLine(slot: lastSlot)),
+            lineNumber: pciLine(slot: lastSlot), power: power, onEvent: onControl)
+        let hostBridge = PCIHostBridge(
+            resetControl: resetControl, functions: [PCIAddress(device: lastSlot): controlDevice])
+        let realTimeClock = MC146818Port(
+            clock: clock, line: line(8), memory: cmos, onTimeStep: { controlDevice.synchronizeClock() })
         let firmwareConfiguration = FirmwareConfigurationPort(
             FirmwareConfiguration(memoryByteCount: map.byteCount, processors: 1))
 
@@ -54,7 +78,11 @@ final class Board: Sendable {
             }
             claims.append(DebugExit(power.requestExit).claim(debugExitPort))
         }
-        ports = PortBus(claims)
+        ports = PortBus(claims, remainder: hostBridge.bus.portClaim)
+        mmio = MMIOBus([], remainder: hostBridge.bus.memoryClaim)
+        var tables = ACPITables.Configuration()
+        tables.pciInterrupts = (1...lastSlot).map { .init(device: $0, line: pciLine(slot: $0)) }
+        self.tables = tables
         // Lines fall before the interrupt controller forgets them.
         resettable = [
             timer, keyboard, serialPort, realTimeClock, powerManagement, resetControl, hostBridge,
@@ -63,11 +91,14 @@ final class Board: Sendable {
         self.interrupts = interrupts
         self.serialPort = serialPort
         self.powerManagement = powerManagement
+        self.controlDevice = controlDevice
+        interrupts.setLevelTriggered(Self.pciLines)
     }
 
-    /// The reset line.
+    /// The reset line, and what firmware does after it.
     func reset() {
         for device in resettable { device.reset() }
+        interrupts.setLevelTriggered(Self.pciLines)
     }
 
     /// Where kernels search for the RSDP if nobody tells them: the first KB of the EBDA, which is in the memory that
@@ -80,7 +111,7 @@ final class Board: Sendable {
     /// Writes what firmware leaves behind: ACPI's tables, a few words of the BIOS data area, vectors of real mode.
     /// - Returns: where the RSDP is.
     func writeTables(_ memory: GuestMemory) -> UInt64 {
-        let (tables, rsdp) = ACPITables.build(at: MemoryMap.acpiBase)
+        let (tables, rsdp) = ACPITables.build(at: MemoryMap.acpiBase, self.tables)
         RealModeVectors.write(memory)
         memory.write(tables, at: MemoryMap.acpiBase)
         memory.write(rsdp, at: Self.extendedBIOSData)

@@ -1,6 +1,7 @@
 import KVMEngine
+public import Linux
 import TranslatorEngine
-import VMM
+public import VMM
 
 /// Which engine runs a machine, as a user names it.
 public enum EngineChoice: String, CaseIterable, Sendable {
@@ -18,5 +19,23 @@ public enum EngineChoice: String, CaseIterable, Sendable {
         } catch {
             throw MachineError("engine kvm: \(error)")
         }
+    }
+
+    /// Makes the engine in a process that can open nothing.
+    /// - Parameter device: `/dev/kvm`, or `nil` when there is none.
+    public func make(
+        device: consuming FileDescriptor?
+    ) throws(MachineError) -> (engine: any Engine, features: EngineFeatures) {
+        guard self == .kvm || self == .auto && KVMEngine.showsVirtualisation, let device = device.take() else {
+            if self == .kvm { throw MachineError("engine kvm: there is no /dev/kvm here: use engine translator") }
+            return (TranslatorEngine(), .translator)
+        }
+        let engine: KVMEngine
+        do {
+            engine = try KVMEngine(device: device)
+        } catch {
+            throw MachineError("engine kvm: \(error)")
+        }
+        return (engine, engine.features)
     }
 }

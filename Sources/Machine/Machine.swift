@@ -22,11 +22,14 @@ public final class Machine: Sendable {
     private let memory: GuestMemory
     private let map: MemoryMap
     private let loader: KernelLoader
-    private let board: Board
+    let board: Board
     private let cpu: any VirtualCPU
-    private let clock: any Clock
+    private let hostClock: any Clock
+    private let clock: MachineClock
     private let guestClock: ParavirtualClock
-    private let requests: MachineRequests
+    let requests: MachineRequests
+    let shutdown: ShutdownControl
+    private let events: EventSink
     private let parker = Parker()
     private let log: @Sendable (String) -> Void
     private let thread = Mutex<PosixThread?>(nil)
@@ -49,12 +52,18 @@ public final class Machine: Sendable {
         memory = try Self.allocate(map)
         requests = MachineRequests()
         guestClock = ParavirtualClock(memory: memory, clock: clock)
+        hostClock = clock
+        let machineClock = MachineClock(clock)
+        self.clock = machineClock
+        let events = EventSink()
+        self.events = events
         board = try Board(
-            clock: clock, requests: requests, terminal: terminal, map: map, debugExitPort: configuration.debugExitPort)
-        self.clock = clock
+            clock: machineClock, requests: requests, terminal: terminal, map: map,
+            debugExitPort: configuration.debugExitPort, onControl: { events.report(Event($0)) })
+        shutdown = ShutdownControl(board, clock: machineClock) { events.report($0) }
         self.log = log
         let wiring = Wiring(
-            memory: memory, ports: board.ports, mmio: MMIOBus([]), interrupts: board.interrupts, policy: policy,
+            memory: memory, ports: board.ports, mmio: board.mmio, interrupts: board.interrupts, policy: policy,
             clock: guestClock, a20: board.a20)
         do {
             cpu = try engine.makeVirtualCPU(index: 0, wiring: wiring)
@@ -63,7 +72,7 @@ public final class Machine: Sendable {
         }
         log(
             "engine \(engine.name), CPU \(policy.model), \(sizeText(map.byteCount)) of memory, "
-                + "kernel \(configuration.kernel)")
+                + "kernel \(configuration.kernel.name)")
         try loadGuest()
         board.interrupts.onInterruptRequest { [cpu, parker] in
             cpu.interruptRequested()
@@ -79,10 +88,16 @@ public final class Machine: Sendable {
     public var serialPort: SerialPort { board.serialPort }
 
     /// Starts the CPU.
-    /// - Parameter onEnd: called once, on the machine's thread, when it has ended.
-    public func start(_ onEnd: @escaping @Sendable (Outcome) -> Void) throws(MachineError) {
+    /// - Parameter onEvent: hears of all that happens to the machine; `Event.ended` comes last, once, on its thread.
+    public func start(_ onEvent: @escaping @Sendable (Event) -> Void) throws(MachineError) {
+        events.connect(onEvent)
         do {
-            let started = try PosixThread("vcpu0") { [self] in onEnd(run()) }
+            let started = try PosixThread("vcpu0") { [self] in
+                events.report(.started)
+                let outcome = run()
+                requests.didEnd()
+                events.report(.ended(outcome))
+            }
             thread.withLock { $0 = started }
         } catch {
             throw MachineError("CPU thread: \(error): raise the limit on processes")
@@ -92,13 +107,13 @@ public final class Machine: Sendable {
     /// Ends the machine soon, whatever the guest does. Any thread.
     public func requestStop() { requests.requestStop() }
 
-    /// Asks the guest to shut down. Any thread.
+    /// Presses ACPI's power button, whatever the guest makes of it. Any thread.
     public func pressPowerButton() { board.powerManagement.pressPowerButton() }
 
     /// Cuts the power or pulls the reset line, as a device would. Any thread.
     public var power: any PowerControl { requests }
 
-    /// Waits until the machine's thread is gone; it ends after `onEnd`.
+    /// Waits until the machine's thread is gone; it ends after `Event.ended`.
     public func join() {
         thread.withLock { thread in
             thread?.join()
@@ -154,23 +169,27 @@ public final class Machine: Sendable {
                 case .exit(let status): return .exited(status)
                 case .reset(let reason):
                     let state = try cpu.readState()
-                    try restart(
-                        ShutdownReason(rip: state.rip, mode: state.modeName, reason: reason), &limiter)
+                    let reason = ShutdownReason(rip: state.rip, mode: state.modeName, reason: reason)
+                    guard try restart(reason, &limiter) else { return .poweredOff }
                 case nil: break
                 }
+                if requests.isPauseWanted { try standStill() }
                 let exit = try cpu.run()
                 // What a guest asked for counts, not how it waits for that: by a halt, or by a triple fault.
                 guard requests.isEmpty else { continue }
                 switch exit {
                 case .stopped: break
                 case .halt(interruptsEnabled: true):
-                    while !board.interrupts.isPending, requests.isEmpty { parker.park() }
+                    while !board.interrupts.isPending, requests.isEmpty {
+                        if requests.isPauseWanted { try standStill() } else { parker.park() }
+                    }
                 case .halt(interruptsEnabled: false):
+                    if shutdown.isExpected { return .poweredOff }
                     let state = try cpu.readState()
                     throw MachineError(
                         "guest halted for good: interrupts are off at rip \(hexText(state.rip)), \(state.modeName)")
                 case .shutdown(let reason):
-                    try restart(reason, &limiter)
+                    guard try restart(reason, &limiter) else { return .poweredOff }
                 case .failure(let text):
                     throw MachineError("guest cannot go on: \(text)")
                 }
@@ -180,9 +199,34 @@ public final class Machine: Sendable {
         }
     }
 
+    /// Waits until the pause is over, or the machine is to end. The CPU is between two instructions.
+    private func standStill() throws {
+        clock.stop()
+        guestClock.suspend()
+        let since = (time: hostClock.now(), counter: TimeStampCounter.now())
+        events.report(.paused)
+        requests.didPause(true)
+        while requests.isPauseWanted, !requests.isEnding { parker.park() }
+        guard !requests.isEnding else { return }
+        let ticks = TimeStampCounter.now() &- since.counter
+        var state = try cpu.readState()
+        state.msr.tscOffset &-= ticks
+        try cpu.writeState(state)
+        guestClock.resume(nanoseconds: hostClock.now() &- since.time, ticks: ticks)
+        clock.start()
+        events.report(.unpaused)
+        requests.didPause(false)
+        synchronizeClock()
+    }
+
     /// The reset line: everything as after power-on but the battery's clock and the files.
-    private func restart(_ reason: ShutdownReason, _ limiter: inout RestartLimiter) throws(MachineError) {
+    /// - Returns: `false` when the guest was asked to shut down, and this is how it does.
+    private func restart(_ reason: ShutdownReason, _ limiter: inout RestartLimiter) throws(MachineError) -> Bool {
         let place = "\(reason.reason) at rip \(hexText(reason.rip)), \(reason.mode)"
+        guard !shutdown.isExpected else {
+            log("guest ends by a reset, as it was asked: \(place)")
+            return false
+        }
         guard limiter.allowsRestart(at: clock.now()) else {
             throw MachineError("guest restarted more than \(RestartLimiter.limit) times within 6 s: \(place)")
         }
@@ -191,6 +235,8 @@ public final class Machine: Sendable {
         guestClock.reset()
         memory.clear()
         try loadGuest()
+        events.report(.restarted(place))
+        return true
     }
 }
 

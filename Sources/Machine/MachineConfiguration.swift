@@ -1,11 +1,11 @@
 /// What a machine is made of.
 public struct MachineConfiguration: Hashable, Sendable {
-    /// Path of a Linux bzImage, or of a kernel with a multiboot header or a PVH note.
-    public var kernel: String
-    /// Path of an initial ramdisk.
-    public var initrd: String?
-    /// For multiboot kernels: FILE or FILE,ARGUMENTS each.
-    public var modules: [String]
+    /// A Linux bzImage, or a kernel with a multiboot header or a PVH note.
+    public var kernel: BootSource
+    /// An initial ramdisk.
+    public var initrd: BootSource?
+    /// For multiboot kernels.
+    public var modules: [BootModuleSource]
     /// `nil` for what suits the kernel: Linux and its kin get a console, a multiboot kernel nothing.
     public var commandLine: String?
     /// The guest's RAM in bytes.
@@ -21,7 +21,7 @@ public struct MachineConfiguration: Hashable, Sendable {
     public static let defaultCommandLine = "console=ttyS0"
 
     public init(
-        kernel: String, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
+        kernel: BootSource, initrd: BootSource? = nil, modules: [BootModuleSource] = [], commandLine: String? = nil,
         memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil
     ) {
         self.kernel = kernel
@@ -31,5 +31,16 @@ public struct MachineConfiguration: Hashable, Sendable {
         self.memoryByteCount = memoryByteCount
         self.cpuModel = cpuModel
         self.debugExitPort = debugExitPort
+    }
+
+    /// The same with paths.
+    /// - Parameter modules: FILE or FILE,ARGUMENTS each.
+    public init(
+        kernel: String, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
+        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil
+    ) {
+        self.init(
+            kernel: .path(kernel), initrd: initrd.map { .path($0) }, modules: modules.map { BootModuleSource($0) },
+            commandLine: commandLine, memoryByteCount: memoryByteCount, cpuModel: cpuModel, debugExitPort: debugExitPort)
     }
 }

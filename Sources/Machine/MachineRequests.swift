@@ -22,12 +22,21 @@ final class MachineRequests: PowerControl {
         }
     }
 
+    /// Gets to know whether a machine is in the state that was asked for.
+    typealias Answer = @Sendable (Bool) -> Void
+
     private struct State {
         var waiting: Request?
         var notify: (@Sendable () -> Void)?
+        var isPaused = false
+        var hasEnded = false
+        /// Of the pause or its end, whichever was asked for last.
+        var answers: [Answer] = []
     }
 
     private let state = Mutex(State())
+    /// Whether the machine is to stand still. A copy to look at between two runs of a CPU; changed under the lock.
+    private let pauseFlag = Atomic(false)
 
     func requestReset(_ reason: String) { post(.reset(reason: reason)) }
     func requestPowerOff() { post(.powerOff) }
@@ -38,6 +47,9 @@ final class MachineRequests: PowerControl {
     func onRequest(_ notify: @escaping @Sendable () -> Void) { state.withLock { $0.notify = notify } }
 
     var isEmpty: Bool { state.withLock { $0.waiting == nil } }
+
+    /// Whether something waits that ends the machine, and so a pause.
+    var isEnding: Bool { state.withLock { $0.waiting.map { $0.strength > 0 } ?? false } }
 
     /// Takes what waits.
     func take() -> Request? {
@@ -54,5 +66,49 @@ final class MachineRequests: PowerControl {
             return state.notify
         }
         notify?()
+    }
+
+    // MARK: Pause
+
+    var isPauseWanted: Bool { pauseFlag.load(ordering: .acquiring) }
+
+    /// Asks for a pause, or for its end. `answer` comes at once when it is so already, else on the vCPU thread; `false`
+    /// when the opposite was asked for meanwhile, or the machine ended.
+    func requestPause(_ isWanted: Bool, _ answer: @escaping Answer) {
+        let (notify, denied, isReached) = state.withLock { state -> ((@Sendable () -> Void)?, [Answer], Bool?) in
+            if state.hasEnded { return (nil, [], false) }
+            var denied: [Answer] = []
+            if pauseFlag.exchange(isWanted, ordering: .sequentiallyConsistent) != isWanted {
+                denied = state.answers
+                state.answers = []
+            }
+            if state.isPaused == isWanted { return (nil, denied, true) }
+            state.answers.append(answer)
+            return (state.notify, denied, nil)
+        }
+        for denied in denied { denied(false) }
+        if let isReached { answer(isReached) }
+        notify?()
+    }
+
+    /// The vCPU thread has stopped the machine or lets it go on.
+    func didPause(_ isPaused: Bool) {
+        let answers = state.withLock { state -> [Answer] in
+            state.isPaused = isPaused
+            guard pauseFlag.load(ordering: .relaxed) == isPaused else { return [] }
+            defer { state.answers = [] }
+            return state.answers
+        }
+        for answer in answers { answer(true) }
+    }
+
+    /// The machine is gone.
+    func didEnd() {
+        let answers = state.withLock { state in
+            state.hasEnded = true
+            defer { state.answers = [] }
+            return state.answers
+        }
+        for answer in answers { answer(false) }
     }
 }

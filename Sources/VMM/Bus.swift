@@ -35,17 +35,21 @@ public final class PortBus: Sendable {
     /// Index into `claims` for each port, 0xFF where nobody answers.
     private let owner: [UInt8]
 
-    /// - Precondition: claims do not overlap and are at most 255: the machine's own wiring.
-    public init(_ claims: [Claim]) {
-        precondition(claims.count < 0xFF)
+    /// - Parameter remainder: answers those of its ports that no claim has. PCI's base addresses move while CPUs run, so
+    ///   their bus looks them up itself; fixed ports win over them and cost nothing more.
+    /// - Precondition: claims do not overlap and are at most 254, the remainder included: the machine's own wiring.
+    public init(_ claims: [Claim], remainder: Claim? = nil) {
+        precondition(claims.count < (remainder == nil ? 0xFF : 0xFE))
         var owner = [UInt8](repeating: 0xFF, count: 0x10000)
+        if let remainder { for port in remainder.ports { owner[Int(port)] = UInt8(claims.count) } }
         for (index, claim) in claims.enumerated() {
             for port in claim.ports {
-                precondition(owner[Int(port)] == 0xFF, "two devices claim port \(port)")
+                let isFree = owner[Int(port)] == 0xFF || owner[Int(port)] == claims.count
+                precondition(isFree, "two devices claim port \(port)")
                 owner[Int(port)] = UInt8(index)
             }
         }
-        self.claims = claims
+        self.claims = claims + (remainder.map { [$0] } ?? [])
         self.owner = owner
     }
 
@@ -77,9 +81,12 @@ public final class MMIOBus: Sendable {
 
     /// Sorted by address.
     private let claims: [Claim]
+    private let remainder: Claim?
 
+    /// - Parameter remainder: answers those of its addresses that no claim has: PCI's window.
     /// - Precondition: claims do not overlap.
-    public init(_ claims: [Claim]) {
+    public init(_ claims: [Claim], remainder: Claim? = nil) {
+        self.remainder = remainder
         self.claims = claims.sorted { $0.addresses.lowerBound < $1.addresses.lowerBound }
         for (a, b) in zip(self.claims, self.claims.dropFirst()) {
             precondition(a.addresses.upperBound <= b.addresses.lowerBound, "MMIO claims overlap")
@@ -93,8 +100,9 @@ public final class MMIOBus: Sendable {
             let middle = (low + high) / 2
             if claims[middle].addresses.upperBound <= address { low = middle + 1 } else { high = middle }
         }
-        guard low < claims.count, claims[low].addresses.contains(address) else { return nil }
-        return claims[low]
+        if low < claims.count, claims[low].addresses.contains(address) { return claims[low] }
+        guard let remainder, remainder.addresses.contains(address) else { return nil }
+        return remainder
     }
 
     public func read(_ address: UInt64, _ width: AccessWidth) -> UInt64 {

@@ -23,6 +23,8 @@ public final class ParavirtualClock: Sendable {
         var tscOffset: UInt64 = 0
         var version: UInt32 = 0
         var interval = ParavirtualClock.firstInterval
+        /// The machine is paused: its time stands still.
+        var isSuspended = false
     }
 
     private let memory: GuestMemory
@@ -38,6 +40,9 @@ public final class ParavirtualClock: Sendable {
     private static let wallClockByteCount: UInt64 = 12
     /// PVCLOCK_TSC_STABLE_BIT: one line holds for all CPUs, so the guest need not guard against going back.
     private static let stableFlag: UInt8 = 1
+    /// PVCLOCK_GUEST_STOPPED: the host did not run the guest for a while; its watchdogs are to look away once. The guest
+    /// clears it.
+    private static let stoppedFlag: UInt8 = 2
 
     /// - Parameters:
     ///   - clock: for wall time and the timer of the corrections.
@@ -101,16 +106,44 @@ public final class ParavirtualClock: Sendable {
         state.withLock { $0 = State(origin: clock.now()) }
     }
 
+    /// The machine pauses: nothing is corrected until `resume`.
+    public func suspend() {
+        timer.withLock { $0 }?.cancel()
+        state.withLock { $0.isSuspended = true }
+    }
+
+    /// The machine goes on. Its time stood still meanwhile, and so did its counter: the caller takes `ticks` off the
+    /// virtual CPU's offset as well. vCPU thread.
+    /// - Parameters:
+    ///   - nanoseconds: how long the pause was on `CLOCK_MONOTONIC`,
+    ///   - ticks: and on the host's counter.
+    public func resume(nanoseconds: UInt64, ticks: UInt64) {
+        let deadline: UInt64? = state.withLock { state in
+            state.isSuspended = false
+            state.origin &+= nanoseconds
+            state.tscOffset &-= ticks
+            guard let line = state.line else { return nil }
+            state.line = line.moved(by: ticks)
+            guard state.page != nil else { return nil }
+            state.interval = Self.firstInterval
+            publish(&state, setting: Self.stoppedFlag)
+            return clock.now() &+ state.interval
+        }
+        if let deadline { timer.withLock { $0 }?.arm(at: deadline) }
+    }
+
     /// Bends the line towards the host's clock.
     private func refine() {
         let deadline: UInt64? = state.withLock { state in
-            guard state.page != nil, let line = state.line else { return nil }
+            guard state.page != nil, !state.isSuspended, let line = state.line else { return nil }
             state.interval = min(state.interval * 2, Self.longestInterval)
             let now = read()
             state.line = line.corrected(
                 at: now.counter, to: now.nanoseconds &- state.origin, within: state.interval,
                 frequency: TimeStampCounter.frequency())
-            publish(&state)
+            // What the guest has not seen yet stays.
+            let flags = state.page.flatMap { memory.load($0 + Self.flagsOffset, as: UInt8.self) } ?? 0
+            publish(&state, setting: flags & Self.stoppedFlag)
             return clock.now() &+ state.interval
         }
         if let deadline { timer.withLock { $0 }?.arm(at: deadline) }
@@ -120,8 +153,10 @@ public final class ParavirtualClock: Sendable {
         address & (GuestMemory.pageSize - 1) <= GuestMemory.pageSize - count && memory.contains(address, count: count)
     }
 
+    private static let flagsOffset: UInt64 = 29
+
     /// Writes the line into the guest's page.
-    private func publish(_ state: inout State) {
+    private func publish(_ state: inout State, setting flags: UInt8 = 0) {
         guard let page = state.page, let line = state.line else { return }
         let timestamp = line.counter &+ state.tscOffset
         store(at: page, version: &state.version) {
@@ -129,7 +164,7 @@ public final class ParavirtualClock: Sendable {
             memory.store(page + 16, line.nanoseconds)
             memory.store(page + 24, line.multiplier)
             memory.store(page + 28, UInt8(bitPattern: line.shift))
-            memory.store(page + 29, Self.stableFlag)
+            memory.store(page + Self.flagsOffset, Self.stableFlag | flags)
         }
     }
 
@@ -152,6 +187,18 @@ struct ClockLine: Hashable, Sendable {
     let nanoseconds: UInt64
     let multiplier: UInt32
     let shift: Int8
+
+    private init(counter: UInt64, nanoseconds: UInt64, multiplier: UInt32, shift: Int8) {
+        self.counter = counter
+        self.nanoseconds = nanoseconds
+        self.multiplier = multiplier
+        self.shift = shift
+    }
+
+    /// The same line that begins `ticks` later.
+    func moved(by ticks: UInt64) -> ClockLine {
+        ClockLine(counter: counter &+ ticks, nanoseconds: nanoseconds, multiplier: multiplier, shift: shift)
+    }
 
     init(counter: UInt64, nanoseconds: UInt64, frequency: UInt64) {
         self.counter = counter

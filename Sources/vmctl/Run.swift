@@ -1,6 +1,7 @@
 import ArgumentParser
 import Glibc
 import Machine
+import VMConfig
 import VMM
 
 extension EngineChoice: ExpressibleByArgument {}

@@ -17,6 +17,7 @@ import VMM
         let keyboard: KeyboardController
         let reset: ResetControl
         let bridge: PCIHostBridge
+        let control: VMMCIFunction
         let acpi: ACPIPowerManagement
         let firmware = FirmwareConfigurationPort(FirmwareConfiguration(memoryByteCount: 1 << 29, processors: 1))
         let exit = DebugExit { _ in }
@@ -31,11 +32,13 @@ import VMM
             keyboard = KeyboardController(
                 power: power, keyboardLine: InterruptLine(pic, 1), auxiliaryLine: InterruptLine(pic, 12))
             reset = ResetControl(power: power)
-            bridge = PCIHostBridge(resetControl: reset)
+            control = VMMCIFunction(
+                clock: clock, ports: 0x1000, line: InterruptLine(pic, 3), lineNumber: 3, power: power)
+            bridge = PCIHostBridge(resetControl: reset, functions: [PCIAddress(device: 1): control])
             acpi = ACPIPowerManagement(clock: clock, line: InterruptLine(pic, 9), power: power)
             bus = PortBus(
                 pic.claims + pit.claims + rtc.claims + serial.claims + keyboard.claims + bridge.claims + acpi.claims
-                    + firmware.claims + [exit.claim(0xF4)])
+                    + firmware.claims + [exit.claim(0xF4)], remainder: bridge.bus.portClaim)
         }
 
         var resettables: [any Resettable] { [pic, pit, rtc, serial, keyboard, reset, bridge, acpi, firmware] }
@@ -44,6 +47,7 @@ import VMM
         static let ports: [UInt16] = [
             I8259Pair.ports, I8253Port.ports, MC146818Port.ports, SerialPort.ports, KeyboardController.ports,
             PCIHostBridge.ports, ACPIPowerManagement.ports, FirmwareConfigurationPort.ports, [0xF4...0xF4],
+            [0x1000...0x1028, 0x8000...0x8002],
         ].flatMap { $0.flatMap { Array($0) } }
 
         /// Random accesses, with time that passes and interrupts that are taken.
@@ -62,6 +66,8 @@ import VMM
                     _ = serial.receiveBreak()
                     serial.setModemInputs(.init(rawValue: .random(in: 0...255, using: &random)))
                     acpi.pressPowerButton()
+                    _ = control.request(.reboot)
+                    control.synchronizeClock()
                 }
             }
         }
@@ -107,6 +113,7 @@ import VMM
         try roundTrip(pc.serial.save())
         try roundTrip(pc.keyboard.save())
         try roundTrip(pc.bridge.save())
+        try roundTrip(pc.control.save())
         try roundTrip(pc.acpi.save())
         try roundTrip(pc.firmware.save())
     }
@@ -123,6 +130,7 @@ import VMM
         other.serial.restore(pc.serial.save())
         other.keyboard.restore(pc.keyboard.save())
         other.reset.restore(pc.reset.save())
+        other.control.restore(pc.control.save())
         other.bridge.restore(pc.bridge.save())
         other.acpi.restore(pc.acpi.save())
         other.firmware.restore(pc.firmware.save())
@@ -171,6 +179,7 @@ import VMM
             accepted += try restoreForged(pc.rtc.save(), &random) { pc.rtc.restore($0) }
             accepted += try restoreForged(pc.serial.save(), &random) { pc.serial.restore($0) }
             accepted += try restoreForged(pc.keyboard.save(), &random) { pc.keyboard.restore($0) }
+            accepted += try restoreForged(pc.control.save(), &random) { pc.control.restore($0) }
             accepted += try restoreForged(pc.bridge.save(), &random) { pc.bridge.restore($0) }
             accepted += try restoreForged(pc.acpi.save(), &random) { pc.acpi.restore($0) }
             accepted += try restoreForged(pc.firmware.save(), &random) { pc.firmware.restore($0) }

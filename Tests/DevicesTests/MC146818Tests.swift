@@ -35,6 +35,22 @@ import VMM
         var time: [UInt8] { [0x32, 9, 8, 7, 4, 2, 0].map { self[$0] } }
     }
 
+    @Test(arguments: [(4_999, 0), (5_001, 1), (-4_999, 0), (-5_001, 1)] as [(Int64, Int)])
+    func `step of the host's time by more than 5 s is noticed at the next look`(milliseconds: Int64, count: Int) {
+        let clock = VirtualClock(wall: Self.start)
+        let steps = Lock(0)
+        let port = MC146818Port(clock: clock, line: LineRecorder().line(8)) { steps { $0 += 1 } }
+        clock.advance(by: 3600 * Self.second)
+        _ = port.readByte(1)
+        #expect(steps { $0 } == 0)
+        clock.stepWall(by: milliseconds * 1_000_000)
+        #expect(clock.armedCount == 0)
+        #expect(steps { $0 } == 0)
+        _ = port.readByte(1)
+        _ = port.readByte(1)
+        #expect(steps { $0 } == count)
+    }
+
     @Test func `time is the host's in BCD and 24 hours`() {
         let bench = Bench()
         #expect(bench.time == [0x20, 0x26, 0x03, 0x02, 0x13, 0x07, 0x09])

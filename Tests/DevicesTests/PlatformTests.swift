@@ -93,22 +93,6 @@ import VMM
 }
 
 @Suite("PCI host bridge and reset control") struct PCIHostBridgeTests {
-    private final class Card: PCIFunction {
-        private let space: Lock<PCIConfigurationSpace>
-        init() {
-            var space = PCIConfigurationSpace(
-                vendor: 0x1AF4, device: 0x1044, classCode: 0x08_80_01, revision: 1, subsystemVendor: 0x0B5D,
-                subsystem: 4)
-            space.allowWrites(PCIConfigurationSpace.Register.baseAddress0, 0xFFFF_F000 as UInt32)
-            space.set(PCIConfigurationSpace.Register.baseAddress0, 1 as UInt32)
-            self.space = Lock(space)
-        }
-        func readConfiguration(_ offset: UInt8, _ width: AccessWidth) -> UInt32 { space { $0.read(offset, width) } }
-        func writeConfiguration(_ offset: UInt8, _ width: AccessWidth, _ value: UInt32) {
-            space { $0.write(offset, width, value) }
-        }
-    }
-
     private struct Bench {
         let power = PowerRecorder()
         let bridge: PCIHostBridge

@@ -1,5 +1,7 @@
 import Glibc
 
+@testable import Machine
+
 /// A file that is gone when the test is.
 final class TemporaryFile: Sendable {
     let path: String
@@ -94,4 +96,12 @@ func pvhImage(_ change: (inout Fields) -> Void = { _ in }) -> [UInt8] {
     image.set(0x224, UInt32(0x20_0000))
     change(&image)
     return image.bytes + [UInt8](repeating: 0x90, count: 0x1000)
+}
+
+extension KernelLoader {
+    init(kernel: String, initrd: String?, modules: [String] = [], commandLine: String?) throws(MachineError) {
+        try self.init(
+            kernel: .path(kernel), initrd: initrd.map { .path($0) }, modules: modules.map { BootModuleSource($0) },
+            commandLine: commandLine)
+    }
 }

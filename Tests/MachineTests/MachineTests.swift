@@ -1,18 +1,9 @@
-import Devices
 import Linux
 import Synchronization
 import Testing
 import VMM
 
 @testable import Machine
-
-/// Collects what the guest prints.
-private final class Recorder: SerialTerminal {
-    private let bytes = Mutex<[UInt8]>([])
-    var text: String { String(decoding: bytes.withLock { $0 }, as: UTF8.self) }
-    func send(_ byte: UInt8) { bytes.withLock { $0.append(byte) } }
-    func roomAvailable() {}
-}
 
 @Suite("Machine", .timeLimit(.minutes(1))) struct MachineTests {
     private let kernel = TemporaryFile(bzImage())
@@ -28,7 +19,8 @@ private final class Recorder: SerialTerminal {
             MachineConfiguration(kernel: kernel.path, memoryByteCount: 32 << 20, debugExitPort: debugExitPort),
             engine: FakeEngine(script), features: .translator, clock: clock, terminal: terminal)
         let outcome = Monitor<Machine.Outcome?>(nil)
-        try machine.start { ended in
+        try machine.start { event in
+            guard case .ended(let ended) = event else { return }
             outcome.withLock { $0 = ended }
             outcome.broadcast()
         }

@@ -40,23 +40,6 @@ import Testing
     }
 }
 
-@Suite("Sizes") struct ByteSizeTests {
-    @Test(arguments: [
-        ("0", 0), ("4096", 4096), ("16K", 16 << 10), ("512M", 512 << 20), ("512m", 512 << 20), ("1G", 1 << 30),
-        ("2t", 2 << 40), ("18446744073709551615", .max), ("17179869183G", 17_179_869_183 << 30),
-    ] as [(String, UInt64)])
-    func `size is read`(text: String, expected: UInt64) {
-        #expect(ByteSize.parse(text) == expected)
-    }
-
-    @Test(arguments: [
-        "", "M", "-1", "+1", "1.5G", "1 G", " 1G", "1GB", "1P", "0x10", "18446744073709551616", "17179869184G", "٣M",
-    ])
-    func `anything else is no size`(text: String) {
-        #expect(ByteSize.parse(text) == nil)
-    }
-}
-
 @Suite("Restart limiter") struct RestartLimiterTests {
     @Test func `fourth restart within six seconds is one too many`() {
         var limiter = RestartLimiter()

@@ -52,6 +52,17 @@ final class Recorder: PortDevice, MMIODevice {
             ])
     }
 
+    @Test func `remainder answers what claims leave over of its ports`() {
+        let fixed = Recorder()
+        let remainder = Recorder()
+        let bus = PortBus([.init(0x1100...0x1101, fixed)], remainder: .init(0x1000...0x1FFF, remainder))
+        for port: UInt16 in [0xFFF, 0x1000, 0x10FF, 0x1100, 0x1101, 0x1102, 0x1FFF, 0x2000] {
+            bus.write(port, .byte, UInt32(port & 0xFF))
+        }
+        #expect(fixed.accesses.map(\.offset) == [0, 1])
+        #expect(remainder.accesses.map(\.offset) == [0, 0xFF, 0x102, 0xFFF])
+    }
+
     @Test func `values are cut to the width in both directions`() {
         let device = Recorder()
         let bus = PortBus([.init(0x10...0x10, device)])
@@ -85,6 +96,17 @@ final class Recorder: PortDevice, MMIODevice {
 }
 
 @Suite("Memory bus") struct MMIOBusTests {
+    @Test func `remainder answers what claims leave over of its addresses`() {
+        let fixed = Recorder()
+        let remainder = Recorder()
+        let bus = MMIOBus([.init(0x1100..<0x1110, fixed)], remainder: .init(0x1000..<0x2000, remainder))
+        for address: UInt64 in [0xFFF, 0x1000, 0x10FF, 0x1100, 0x110F, 0x1110, 0x1FFF, 0x2000] {
+            bus.write(address, .byte, 0)
+        }
+        #expect(fixed.accesses.map(\.offset) == [0, 0xF])
+        #expect(remainder.accesses.map(\.offset) == [0, 0xFF, 0x110, 0xFFF])
+    }
+
     @Test(arguments: [(.byte, 0xFF), (.word, 0xFFFF), (.dword, 0xFFFF_FFFF), (.qword, .max)] as [(AccessWidth, UInt64)])
     func `address nobody claims reads all ones at the width and swallows writes`(width: AccessWidth, ones: UInt64) {
         let bus = MMIOBus([.init(0x1000..<0x2000, Recorder())])

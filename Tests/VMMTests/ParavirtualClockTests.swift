@@ -63,6 +63,32 @@ private final class HandClock: Clock {
         ParavirtualClock(memory: memory, clock: clock)
     }
 
+    @Test func `pause is no time to the guest, and the page says that it stood still`() throws {
+        let paravirtual = ParavirtualClock(memory: memory, clock: clock) { [clock] in
+            TimeStampCounter.Reading(counter: (clock.now() - 1_000_000_000_000) * 5 / 2, nanoseconds: clock.now())
+        }
+        #expect(paravirtual.writeSystemTime(0x1001, tscOffset: 500))
+        func counter() -> UInt64 { (clock.now() - 1_000_000_000_000) * 5 / 2 }
+        clock.advance(300_000_000)
+        let before = try guestTime(0x1000, counter: counter() + 500)
+        paravirtual.suspend()
+        let ticks: UInt64 = 25_000_000_000
+        clock.advance(10_000_000_000)
+        #expect(clock.state.withLock { $0.deadline } == nil)
+        paravirtual.resume(nanoseconds: 10_000_000_000, ticks: ticks)
+        let after = try guestTime(0x1000, counter: counter() + 500 - ticks)
+        #expect(after == before)
+        #expect(memory.load(0x101D, as: UInt8.self) == 3)
+        // It stays until the guest has seen it, and corrections go on without a jump.
+        clock.advance(1_000_000_000)
+        #expect(memory.load(0x101D, as: UInt8.self) == 3)
+        memory.store(0x101D, UInt8(1))
+        clock.advance(2_000_000_000)
+        #expect(memory.load(0x101D, as: UInt8.self) == 1)
+        // The host's clock is 13 s further, the guest's 3.
+        #expect(memory.load(0x1010, as: UInt64.self).map { $0 < 5_000_000_000 } == true)
+    }
+
     @Test func `page turns the host's counter into time since the machine began`() throws {
         TimeStampCounter.start()
         let start = SystemTime.monotonic()

@@ -22,6 +22,7 @@
 
 #include "CLinuxKVM.h"
 #include "CLinuxHost.h"
+#include "CLinuxProcess.h"
 
 static inline int clinux_open(const char *path, int flags, unsigned mode) { return open(path, flags, mode); }
 static inline int clinux_ioctl(int fd, unsigned long request, uintptr_t argument) { return ioctl(fd, request, argument); }

@@ -8,6 +8,7 @@
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <syslog.h>
 #include <unistd.h>
 
 // The time-stamp counter, ordered against the loads and calls around it (SDM Vol. 2, RDTSC: LFENCE before and after).
@@ -54,5 +55,9 @@ void clinux_terminal_restore(void);
 void clinux_terminal_release(void);
 // Makes signals that kill the process, and exit(), restore the terminal first. Handlers installed later win.
 void clinux_terminal_guard_exits(void);
+
+// syslog is variadic. The identity must be a literal: the library keeps the pointer.
+static inline void clinux_openlog(const char *identity, int facility) { openlog(identity, LOG_PID | LOG_NDELAY, facility); }
+static inline void clinux_syslog(int priority, const char *text) { syslog(priority, "%s", text); }
 
 #endif

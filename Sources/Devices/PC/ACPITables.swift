@@ -217,8 +217,8 @@ public enum ACPITables {
                 // The memory window leaves out what I/O APIC, timer and local APIC decode.
                 bridge.define(
                     "_CRS",
-                    resources: .init().buses(0...0).ports(0xCF8, count: 8).portWindow(0...0xCF7)
-                        .portWindow(0xD00...0xFFFF).memoryWindow(0xF000_0000...0xFEBF_FFFF)
+                    resources: .init().buses(0...0).ports(0xCF8, count: 8).portWindow(PCIBus.portWindow)
+                        .memoryWindow(0xF000_0000...0xFEBF_FFFF)
                         .memoryWindow(0xFEF0_0000...0xFFBF_FFFF))
                 bridge.define("_PRT", .package(configuration.pciInterrupts.map(route)))
             }

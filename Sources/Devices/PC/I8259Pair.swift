@@ -43,6 +43,15 @@ public final class I8259Pair: InterruptController, InterruptSource, PortClaimant
     /// with a device's lock held.
     public func isWaiting(_ number: UInt8) -> Bool { state.withLock { $0.chips.isWaiting(number) } }
 
+    /// What a PC's firmware does for the lines of PCI: the ELCR says which are level-triggered.
+    public func setLevelTriggered(_ lines: some Sequence<UInt8>) {
+        let mask = lines.reduce(0 as UInt16) { $0 | 1 &<< UInt16($1 & 15) }
+        change { chips in
+            chips.changeMaster { $0.writeELCR($0.elcr | UInt8(truncatingIfNeeded: mask)) }
+            chips.changeSlave { $0.writeELCR($0.elcr | UInt8(truncatingIfNeeded: mask >> 8)) }
+        }
+    }
+
     public func reset() { change { $0.reset() } }
 
     public func save() -> I8259Cascade { state.withLock { $0.chips } }

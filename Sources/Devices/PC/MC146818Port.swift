@@ -12,7 +12,12 @@ public final class MC146818Port: BytePortDevice, PortClaimant, Resettable {
         var timer: (any DeviceTimer)?
         var isArmed = false
         var level = false
+        /// What the wall clock was ahead of the other one at the last look.
+        var lead: UInt64
     }
+
+    /// A guest is told of larger steps of the wall clock: somebody set the host's, or the host slept.
+    private static let largestStep: UInt64 = 5_000_000_000
 
     /// An alarm may be a day away, and the wall clock may be set or slewed meanwhile: look at it once a minute.
     private static let longestWait: UInt64 = 60_000_000_000
@@ -20,29 +25,49 @@ public final class MC146818Port: BytePortDevice, PortClaimant, Resettable {
     private let state: Mutex<State>
     private let clock: any Clock
     private let line: InterruptLine
+    private let onTimeStep: @Sendable () -> Void
 
     /// - Parameters:
     ///   - line: IRQ 8.
     ///   - memory: what the firmware finds in the CMOS memory.
-    public init(clock: any Clock, line: InterruptLine, memory: CMOSMemory = CMOSMemory()) {
+    ///   - onTimeStep: called after the wall clock has jumped by more than 5 s against the other clock, at the next look
+    ///     that the chip takes at it: when its registers are used or its timer fires. There is no timer for this alone.
+    ///     Any thread, without locks.
+    public init(
+        clock: any Clock, line: InterruptLine, memory: CMOSMemory = CMOSMemory(),
+        onTimeStep: @escaping @Sendable () -> Void = {}
+    ) {
         var chip = MC146818()
         chip.memory = memory
         chip.account(clock.wallClock())
         // What passed before power-on is no event.
         chip.reset()
-        state = Mutex(State(chip: chip))
+        state = Mutex(State(chip: chip, lead: clock.wallClock() &- clock.now()))
         self.clock = clock
         self.line = line
+        self.onTimeStep = onTimeStep
         let timer = clock.makeTimer { [weak self] in self?.fire() }
         state.withLock { $0.timer = timer }
     }
 
     private func fire() {
-        state.withLock { state in
-            let wall = clock.wallClock()
+        look { state, wall in
             state.chip.account(wall)
             settle(&state, wall)
         }
+    }
+
+    /// Changes the state at a time of the wall clock, and notices when that has jumped.
+    private func look<R>(_ body: (inout State, UInt64) -> R) -> R {
+        let (result, hasJumped) = state.withLock { state in
+            let wall = clock.wallClock()
+            let lead = wall &- clock.now()
+            let step = Int64(bitPattern: lead &- state.lead).magnitude
+            state.lead = lead
+            return (body(&state, wall), step > Self.largestStep)
+        }
+        if hasJumped { onTimeStep() }
+        return result
     }
 
     private func settle(_ state: inout State, _ wall: UInt64) {
@@ -62,8 +87,7 @@ public final class MC146818Port: BytePortDevice, PortClaimant, Resettable {
 
     public func readByte(_ offset: UInt16) -> UInt8 {
         guard offset == 1 else { return 0xFF }
-        return state.withLock { state in
-            let wall = clock.wallClock()
+        return look { state, wall in
             let isFlags = state.chip.index == 0x0C
             let value = state.chip.read(wall)
             if isFlags { settle(&state, wall) }
@@ -75,8 +99,7 @@ public final class MC146818Port: BytePortDevice, PortClaimant, Resettable {
         switch offset {
         case 0: state.withLock { $0.chip.select(value) }
         case 1:
-            state.withLock { state in
-                let wall = clock.wallClock()
+            look { state, wall in
                 state.chip.write(value, wall)
                 settle(&state, wall)
             }

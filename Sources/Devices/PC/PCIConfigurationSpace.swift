@@ -86,8 +86,12 @@ public struct PCIConfigurationSpace: Codable, Hashable, Sendable {
     }
 
     public func get<T: FixedWidthInteger & UnsignedInteger>(_ offset: UInt8, as type: T.Type) -> T {
+        Self.get(offset, in: bytes)
+    }
+
+    private static func get<T: FixedWidthInteger & UnsignedInteger>(_ offset: UInt8, in bytes: [UInt8]) -> T {
         var value: T = 0
-        for index in 0..<T.bitWidth / 8 where Int(offset) + index < Self.byteCount {
+        for index in 0..<T.bitWidth / 8 where Int(offset) + index < byteCount {
             value |= T(bytes[Int(offset) + index]) << T(index * 8)
         }
         return value
@@ -96,6 +100,20 @@ public struct PCIConfigurationSpace: Codable, Hashable, Sendable {
     /// Lets a guest write the bits of `mask`, and no others of that register.
     public mutating func allowWrites<T: FixedWidthInteger & UnsignedInteger>(_ offset: UInt8, _ mask: T) {
         Self.put(mask, offset, in: &writable)
+    }
+
+    /// What of a register a guest may write.
+    func writableBits<T: FixedWidthInteger & UnsignedInteger>(_ offset: UInt8, as type: T.Type) -> T {
+        Self.get(offset, in: writable)
+    }
+
+    /// Takes over what a guest had written in a saved space. What it cannot write stays as the device made it, so a
+    /// forged space is no more than a hostile guest.
+    public mutating func adopt(_ saved: PCIConfigurationSpace) {
+        for index in bytes.indices {
+            let mask = writable[index] | writeOneToClear[index]
+            bytes[index] = bytes[index] & ~mask | saved.bytes[index] & mask
+        }
     }
 
     /// Makes writing a one to these bits clear them.

@@ -1,32 +1,12 @@
 import Synchronization
 import VMM
 
-/// A function on the PCI bus, as configuration accesses see it.
-/// Called on vCPU threads: must not throw or trap, whatever the guest asks. An access never leaves the aligned four
-/// bytes that it starts in.
-public protocol PCIFunction: AnyObject, Sendable {
-    func readConfiguration(_ offset: UInt8, _ width: AccessWidth) -> UInt32
-    func writeConfiguration(_ offset: UInt8, _ width: AccessWidth, _ value: UInt32)
-}
-
-/// Where a function sits on bus 0.
-public struct PCIAddress: Hashable, Sendable {
-    /// Slot 0 to 31 and function 0 to 7 as in bits 15 to 8 of a configuration address.
-    public let rawValue: UInt8
-
-    /// - Precondition: device below 32, function below 8: the machine's own wiring.
-    public init(device: UInt8, function: UInt8 = 0) {
-        precondition(device < 32 && function < 8)
-        rawValue = device << 3 | function
-    }
-}
-
 /// The host bridge: PCI configuration mechanism 1 (PCI 3.0, section 3.2.2.3.2) and itself as device 0, 0b5d:0666 as on
 /// OpenBSD. Port 0xCF9 in its middle is reset control.
 ///
-/// One bus, built once: functions cannot come or go while the machine runs. Nobody answers on other buses, which reads
-/// as ones.
-public final class PCIHostBridge: PortDevice, PCIFunction, PortClaimant, Resettable {
+/// Functions cannot come or go while the machine runs. Nobody answers on other buses, which reads as ones. The bridge's
+/// reset is the bus's: all functions are reset with it.
+public final class PCIHostBridge: PortDevice, PCIFunction, PortClaimant {
     public static let ports: [ClosedRange<UInt16>] = [0xCF8...0xCFF]
 
     /// What is saved.
@@ -40,18 +20,18 @@ public final class PCIHostBridge: PortDevice, PCIFunction, PortClaimant, Resetta
     /// Bus, device, function, register; the rest reads as zero.
     private static let addressMask: UInt32 = 0x80FF_FFFC
 
+    /// Registers whose change moves what a function decodes: command, base addresses.
+    private static let decoders: Set<UInt8> = [0x04, 0x10, 0x14, 0x18, 0x1C, 0x20, 0x24]
+
     private let state = Mutex(State())
-    private let functions: [(any PCIFunction)?]
+    /// Everything but the bridge itself.
+    public let bus: PCIBus
     private let resetControl: ResetControl
 
     /// - Parameter functions: everything on the bus but the bridge itself.
     public init(resetControl: ResetControl, functions: [PCIAddress: any PCIFunction] = [:]) {
-        var table = [(any PCIFunction)?](repeating: nil, count: 256)
-        for (address, function) in functions {
-            precondition(address.rawValue != 0, "slot 0 is the host bridge's")
-            table[Int(address.rawValue)] = function
-        }
-        self.functions = table
+        precondition(functions[PCIAddress(device: 0)] == nil, "slot 0 is the host bridge's")
+        bus = PCIBus(functions)
         self.resetControl = resetControl
     }
 
@@ -63,12 +43,17 @@ public final class PCIHostBridge: PortDevice, PCIFunction, PortClaimant, Resetta
         state.withLock { $0.space.write(offset, width, value) }
     }
 
+    /// The bridge decodes configuration ports and nothing that could be moved.
+    public var windows: [PCIConfigurationSpace.Window] { [] }
+    public func read(_ index: Int, _ offset: UInt64, _ width: AccessWidth) -> UInt64 { width.allOnes }
+    public func write(_ index: Int, _ offset: UInt64, _ width: AccessWidth, _ value: UInt64) {}
+
     /// The function that the address register selects, and the register in it.
     private var selected: (function: any PCIFunction, offset: UInt8)? {
         let address = state.withLock { $0.address }
         guard address & Self.enable != 0, address & 0x00FF_0000 == 0 else { return nil }
         let index = UInt8(truncatingIfNeeded: address >> 8)
-        guard let function = index == 0 ? self : functions[Int(index)] else { return nil }
+        guard let function = index == 0 ? self : bus.function(at: index) else { return nil }
         return (function, UInt8(truncatingIfNeeded: address))
     }
 
@@ -98,23 +83,32 @@ public final class PCIHostBridge: PortDevice, PCIFunction, PortClaimant, Resetta
         case (4...7, _):
             guard let (function, register) = selected else { return }
             let place = UInt8(offset & 3)
-            if Int(place) + width.rawValue <= 4 { return function.writeConfiguration(register | place, width, value) }
-            for index in 0..<4 - place {
-                function.writeConfiguration(register | place + index, .byte, value >> (UInt32(index) * 8) & 0xFF)
+            if Int(place) + width.rawValue <= 4 {
+                function.writeConfiguration(register | place, width, value)
+            } else {
+                for index in 0..<4 - place {
+                    function.writeConfiguration(register | place + index, .byte, value >> (UInt32(index) * 8) & 0xFF)
+                }
             }
+            if Self.decoders.contains(register) { bus.refresh() }
         default: break
         }
     }
 
-    public func reset() { state.withLock { $0 = State() } }
+    public func reset() {
+        state.withLock { $0 = State() }
+        bus.reset()
+    }
 
     public func save() -> State { state.withLock { $0 } }
 
+    /// The functions are restored before it: the bus looks at them then.
     public func restore(_ saved: State) {
         state.withLock {
-            $0 = saved
-            $0.address &= Self.addressMask
+            $0.space.adopt(saved.space)
+            $0.address = saved.address & Self.addressMask
         }
+        bus.refresh()
     }
 
     public var claims: [PortBus.Claim] { [.init(Self.ports[0], self)] }

@@ -3,25 +3,25 @@ import VMM
 
 /// A file that boots a machine, held open so that a reboot reads what the start read.
 final class BootFile: Sendable {
-    private let file: RegularFile
-    var path: String { file.path }
+    private let opened: OpenedFile
+    var path: String { opened.name }
     /// At the time of opening.
-    var byteCount: UInt64 { file.byteCount }
+    var byteCount: UInt64 { opened.file.byteCount }
     /// "kernel", "initrd" or "module", for messages.
     let role: String
 
-    init(_ role: String, _ path: String) throws(MachineError) {
+    init(_ role: String, _ source: BootSource) throws(MachineError) {
         self.role = role
-        file = try Self.open(role, path)
-        guard file.byteCount > 0 else { throw MachineError("\(role) \(path): is empty: copy it again") }
-    }
-
-    private static func open(_ role: String, _ path: String) throws(MachineError) -> RegularFile {
         do {
-            return try RegularFile(path)
+            opened =
+                switch source {
+                case .path(let path): OpenedFile(try RegularFile(path))
+                case .opened(let file): file
+                }
         } catch {
-            throw MachineError("\(role) \(path): \(error): \(advice(error, role))")
+            throw MachineError("\(role) \(source.name): \(error): \(Self.advice(error, role))")
         }
+        guard byteCount > 0 else { throw MachineError("\(role) \(path): is empty: copy it again") }
     }
 
     private static func advice(_ failure: RegularFile.Failure, _ role: String) -> String {
@@ -45,7 +45,7 @@ final class BootFile: Sendable {
     /// Up to `count` bytes from `offset`, fewer at the end of the file.
     func read(at offset: UInt64, count: Int) throws(MachineError) -> ByteReader {
         do {
-            return ByteReader(bytes: try file.read(at: offset, count: count))
+            return ByteReader(bytes: try opened.file.read(at: offset, count: count))
         } catch {
             throw self.error("cannot be read: \(error.reason)", "check the file")
         }
@@ -57,7 +57,7 @@ final class BootFile: Sendable {
     ) throws(MachineError) {
         let got: UInt64?
         do {
-            got = try memory.fill(gpa, count: count, from: file, at: offset)
+            got = try memory.fill(gpa, count: count, from: opened.file, at: offset)
         } catch {
             throw self.error("cannot be read: \(error.reason)", "check the file")
         }

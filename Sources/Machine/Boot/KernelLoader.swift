@@ -5,12 +5,10 @@ struct BootModule: Sendable {
     let file: BootFile
     let arguments: String
 
-    /// - Parameter text: FILE or FILE,ARGUMENTS.
-    init(_ text: String) throws(MachineError) {
-        let parts = text.split(separator: ",", maxSplits: 1, omittingEmptySubsequences: false)
-        file = try BootFile("module", String(parts.first ?? ""))
-        arguments = parts.count > 1 ? String(parts[1]) : ""
-        guard !text.utf8.contains(0) else {
+    init(_ source: BootModuleSource) throws(MachineError) {
+        file = try BootFile("module", source.file)
+        arguments = source.arguments
+        guard !file.path.utf8.contains(0), !arguments.utf8.contains(0) else {
             throw file.error("has a zero byte in its name or arguments", "remove it")
         }
     }
@@ -33,11 +31,12 @@ struct KernelLoader: Sendable {
     let commandLine: String?
 
     init(
-        kernel path: String, initrd initrdPath: String?, modules texts: [String] = [], commandLine: String?
+        kernel source: BootSource, initrd initrdSource: BootSource?, modules sources: [BootModuleSource] = [],
+        commandLine: String?
     ) throws(MachineError) {
-        kernel = try BootFile("kernel", path)
-        initrd = try initrdPath.map { path throws(MachineError) in try BootFile("initrd", path) }
-        modules = try texts.map { text throws(MachineError) in try BootModule(text) }
+        kernel = try BootFile("kernel", source)
+        initrd = try initrdSource.map { source throws(MachineError) in try BootFile("initrd", source) }
+        modules = try sources.map { source throws(MachineError) in try BootModule(source) }
         self.commandLine = commandLine
     }
 

@@ -101,7 +101,9 @@ public final class Foreground {
         }
         if isTerminal { try Terminal.guardModes(of: streams.input) }
         takeTerminal()
-        try machine.start { [mailbox] in mailbox.post(.machineEnded($0)) }
+        try machine.start { [mailbox] event in
+            if case .ended(let outcome) = event { mailbox.post(.machineEnded(outcome)) }
+        }
         try loop.run()
 
         Terminal.release()

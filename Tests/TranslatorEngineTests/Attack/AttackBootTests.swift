@@ -81,7 +81,8 @@ import VMM
                 commandLine: "console=ttyS0 vmd.run=\(Self.work ?? "demo")", memoryByteCount: 256 << 20),
             engine: engine, features: .translator, clock: clock, terminal: terminal)
         let outcome = Monitor<Machine.Outcome?>(nil)
-        try machine.start { ended in
+        try machine.start { event in
+            guard case .ended(let ended) = event else { return }
             outcome.withLock { $0 = ended }
             outcome.broadcast()
         }

@@ -1,24 +1,23 @@
-import Linux
 import Synchronization
 
 /// Brings what other threads have to say to the thread of an event loop.
-final class Mailbox<Message: Sendable>: Sendable {
+public final class Mailbox<Message: Sendable>: Sendable {
     private let event: EventDescriptor
     private let messages = Mutex<[Message]>([])
 
-    init() throws(SystemError) { event = try EventDescriptor() }
+    public init() throws(SystemError) { event = try EventDescriptor() }
 
     /// Readable while messages wait.
-    var descriptor: CInt { event.raw }
+    public var descriptor: CInt { event.raw }
 
     /// Any thread.
-    func post(_ message: Message) {
+    public func post(_ message: Message) {
         messages.withLock { $0.append(message) }
         event.signal()
     }
 
     /// Takes all that wait, oldest first.
-    func takeAll() -> [Message] {
+    public func takeAll() -> [Message] {
         event.clear()
         return messages.withLock { messages in
             defer { messages = [] }

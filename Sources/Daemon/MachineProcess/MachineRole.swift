@@ -1,0 +1,162 @@
+import ControlProtocol
+import Glibc
+import Linux
+import Machine
+import VMM
+
+/// A machine's process: one machine, on descriptors that it was handed, told what to do by vmm.
+///
+/// The event loop's thread has the socket, the console and signals; "vcpu0" runs the guest, "timer" its clocks.
+final class MachineRole {
+    private enum News: Sendable {
+        case event(Machine.Event)
+        case paused(Bool)
+        case log(String)
+    }
+
+    private let loop: EventLoop
+    private let monitor: MessageChannel<MachineCommand, MachineReport>
+    private let mailbox: Mailbox<News>
+    private var machine: Machine?
+    private var console: ConsoleServer?
+    private var isVerbose = false
+    private var isShuttingDown = false
+
+    init(loop: EventLoop, monitor: MessageChannel<MachineCommand, MachineReport>) throws(SystemError) {
+        self.loop = loop
+        self.monitor = monitor
+        mailbox = try Mailbox()
+        monitor.onMessage = { [unowned self] in handle($0, &$1) }
+        // Whoever started us is gone: so is the guest, as with a host whose power is cut.
+        monitor.onEnd = { _ in exit(1) }
+        try loop.watch(mailbox.descriptor, .readable) { [unowned self] in
+            for news in mailbox.takeAll() { handle(news) }
+        }
+    }
+
+    // MARK: - Commands
+
+    private func handle(_ command: MachineCommand, _ descriptors: inout FileDescriptorList) {
+        switch command {
+        case .setUp(let setup):
+            guard machine == nil else { return }
+            do {
+                try setUp(setup, &descriptors)
+            } catch {
+                end(.failed, "\(error)")
+            }
+        case .shutDown:
+            guard let machine else { return }
+            isShuttingDown = true
+            switch machine.requestShutdown() {
+            case .controlDevice: monitor.send(.shutDownAsked(.vmmci))
+            case .powerButton: monitor.send(.shutDownAsked(.powerButton))
+            }
+        case .pause: machine?.pause { [mailbox] in if $0 { mailbox.post(.paused(true)) } }
+        case .unpause: machine?.unpause { [mailbox] in if $0 { mailbox.post(.paused(false)) } }
+        case .attachConsole(let client, let holder): attach(client, holder)
+        case .log(let isVerbose): self.isVerbose = isVerbose
+        }
+    }
+
+    private func setUp(_ setup: MachineSetup, _ descriptors: inout FileDescriptorList) throws(MachineError) {
+        isVerbose = setup.isVerbose
+        guard let kernel = descriptors.takeFirst(), let terminal = descriptors.takeFirst() else {
+            throw MachineError("descriptors are missing")
+        }
+        var initrd: BootSource?
+        if let name = setup.initrd, let file = descriptors.takeFirst() {
+            initrd = .opened(try OpenedFile(owning: file, name: name))
+        }
+        let kvm = setup.hasKVM ? descriptors.takeFirst() : nil
+        let choice = EngineChoice(rawValue: setup.engine) ?? .auto
+        let (engine, features) = try choice.make(device: kvm)
+        let hub = try ConsoleHub()
+        let configuration = MachineConfiguration(
+            kernel: .opened(try OpenedFile(owning: kernel, name: setup.kernel)),
+            initrd: initrd,
+            commandLine: setup.commandLine, memoryByteCount: setup.memory, cpuModel: setup.cpuModel)
+        let machine = try Machine(
+            configuration, engine: engine, features: features, clock: try HostClock(), terminal: hub
+        ) { [mailbox] in mailbox.post(.log($0)) }
+        hub.connect(machine.serialPort)
+        do {
+            console = try ConsoleServer(hub, on: loop, terminal: terminal)
+            for line in try Role.machineRunning.narrow() { monitor.send(.log(line)) }
+        } catch {
+            throw MachineError("\(error)")
+        }
+        self.machine = machine
+        if setup.probes { probe() }
+        try machine.start { [mailbox] in mailbox.post(.event($0)) }
+    }
+
+    // MARK: - News
+
+    private func handle(_ news: News) {
+        switch news {
+        case .log(let text): if isVerbose { monitor.send(.log(text)) }
+        case .paused(true): monitor.send(.paused)
+        case .paused(false): monitor.send(.unpaused)
+        case .event(let event): handle(event)
+        }
+    }
+
+    private func handle(_ event: Machine.Event) {
+        switch event {
+        case .started: monitor.send(.running)
+        case .restarted(let reason): monitor.send(.restarted(reason))
+        case .paused, .unpaused, .shutdownRequested: break
+        case .shutdownAcknowledged: if isVerbose { monitor.send(.log("the guest goes down")) }
+        case .shutdownTimedOut(.controlDevice, let wasAcknowledged):
+            // As on OpenBSD: a guest that has the driver and does not go is killed.
+            monitor.send(.log(wasAcknowledged ? "the guest did not end in time" : "the guest's vmmci driver does not answer"))
+            machine?.requestStop()
+        case .shutdownTimedOut(.powerButton, _):
+            isShuttingDown = false
+            monitor.send(.shutDownTimedOut("the guest did not answer the power button within 120 s"))
+        case .ended(.poweredOff): end(.stopped, isShuttingDown ? "shut down" : "the guest switched itself off")
+        case .ended(.exited(let status)): end(.stopped, "the guest ended with status \(status)")
+        case .ended(.stopped): end(.stopped, "was stopped")
+        case .ended(.failed(let reason)): end(.failed, reason)
+        }
+    }
+
+    func stop() { machine?.requestStop() }
+
+    /// The last word; the process ends behind it.
+    private func end(_ end: MachineReport.End, _ text: String) {
+        console?.detach()
+        monitor.send(.ended(end, text.oneLine))
+        monitor.finish()
+        loop.stop()
+    }
+
+    // MARK: - Console
+
+    private var holder: String?
+
+    private func attach(_ client: UInt32, _ name: String) {
+        guard let console, !console.isAttached else {
+            return monitor.send(.consoleRefused(client: client, holder: holder ?? "nobody: the machine is not ready"))
+        }
+        do {
+            let ends = try StreamPair()
+            _ = try console.attach(try FileDescriptor(duplicating: ends.first.raw)) { [unowned self] _ in
+                holder = nil
+                monitor.send(.consoleHolder(nil))
+            }
+            holder = name
+            monitor.send(.consoleAttached(client: client), descriptors: [ends.second.raw])
+            monitor.send(.consoleHolder(name))
+        } catch {
+            monitor.send(.consoleRefused(client: client, holder: "nobody: \(error)"))
+        }
+    }
+
+    // MARK: - Tests
+
+    private func probe() {
+        for line in RoleProbe.lines() { monitor.send(.probe(line)) }
+    }
+}

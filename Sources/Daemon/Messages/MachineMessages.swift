@@ -1,0 +1,159 @@
+import ControlProtocol
+
+/// What vmm says to a machine's process.
+enum MachineCommand: Message, Hashable {
+    /// First and once; with descriptors.
+    case setUp(MachineSetup)
+    /// Ask the guest to end.
+    case shutDown
+    case pause
+    case unpause
+    /// Make a stream of the console for `client`, whom messages call `holder`.
+    case attachConsole(client: UInt32, holder: String)
+    case log(isVerbose: Bool)
+
+    var kind: UInt16 {
+        switch self {
+        case .setUp: 1
+        case .shutDown: 2
+        case .pause: 3
+        case .unpause: 4
+        case .attachConsole: 5
+        case .log: 6
+        }
+    }
+
+    var descriptorCount: Int {
+        if case .setUp(let setup) = self { setup.descriptorCount } else { 0 }
+    }
+
+    func writeFields(to writer: inout MessageWriter) {
+        switch self {
+        case .setUp(let setup): setup.write(to: &writer)
+        case .shutDown, .pause, .unpause: break
+        case .attachConsole(let client, let holder):
+            writer.put(client)
+            writer.put(holder)
+        case .log(let isVerbose): writer.put(isVerbose)
+        }
+    }
+
+    init(kind: UInt16, from reader: inout MessageReader) throws(MalformedMessage) {
+        switch kind {
+        case 1: self = .setUp(try reader.value())
+        case 2: self = .shutDown
+        case 3: self = .pause
+        case 4: self = .unpause
+        case 5: self = .attachConsole(client: try reader.number(), holder: try reader.string())
+        case 6: self = .log(isVerbose: try reader.bool())
+        default: throw MalformedMessage("unknown command \(kind)")
+        }
+    }
+}
+
+/// What a machine's process says. The guest may have taken the process over: nothing of this is believed but about
+/// that machine.
+enum MachineReport: Message, Hashable {
+    /// Built, sandboxed, running.
+    case running
+    case restarted(String)
+    case paused
+    case unpaused
+    case shutDownAsked(Response.StopMeans)
+    /// The guest was asked and has not ended in time.
+    case shutDownTimedOut(String)
+    /// The last word; the process exits behind it.
+    case ended(End, String)
+    /// With the stream as a descriptor.
+    case consoleAttached(client: UInt32)
+    case consoleRefused(client: UInt32, holder: String)
+    /// Who is attached now.
+    case consoleHolder(String?)
+    case log(String)
+    /// Tests only: a line of the sandbox's probe.
+    case probe(String)
+
+    enum End: UInt8, Hashable, Sendable, WireValue {
+        /// The guest switched itself off, or was stopped.
+        case stopped = 0
+        /// It could not be built, or could not go on.
+        case failed = 1
+    }
+
+    /// Longer texts are cut: they are lines for a log.
+    static let longestText = 1024
+
+    var kind: UInt16 {
+        switch self {
+        case .running: 1
+        case .restarted: 2
+        case .paused: 3
+        case .unpaused: 4
+        case .shutDownAsked: 5
+        case .shutDownTimedOut: 6
+        case .ended: 7
+        case .consoleAttached: 8
+        case .consoleRefused: 9
+        case .consoleHolder: 10
+        case .log: 11
+        case .probe: 12
+        }
+    }
+
+    var descriptorCount: Int {
+        if case .consoleAttached = self { 1 } else { 0 }
+    }
+
+    func writeFields(to writer: inout MessageWriter) {
+        switch self {
+        case .running, .paused, .unpaused: break
+        case .restarted(let text), .shutDownTimedOut(let text), .log(let text), .probe(let text):
+            writer.put(text.cut(to: Self.longestText))
+        case .shutDownAsked(let means): means.write(to: &writer)
+        case .ended(let end, let text):
+            end.write(to: &writer)
+            writer.put(text.cut(to: Self.longestText))
+        case .consoleAttached(let client): writer.put(client)
+        case .consoleRefused(let client, let holder):
+            writer.put(client)
+            writer.put(holder)
+        case .consoleHolder(let holder): writer.put(holder)
+        }
+    }
+
+    init(kind: UInt16, from reader: inout MessageReader) throws(MalformedMessage) {
+        switch kind {
+        case 1: self = .running
+        case 2: self = .restarted(try reader.line(longest: Self.longestText))
+        case 3: self = .paused
+        case 4: self = .unpaused
+        case 5: self = .shutDownAsked(try reader.value())
+        case 6: self = .shutDownTimedOut(try reader.line(longest: Self.longestText))
+        case 7: self = .ended(try reader.value(), try reader.line(longest: Self.longestText))
+        case 8: self = .consoleAttached(client: try reader.number())
+        case 9: self = .consoleRefused(client: try reader.number(), holder: try reader.line(longest: Self.longestText))
+        case 10: self = .consoleHolder(try reader.bool() ? reader.line(longest: Self.longestText) : nil)
+        case 11: self = .log(try reader.line(longest: Self.longestText))
+        case 12: self = .probe(try reader.line(longest: Self.longestText))
+        default: throw MalformedMessage("unknown report \(kind)")
+        }
+    }
+}
+
+extension String {
+    /// At most so many bytes of UTF-8.
+    func cut(to byteCount: Int) -> String {
+        guard utf8.count > byteCount else { return self }
+        return String(decoding: utf8.prefix(byteCount - 3), as: UTF8.self) + "..."
+    }
+}
+
+extension MessageReader {
+    /// A text that goes to logs and terminals: bounded, and of one line.
+    mutating func line(longest: Int) throws(MalformedMessage) -> String {
+        let text = try string()
+        guard text.utf8.count <= longest + 3, !text.unicodeScalars.contains(where: { $0.properties.generalCategory == .control })
+        else { throw MalformedMessage("text that is no line") }
+        return text
+    }
+}

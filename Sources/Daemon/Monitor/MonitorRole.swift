@@ -1,0 +1,117 @@
+import ControlProtocol
+import Glibc
+import Linux
+
+/// The process vmm: it starts the machines' processes, watches them, and passes on what they and the parent say to each
+/// other, after checking that it is something a machine may say.
+final class MonitorRole {
+    private final class Machine {
+        let run: UInt32
+        let child: Child
+        let channel: MessageChannel<MachineReport, MachineCommand>
+        var complaint: String?
+        /// What it has sent since `windowStart`; one that floods us is read later.
+        var reportCount = 0
+
+        init(run: UInt32, child: Child, channel: MessageChannel<MachineReport, MachineCommand>) {
+            self.run = run
+            self.child = child
+            self.channel = channel
+        }
+    }
+
+    /// A machine may say so much in a tenth of a second; then it waits.
+    private static let reportsPerWindow = 64
+    private static let windowNanoseconds: UInt64 = 100_000_000
+
+    private let loop: EventLoop
+    private let deadlines: Deadlines
+    private let parent: MessageChannel<MonitorCommand, MonitorReport>
+    private let program: Program
+    private var machines: [UInt32: Machine] = [:]
+
+    init(
+        loop: EventLoop, parent: MessageChannel<MonitorCommand, MonitorReport>, program: consuming Program
+    ) throws(SystemError) {
+        self.loop = loop
+        self.parent = parent
+        self.program = program
+        deadlines = try Deadlines(loop)
+        parent.onMessage = { [unowned self] in handle($0, &$1) }
+        parent.onEnd = { [unowned self] _ in self.loop.stop() }
+    }
+
+    private func handle(_ command: MonitorCommand, _ descriptors: inout FileDescriptorList) {
+        switch command {
+        case .start(let run, let setup):
+            do {
+                try start(run, setup, descriptors.numbers)
+            } catch {
+                parent.send(.exited(run: run, .notStarted("\(error)")))
+            }
+        case .tell(let run, let command): machines[run]?.channel.send(command)
+        case .kill(let run, let isForced): machines[run]?.child.signal(isForced ? SIGKILL : SIGTERM)
+        }
+    }
+
+    private func start(_ run: UInt32, _ setup: MachineSetup, _ descriptors: [CInt]) throws(SystemError) {
+        let pair = try UnixSocket.pair()
+        var options = ChildProcess.Options(arguments: Role.machine.arguments(title: setup.name))
+        options.environment = RoleStarter.environment + Environment.variables(of: .machine, isProbing: setup.probes)
+        // There is no /dev/null in here, but these are it.
+        (options.input, options.output) = (.inherited, .inherited)
+        // Keys of a terminal that we were started on are not for it.
+        options.startsSession = true
+        options.descriptors = [pair.second.raw]
+        let child = Child(try ChildProcess(program, options))
+        let channel = try MessageChannel<MachineReport, MachineCommand>(try UnixSocket(duplicating: pair.first), loop)
+        let machine = Machine(run: run, child: child, channel: channel)
+        machines[run] = machine
+        try loop.watch(child.raw, .readable) { [unowned self] in reap(run) }
+        channel.onMessage = { [unowned self] in pass($0, &$1, from: run) }
+        channel.onEnd = { [unowned self] reason in cutOff(run, reason) }
+        channel.send(.setUp(setup), descriptors: descriptors)
+        parent.send(.started(run: run, pid: UInt32(child.processID)))
+    }
+
+    private func pass(_ report: MachineReport, _ descriptors: inout FileDescriptorList, from run: UInt32) {
+        guard let machine = machines[run] else { return }
+        parent.send(.told(run: run, report), descriptors: descriptors.numbers)
+        machine.reportCount += 1
+        if machine.reportCount == 1 {
+            deadlines.schedule(after: Self.windowNanoseconds) { [unowned self] in
+                machines[run]?.reportCount = 0
+                machines[run]?.channel.resumeReading()
+            }
+        } else if machine.reportCount == Self.reportsPerWindow {
+            machine.channel.suspendReading()
+        }
+    }
+
+    /// The socket has ended: at the end of the process, or because it said what no machine says.
+    private func cutOff(_ run: UInt32, _ reason: String?) {
+        guard let machine = machines[run] else { return }
+        machine.channel.close()
+        machine.complaint = reason
+        machine.child.signal(SIGKILL)
+    }
+
+    private func reap(_ run: UInt32) {
+        guard let machine = machines[run], let status = machine.child.poll() else { return }
+        loop.unwatch(machine.child.raw)
+        // What it said last comes before its end.
+        machine.channel.drain()
+        machine.channel.close()
+        machines[run] = nil
+        let exit: MachineExit =
+            if let complaint = machine.complaint {
+                .cutOff(complaint)
+            } else {
+                switch status {
+                case .exited(let code): .exited(UInt8(truncatingIfNeeded: code))
+                case .killed(let signal): .killed(signal: UInt8(truncatingIfNeeded: signal))
+                }
+            }
+        parent.send(.exited(run: run, exit))
+    }
+}

@@ -1,0 +1,63 @@
+import ControlProtocol
+import VMConfig
+
+/// What a machine is made of when it starts: the configuration's word, or `vmctl start`'s, with owners as ids and paths
+/// absolute.
+struct MachinePlan: Hashable, Sendable {
+    var name: String
+    var owner: ResolvedOwner
+    /// Path of a kernel; `nil` means firmware.
+    var kernel: String?
+    var initrd: String?
+    var commandLine: String?
+    /// Bytes.
+    var memory = Limits.defaultMemoryByteCount
+    var cpus: UInt32 = 1
+    var engine = VMConfig.MachineDefinition.Engine.auto
+    var cpuModel: String?
+    var diskCount = 0
+    var hasCDROM = false
+    var interfaceCount = 0
+    /// FILE:LINE, for messages; `nil` when it is not from a file.
+    var source: String?
+    /// Who may make instances of it, and how they may differ.
+    var instances = InstanceAllowance()
+    /// `nil`: only administrators.
+    var instanceOwner: ResolvedOwner?
+
+    init(name: String, owner: ResolvedOwner) {
+        self.name = name
+        self.owner = owner
+    }
+
+    /// Puts a request's options in place of its own.
+    /// - Throws: for values that a configuration could not have either.
+    mutating func apply(_ request: StartRequest) throws(Refusal) {
+        kernel = request.kernel ?? kernel
+        initrd = request.initrd ?? initrd
+        commandLine = request.commandLine ?? commandLine
+        if let bytes = request.memory {
+            guard Limits.memoryByteCount.contains(bytes) else {
+                throw Refusal(.invalid, "memory of \(bytes >> 20)M: give 1M to \(Limits.memoryByteCount.upperBound >> 30)G")
+            }
+            memory = bytes
+        }
+        cpus = request.cpus ?? cpus
+        if let name = request.engine {
+            guard let known = VMConfig.MachineDefinition.Engine(rawValue: name) else {
+                throw Refusal(.invalid, "engine \(name): give auto, kvm or translator")
+            }
+            engine = known
+        }
+        if let name = request.cpuModel {
+            guard VMConfig.MachineDefinition.CPUModel(rawValue: name) != nil else {
+                let names = VMConfig.MachineDefinition.CPUModel.allCases.map(\.rawValue).joined(separator: ", ")
+                throw Refusal(.invalid, "cpu \(name): give one of \(names)")
+            }
+            cpuModel = name
+        }
+        diskCount += request.disks.count
+        hasCDROM = hasCDROM || request.cdrom != nil
+        interfaceCount = max(interfaceCount + request.interfaces.count, Int(request.interfaceCount ?? 0))
+    }
+}

@@ -1,0 +1,51 @@
+import ControlProtocol
+import Glibc
+import Linux
+import VMConfig
+
+/// The files and terminals that machines are handed.
+extension Parent {
+    /// Opens what a configuration names; what a client names it has opened itself.
+    func open(_ role: String, _ path: String, _ plan: MachinePlan) throws(Refusal) -> FileDescriptor {
+        let place = plan.source.map { "\($0): " } ?? ""
+        do {
+            return try RegularFile(path).release()
+        } catch {
+            throw Refusal(.invalid, "\(place)vm \(plan.name): \(role) \(path): \(error)")
+        }
+    }
+
+    /// A terminal that the machine's owner may open by its path.
+    func makeTerminal(_ plan: MachinePlan) throws(Refusal) -> PseudoTerminal {
+        do {
+            let terminal = try PseudoTerminal()
+            try terminal.makeRaw()
+            if options.isSystemWide {
+                // As on OpenBSD: the owner's, and of a group when the machine has one.
+                let tty = try UserDatabase.group(named: "tty")?.groupID ?? 0
+                try terminal.setOwner(
+                    user: plan.owner.uid, group: plan.owner.gid ?? tty, mode: plan.owner.gid == nil ? 0o620 : 0o660)
+            }
+            return terminal
+        } catch {
+            throw Refusal(.other, "vm \(plan.name): no terminal for its console: \(error)")
+        }
+    }
+
+    /// Resident bytes of a process.
+    func residentMemory(_ pid: UInt32) -> UInt64? {
+        guard let file = try? FileDescriptor(open: "/proc/\(pid)/statm", flags: O_RDONLY),
+            let text = try? file.readText(limit: 256)
+        else { return nil }
+        let fields = text.split(separator: " ")
+        guard fields.count > 1, let pages = UInt64(fields[1]) else { return nil }
+        return pages &* 4096
+    }
+
+    /// The rules of names of machines that are in no file.
+    func check(name: String) throws(Refusal) {
+        if let problem = Names.problem(inMachineName: name) { throw Refusal(.invalid, problem) }
+    }
+
+    func noteProbe(_ role: String, _ text: String) { log.info("probe \(role): \(text)") }
+}
