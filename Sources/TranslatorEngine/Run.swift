@@ -125,7 +125,8 @@ extension TranslatorCPU: VirtualCPU {
         if index == 0 {
             let before = cache.evictionCount
             index = try translate(
-                linear, page: page, mode: blockMode, limit: BlockWorkspace.instructionLimit, isIsolated: false)
+                linear, page: page, mode: blockMode, limit: BlockWorkspace.instructionLimit, isIsolated: false,
+                isLoop: site != 0 && cache.sites[site].isBackward)
             if cache.blocks[index].secondPage >= 0 { entryIsGlobal = false }
             isFlushed = before != cache.evictionCount
         }

@@ -225,8 +225,12 @@ package final class TranslatorCPU: @unchecked Sendable {
         forgetJumps()
     }
 
-    /// Drops the oldest translated code.
-    func makeRoom() {
+    /// Sees to room for the block to be made at a physical address; drops old code when there is none.
+    func makeRoom(_ physical: UInt64, _ mode: BlockMode, isIsolated: Bool) {
+        if cache.choose(physical, mode, isIsolated: isIsolated) {
+            systemPool.segment = cache.segment
+            if cache.hasRoom && !systemPool.isFull { return }
+        }
         if cache.advance() { forgetJumps() }
         systemPool.begin(segment: cache.segment)
     }
@@ -247,24 +251,32 @@ final class SystemPool {
     /// In one segment. A number has to fit into an `ExitDescriptor` beside an offset in a page.
     static let limit = 1 << 11
     let entries: UnsafeMutablePointer<SystemInstruction>
-    private(set) var count = 0
-    private var end = limit
+    /// How many of each segment's are used.
+    private let counts: UnsafeMutablePointer<Int>
+    /// The segment that blocks are made in.
+    var segment = 0
     init(segmentCount: Int) {
         precondition(segmentCount * Self.limit <= 1 << 18, "numbers have 18 bits")
         entries = .allocate(capacity: segmentCount * Self.limit)
+        counts = .allocate(capacity: segmentCount)
+        counts.initialize(repeating: 0, count: segmentCount)
     }
-    deinit { entries.deallocate() }
+    deinit {
+        entries.deallocate()
+        counts.deallocate()
+    }
     /// Whether a block of nothing else would no longer fit.
-    var isFull: Bool { count + BlockWorkspace.instructionLimit >= end }
+    var isFull: Bool { counts[segment] + BlockWorkspace.instructionLimit >= Self.limit }
     func add(_ instruction: SystemInstruction) -> Int {
-        precondition(count < end, "translate makes room before the pool is full")
-        entries[count] = instruction
-        count += 1
-        return count - 1
+        let count = counts[segment]
+        precondition(count < Self.limit, "translate makes room before the pool is full")
+        entries[segment * Self.limit + count] = instruction
+        counts[segment] = count + 1
+        return segment * Self.limit + count
     }
     /// Blocks are made in another segment now, whose entries nobody uses any more.
     func begin(segment: Int) {
-        count = segment * Self.limit
-        end = count + Self.limit
+        self.segment = segment
+        counts[segment] = 0
     }
 }

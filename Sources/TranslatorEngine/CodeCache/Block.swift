@@ -84,6 +84,8 @@ package struct Site {
     package var stub: UInt32
     /// The branch goes on in another page than its block's.
     package var movesPage: Bool
+    /// It goes backward: what it leads to may be a loop's first part.
+    package var isBackward: Bool
     /// The block that it is in, and the one that it is linked to (0 for none).
     package var block: UInt32
     package var target: UInt32

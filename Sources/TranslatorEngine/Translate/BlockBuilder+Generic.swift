@@ -6,8 +6,8 @@ private enum Place {
     case register(Int)
     /// `[address]`.
     case address
-    /// `[address + displacement]`, in a run.
-    case held(Int32)
+    /// `[base + displacement]`, in a run.
+    case held(base: Int, Int32)
     /// `[base]` of an instruction that may not have a REX prefix.
     case legacyBase(Int)
     /// `gs:[offset]`: a guest register that lives in the context.
@@ -34,7 +34,7 @@ extension BlockBuilder {
         // Guest registers 13-15 that have to be loaded before and stored behind.
         var loads: UInt32 = 0, stores: UInt32 = 0
         var displaced = false
-        var rmWidth = 0, rmIsWritten = false
+        var rmIsWritten = false
         let count = Int(instruction.pointee.operand_count)
         for index in 0..<count {
             let operand = operands + index
@@ -73,7 +73,6 @@ extension BlockBuilder {
             case ZYDIS_OPERAND_ENCODING_MODRM_REG: reg = number
             case ZYDIS_OPERAND_ENCODING_MODRM_RM:
                 rm = number
-                rmWidth = Int(operand.pointee.size)
                 rmIsWritten = isWritten
             case ZYDIS_OPERAND_ENCODING_NDSNDD: vvvv = number
             case ZYDIS_OPERAND_ENCODING_OPCODE: low = number
@@ -95,7 +94,19 @@ extension BlockBuilder {
         var place = Place.register(rm)
         if memory >= 0 && isHeld {
             let displacement = operands[memory].mem.disp
+            let index = operands[memory].mem.index
+            var base = address
+            if !runHasIndex && index != ZYDIS_REGISTER_NONE {
+                // Those clobber the scratch register.
+                needFlags(for: info)
+                keptInScratch = -1
+                base = scratch
+                code.lea(
+                    base, base: address, index: RegisterMap.host(Operand.general(index)),
+                    scale: Int(operands[memory].mem.scale).trailingZeroBitCount, 0)
+            }
             place = .held(
+                base: base,
                 Int32(truncatingIfNeeded: heldOffset + (displacement.has_displacement != 0 ? Int(displacement.value) : 0)))
         } else if memory >= 0 {
             let operand = operands + memory
@@ -118,38 +129,32 @@ extension BlockBuilder {
         }
         needFlags(for: info)
 
-        // A displaced register in the register-or-memory place of a plain instruction is used where it lies: but when it
-        // is written, only as a whole, since a load of eight bytes waits long for the stores of its parts.
-        if memory < 0, rm >= 13 && rm < 16, !rmIsWritten || rmWidth == 64, Self.takesContextOperand(instruction) {
+        // A displaced register that is only read is used where it lies, unless a register has it already.
+        if memory < 0, rm >= 13 && rm < 16, !rmIsWritten, reg != rm && vvvv != rm && low != rm, kept(rm) < 0,
+            Self.takesContextOperand(instruction)
+        {
             place = .context(RegisterMap.slot(rm))
-            let others = (reg == rm ? 1 : 0) + (vvvv == rm ? 1 : 0) + (low == rm ? 1 : 0)
-            if others == 0 {
-                loads &= ~(1 << UInt32(rm))
-                stores &= ~(1 << UInt32(rm))
-            } else if rmIsWritten {
-                // Both places name it: the written one must be a register, unless only `rm` is written.
-                if reg == rm && Self.writesOnlyRM(operands, count) {
-                    stores &= ~(1 << UInt32(rm))
-                    loads |= 1 << UInt32(rm)
-                } else {
-                    place = .register(rm)
-                }
-            }
+            loads &= ~(1 << UInt32(rm))
         }
 
         // Host registers for the displaced ones.
-        var hosts = (-1, -1, -1)
-        var free: [2 of Int] = [scratch, memory < 0 && !isHeld ? address : -1]
+        var hosts: [3 of Int] = .init(repeating: -1)
+        let wanted = loads | stores
+        let addressIsFree = memory < 0 && !isHeld
+        // Those that are there already; then the register whose value is not wanted now.
+        for guest in 13..<16 where wanted & (1 << UInt32(guest)) != 0 { hosts[guest - 13] = kept(guest) }
         var borrowed: (register: Int, slot: Int) = (-1, -1)
         var borrowed2: (register: Int, slot: Int) = (-1, -1)
-        for guest in 13..<16 where (loads | stores) & (1 << UInt32(guest)) != 0 {
+        for guest in 13..<16 where wanted & (1 << UInt32(guest)) != 0 && hosts[guest - 13] < 0 {
+            let scratchIsFree = hosts[0] != scratch && hosts[1] != scratch && hosts[2] != scratch
+            let mayUseAddress = addressIsFree && hosts[0] != address && hosts[1] != address && hosts[2] != address
             var host = -1
-            if free[0] >= 0 {
-                host = free[0]
-                free[0] = -1
-            } else if free[1] >= 0 {
-                host = free[1]
-                free[1] = -1
+            if scratchIsFree && !(mayUseAddress && keptInAddress < 0 && keptInScratch >= 0) {
+                host = scratch
+                keptInScratch = guest
+            } else if mayUseAddress {
+                host = address
+                keptInAddress = guest
             } else {
                 // Rare: three displaced registers, or two and memory.
                 host = 3
@@ -158,22 +163,13 @@ extension BlockBuilder {
                 code.storeContext(ContextOffset.temporary + slot * 8, host)
                 if borrowed.register < 0 { borrowed = (host, slot) } else { borrowed2 = (host, slot) }
             }
-            switch guest {
-            case 13: hosts.0 = host
-            case 14: hosts.1 = host
-            default: hosts.2 = host
-            }
+            hosts[guest - 13] = host
             if loads & (1 << UInt32(guest)) != 0 { code.loadContext(host, RegisterMap.slot(guest)) }
         }
         func host(_ guest: Int) -> Int {
             if guest < 0 { return -1 }
             if guest >= 16 { return guest - 16 }
-            switch guest {
-            case 13: return hosts.0
-            case 14: return hosts.1
-            case 15: return hosts.2
-            default: return RegisterMap.host(guest)
-            }
+            return RegisterMap.isDisplaced(guest) ? hosts[guest - 13] : RegisterMap.host(guest)
         }
 
         if case .address = place, hasHighByte {
@@ -304,19 +300,6 @@ extension BlockBuilder {
         }
     }
 
-    /// Whether the only general register written is the one in the register-or-memory place.
-    private static func writesOnlyRM(_ operands: UnsafePointer<ZydisDecodedOperand>, _ count: Int) -> Bool {
-        for index in 0..<count {
-            let operand = operands + index
-            guard operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER,
-                Operand.general(operand.pointee.reg.value) >= 0,
-                operand.pointee.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
-            else { continue }
-            if operand.pointee.encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM { return false }
-        }
-        return true
-    }
-
     /// INC and DEC in one byte: in 64-bit code those bytes are REX prefixes.
     private func isShortIncrement(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
         !is64Bit && instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY
@@ -410,7 +393,8 @@ extension BlockBuilder {
             regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | originalR
             switch place {
             case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7 | originalB
-            case .address, .held: rmField = address
+            case .address: rmField = address
+            case .held(let base, _): rmField = base
             case .legacyBase(let base): rmField = base
             case .context: rmField = 4
             }
@@ -455,7 +439,8 @@ extension BlockBuilder {
                 regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | Int(rexByte & 4) << 1
                 switch place {
                 case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7 | Int(rexByte & 1) << 3
-                case .address, .held: rmField = address
+                case .address: rmField = address
+                case .held(let base, _): rmField = base
                 case .legacyBase(let base): rmField = base
                 case .context: rmField = 4
                 }
@@ -480,7 +465,7 @@ extension BlockBuilder {
             switch place {
             case .register: code.modRM(3, regField, rmField)
             case .address: code.modRM(0, regField, rmField)
-            case .held(let displacement): code.memory(regField, base: rmField, displacement)
+            case .held(_, let displacement): code.memory(regField, base: rmField, displacement)
             case .legacyBase(let base): code.modRM(0, regField, base)
             case .context(let offset): code.absolute(regField, Int32(truncatingIfNeeded: offset))
             }
