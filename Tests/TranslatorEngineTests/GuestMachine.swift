@@ -68,7 +68,7 @@ final class TestMachine {
         c.pointee.cr3 = Self.pageTables
         c.pointee.cr4 = CR4.pae | CR4.pge | CR4.osfxsr | CR4.osxmmexcpt | CR4.osxsave | CR4.fsgsbase
         c.pointee.msr.efer = EFER.sce | EFER.lme | EFER.lma | EFER.nxe
-        c.pointee.xcr0 = 7
+        c.pointee.xcr0 = 7 | policy.xcr0Mask & 0xE0
         c.pointee.gdtr = DescriptorTableRegister(base: Self.kernelBase + Self.gdt, limit: 0xFF)
         c.pointee.idtr = DescriptorTableRegister(base: Self.kernelBase + Self.idt, limit: 0xFFF)
         c.pointee.tr = SegmentRegister(

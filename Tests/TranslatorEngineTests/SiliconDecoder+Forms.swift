@@ -14,6 +14,11 @@ extension SiliconDecoder {
         for mark in marks where i.pointee.attributes & UInt64(mark) != 0 { attributes |= UInt64(mark) }
         key.add(attributes)
         key.add(UInt64(i.pointee.avx.vector_length))
+        if i.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX {
+            let avx = i.pointee.avx
+            key.add(UInt64(avx.mask.mode.rawValue) << 32 | UInt64(avx.broadcast.mode.rawValue) << 8 | UInt64(avx.rounding.mode.rawValue))
+            key.add(UInt64(avx.has_sae))
+        }
         for number in 0..<Int(i.pointee.operand_count) {
             let operand = operands + number
             key.add(UInt64(operand.pointee.type.rawValue) << 32 | UInt64(operand.pointee.size))

@@ -159,8 +159,10 @@ struct SiliconSequence {
                         base: generator.random.pick(pointers),
                         index: generator.random.percent(25) && index != 4 ? index : nil, scale: generator.random.below(4))
                 }
+            let isWide = generator.decoder.hasAVX512 && generator.random.percent(50)
             let candidate: [UInt8] =
-                switch generator.random.below(100) {
+                switch isWide ? 100 : generator.random.below(100) {
+                case 100: generator.bytes(generator.random.percent(90) ? .evex : .vex, opcode: generator.random.byte(), addressing)
                 case 0..<50: generator.bytes(.one, opcode: generator.random.pick(Self.oneByte), addressing)
                 case 50..<78: generator.bytes(.two, opcode: generator.random.pick(Self.twoByte), addressing)
                 case 78..<80: generator.bytes(.three38, opcode: 0xF0 + generator.random.byte() % 8, addressing)

@@ -84,7 +84,7 @@ extension BlockBuilder {
         let touchesStackPointer = used & (1 << 4) != 0
         if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction)
             && !isByteAlias(instruction) && !isPlainScan(instruction) && mode.codeSize != 2
-            && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+            && (is64Bit || instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
         {
             needFlags(for: info)
             for index in 0..<Int(info.length) { code.byte(bytes[index]) }
@@ -113,7 +113,7 @@ extension BlockBuilder {
             beginAccess(
                 size: Int(operand.pointee.size) / 8,
                 access: access | (isAligned ? Access.aligned : 0) | (isX87 ? Access.x87 : 0),
-                stackDistance: Self.stackDistance(operand.pointee.mem))
+                stackDistance: Self.stackDistance(operand.pointee.mem), mask: AccessMask(instruction, operand))
             place = .address
         }
         needFlags(for: info)
@@ -284,10 +284,11 @@ extension BlockBuilder {
 
     /// Whether a vector instruction's memory operand must be aligned (SDM Vol. 1, 11.4.4 and 14.9).
     private static func needsAlignment(_ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bits: UInt16) -> Bool {
-        if instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX {
+        if instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY {
             switch instruction.pointee.mnemonic {
             case ZYDIS_MNEMONIC_VMOVAPS, ZYDIS_MNEMONIC_VMOVAPD, ZYDIS_MNEMONIC_VMOVDQA, ZYDIS_MNEMONIC_VMOVNTPS,
-                ZYDIS_MNEMONIC_VMOVNTPD, ZYDIS_MNEMONIC_VMOVNTDQ, ZYDIS_MNEMONIC_VMOVNTDQA:
+                ZYDIS_MNEMONIC_VMOVNTPD, ZYDIS_MNEMONIC_VMOVNTDQ, ZYDIS_MNEMONIC_VMOVNTDQA, ZYDIS_MNEMONIC_VMOVDQA32,
+                ZYDIS_MNEMONIC_VMOVDQA64:
                 return true
             default: return false
             }
@@ -326,14 +327,17 @@ extension BlockBuilder {
             && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode == 0x82
     }
 
-    /// Whether VEX.W is the width of a general register.
+    /// Whether VEX.W or EVEX.W is the width of a general register.
     private static func hasGeneralWidth(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
         let set = instruction.pointee.meta.isa_ext
         if set == ZYDIS_ISA_EXT_BMI1 || set == ZYDIS_ISA_EXT_BMI2 { return true }
         switch instruction.pointee.mnemonic {
         case ZYDIS_MNEMONIC_VCVTSI2SS, ZYDIS_MNEMONIC_VCVTSI2SD, ZYDIS_MNEMONIC_VCVTSS2SI, ZYDIS_MNEMONIC_VCVTSD2SI,
             ZYDIS_MNEMONIC_VCVTTSS2SI, ZYDIS_MNEMONIC_VCVTTSD2SI, ZYDIS_MNEMONIC_VMOVD, ZYDIS_MNEMONIC_VPCMPESTRI,
-            ZYDIS_MNEMONIC_VPCMPESTRM:
+            ZYDIS_MNEMONIC_VPCMPESTRM, ZYDIS_MNEMONIC_VCVTUSI2SS, ZYDIS_MNEMONIC_VCVTUSI2SD, ZYDIS_MNEMONIC_VCVTSS2USI,
+            ZYDIS_MNEMONIC_VCVTSD2USI, ZYDIS_MNEMONIC_VCVTTSS2USI, ZYDIS_MNEMONIC_VCVTTSD2USI, ZYDIS_MNEMONIC_VCVTSI2SH,
+            ZYDIS_MNEMONIC_VCVTUSI2SH, ZYDIS_MNEMONIC_VCVTSH2SI, ZYDIS_MNEMONIC_VCVTSH2USI, ZYDIS_MNEMONIC_VCVTTSH2SI,
+            ZYDIS_MNEMONIC_VCVTTSH2USI:
             return true
         default: return false
         }
@@ -359,6 +363,30 @@ extension BlockBuilder {
     /// BSF and BSR, where the host may have TZCNT and LZCNT: a prefix before them is not copied.
     private func isPlainScan(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
         instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSF || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSR
+    }
+
+    /// The EVEX prefix of `reencode`, and the opcode (SDM Vol. 2, 2.7.1). Bits that extend register numbers are inverted.
+    private mutating func emitEVEX(
+        _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bytes: UnsafePointer<UInt8>, reg: Int, place: Place, rmField: Int
+    ) {
+        let evex = Int(instruction.pointee.raw.evex.offset)
+        // R, X, B, R' and the map; W, vvvv and pp; z, length, b, V' and the mask.
+        var first = bytes[evex + 1], second = bytes[evex + 2], third = bytes[evex + 3]
+        if !is64Bit {
+            // As with VEX: ignored there, but not in the copy.
+            first |= 0xF0
+            second |= 0x40
+            third |= 8
+            if Self.hasGeneralWidth(instruction) { second &= 0x7F }
+        }
+        // General registers have no number above 15.
+        if reg >= 0 { first = first & 0x6F | (reg & 8 == 0 ? 0x90 : 0x10) }
+        if case .register(let number) = place, number < 0 {} else { first = first & 0x9F | (rmField & 8 == 0 ? 0x60 : 0x40) }
+        code.byte(0x62)
+        code.byte(first)
+        code.byte(second)
+        code.byte(third)
+        code.byte(bytes[evex + 4])
     }
 
     /// Writes the instruction anew with other registers and operand places; -1 keeps what the original has.
@@ -418,6 +446,15 @@ extension BlockBuilder {
             code.byte((regField & 8 == 0 ? 0x80 : 0) | 0x40 | (b == 0 ? 0x20 : 0) | map)
             code.byte(second & 0x87 | v << 3)
             code.byte(bytes[opcodeAt])
+        } else if instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX {
+            regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7
+            switch place {
+            case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7
+            case .address, .held: rmField = address
+            case .legacyBase(let base): rmField = base
+            case .context: rmField = 4
+            }
+            emitEVEX(instruction, bytes, reg: reg, place: place, rmField: rmField)
         } else {
             // Prefixes that mean something to the copy: operand size, lock, and what F2 and F3 say.
             if case .context = place { code.byte(0x65) }
@@ -478,6 +515,10 @@ extension BlockBuilder {
             switch place {
             case .register: code.modRM(3, regField, rmField)
             case .address: code.modRM(0, regField, rmField)
+            case .held(let displacement) where instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && displacement != 0:
+                // A short displacement would count in vectors or elements.
+                code.modRM(2, regField, rmField)
+                code.dword(displacement)
             case .held(let displacement): code.memory(regField, base: rmField, displacement)
             case .legacyBase(let base): code.modRM(0, regField, base)
             case .context(let offset): code.absolute(regField, Int32(truncatingIfNeeded: offset))

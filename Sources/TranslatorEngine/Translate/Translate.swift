@@ -185,6 +185,7 @@ extension TranslatorCPU {
             builder.operandWidth = decoded.pointee.operand_width
             builder.addressWidth = decoded.pointee.address_width
             if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
+            if instruction.usesVectors && instruction.usesWideState && !builder.wideStateReady { builder.readyWideState() }
             cache.map[mapStart + mapped] = MapEntry(
                 host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
                 guest: UInt16(truncatingIfNeeded: instruction.offset) | (builder.flagsInHost && !builder.flagsSaved ? 0x8000 : 0))
