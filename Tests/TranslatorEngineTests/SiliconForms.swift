@@ -85,7 +85,7 @@ final class SiliconForms {
             return 0
         }
         let mnemonic = decoder.mnemonic.rawValue
-        decoder.addForm(to: &key)
+        decoder.addForm(to: &key, isThorough: undefinedShare == 100)
         let count = keys[key.value] ?? 0
         guard count < perForm else { return mnemonic }
         keep(key.value, Array(UnsafeBufferPointer(start: buffer, count: decoder.length)), decoder.treatment)

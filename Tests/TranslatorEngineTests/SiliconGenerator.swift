@@ -165,7 +165,7 @@ struct SiliconGenerator {
         return SiliconCase(
             pieces: [piece], state: state, flags: SiliconState.arithmeticFlags & ~decoder.undefinedFlags,
             faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose,
-            isWide: decoder.hasWideOperand, mode: decoder.mode,
+            isWide: decoder.hasWideOperand, isMasked: decoder.isMasked, mode: decoder.mode,
             pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
             devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0,
             flushesTLB: random.percent(60))
@@ -334,7 +334,10 @@ struct SiliconGenerator {
             default: false
             }
         let limit = random.percent(80) ? 8000 : 24000
-        for word in 0..<(decoder.hasAVX512 ? 8 : 4) {
+        // Not where the state is to begin as the initial one.
+        let isWide = state[xsave: 512] == SiliconState.components && SiliconState.hasWide
+        if index >= 16 && !isWide { return }
+        for word in 0..<(isWide ? 8 : 4) {
             let low = UInt64(random.below(limit) / max(1, Int(memory.scale)))
             let high = UInt64(random.below(limit) / max(1, Int(memory.scale)))
             state[vector: index, word] = isQuad ? low : low | high << 32

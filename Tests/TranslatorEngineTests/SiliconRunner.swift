@@ -148,6 +148,8 @@ final class SiliconRunner {
         if one.isUndefined && guest.vector == 6 && guest.rip == start && (native.vector != 6 || native.rip != start) { return [] }
         let isAccessFault = { (vector: Int) in 12...14 ~= vector || vector == 17 }
         if one.isFaultLoose && (isAccessFault(native.vector) || isAccessFault(guest.vector)) { return [] }
+        // The translator checks a segment's limit for all of an operand, whatever its mask leaves out.
+        if one.mode != .long && one.isMasked && 12...13 ~= guest.vector { return [] }
         // Misaligned, and beyond the stack segment.
         if one.mode != .long && one.isWide && native.vector == 13 && guest.vector == 12 { return [] }
         // An x87 exception that is pending is found after the memory operand's page.

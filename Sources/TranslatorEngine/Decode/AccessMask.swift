@@ -26,13 +26,15 @@ package struct AccessMask: Equatable, Sendable {
             width /= 2
             bits |= bits >> UInt64(width)
         }
-        let granule = max(1, size / elementCount)
+        let granule = granule(size: size)
         var result: UInt64 = 0
         for element in 0..<elementCount where bits >> UInt64(element) & 1 != 0 {
             result |= Self.low(granule) &<< UInt64(element * granule)
         }
         return result
     }
+    /// Bytes of an element in memory.
+    func granule(size: Int) -> Int { max(1, size / elementCount) }
     static func low(_ count: Int) -> UInt64 { count >= 64 ? ~0 : (1 << UInt64(count)) &- 1 }
 }
 
@@ -85,7 +87,7 @@ extension AccessMask {
         // Zydis has these in type E4; the manual has them in E4NF.
         switch decoded.pointee.mnemonic {
         case ZYDIS_MNEMONIC_VDBPSADBW, ZYDIS_MNEMONIC_VGF2P8AFFINEQB, ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB,
-            ZYDIS_MNEMONIC_VPSHUFBITQMB, ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+            ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
             return false
         default: break
         }

@@ -193,10 +193,9 @@ enum Classifier {
         if isVector {
             result.usesVectors = true
             if decoded.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY {
-                // A move of 64 bits to or from a general register, which 32-bit code does not have.
-                let isEVEX = decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX
+                // A move of 64 bits to or from a general register, which 32-bit code does not have. EVEX.W is ignored there.
                 let isWide =
-                    (isEVEX ? decoded.pointee.raw.evex.W : decoded.pointee.raw.vex.W) != 0 && mode.codeSize != 0 && decoded.pointee.opcode_map == ZYDIS_OPCODE_MAP_0F3A
+                    decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX && decoded.pointee.raw.vex.W != 0 && mode.codeSize != 0 && decoded.pointee.opcode_map == ZYDIS_OPCODE_MAP_0F3A
                     && (decoded.pointee.opcode == 0x16 || decoded.pointee.opcode == 0x22)
                 if mode.has(result.usesWideState ? BlockMode.noAVX512 : BlockMode.noAVX) || isWide {
                     raise(6, &result)

@@ -13,18 +13,18 @@ extension TranslatorCPU {
         var second = AccessPart(host: nil, physical: 0, count: size - inFirst)
         if active != 0 {
             let low = active.trailingZeroBitCount, high = 64 - active.leadingZeroBitCount
-            let start = linear &+ UInt64(low), last = linear &+ UInt64(high - 1)
-            if mode.has(BlockMode.alignmentCheck) { try checkAlignment(linear, size, descriptor.access) }
-            if context.pointee.isLongMode && !(isCanonical(start) && isCanonical(last))
-                || descriptor.access & Access.flat != 0 && last > 0xFFFF_FFFF
-            {
-                throw descriptor.access & Access.stack != 0 ? .stackFault() : .generalProtection()
-            }
+            // Elements are checked one by one: their alignment is what counts, and a page fault of the first comes before
+            // what is wrong with the last one's address.
+            let granule = mask.granule(size: size)
+            try checkAddress(linear &+ UInt64(low), linear, descriptor)
+            try checkAddress(linear &+ UInt64(low + granule - 1), linear, descriptor)
+            if mode.has(BlockMode.alignmentCheck) { try checkAlignment(linear, granule, descriptor.access) }
             let inside = AccessMask.low(inFirst)
             if active & inside != 0 {
                 first = try resolve(linear, active & inside, from: 0, inFirst, writes: writes)
             }
             if active & ~inside != 0 {
+                try checkAddress(linear &+ UInt64(high - 1), linear, descriptor)
                 second = try resolve(linear, active & ~inside, from: inFirst, size - inFirst, writes: writes)
             }
             if debugHits != 0 && !runsAlone { return leaveToRunAlone() }
@@ -44,6 +44,13 @@ extension TranslatorCPU {
         bounce = state
         fillBounceSlot(descriptor, operation)
         return UInt64(UInt(bitPattern: buffer))
+    }
+
+    /// The fault of an address that is not canonical or, outside of long mode, beyond 4 GB.
+    private func checkAddress(_ byte: UInt64, _ linear: UInt64, _ descriptor: MemoryDescriptor) throws(GuestException) {
+        let isGood = !context.pointee.isLongMode || isCanonical(byte)
+        if isGood && (descriptor.access & Access.flat == 0 || byte <= 0xFFFF_FFFF) { return }
+        throw beforePaging(linear, descriptor) ?? (descriptor.access & Access.stack != 0 ? .stackFault() : .generalProtection())
     }
 
     private func overwritesRunningBlock(_ part: AccessPart, _ pointer: UnsafeRawPointer) -> Bool {

@@ -109,6 +109,9 @@ extension TranslatorCPU {
         if context.pointee.isLongMode && !(isCanonical(linear) && isCanonical(linear &+ UInt64(size - 1))) {
             throw access & Access.stack != 0 ? .stackFault() : .generalProtection()
         }
+        if access & Access.flat != 0 && linear &+ UInt64(size - 1) > 0xFFFF_FFFF {
+            throw access & Access.stack != 0 ? .stackFault() : .generalProtection()
+        }
         throw .alignmentCheck
     }
 

@@ -104,8 +104,11 @@ extension BlockBuilder {
             let writes = actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
             clobberFlags()
             emitAddress(operand.pointee.mem, withSegment: true)
+            // A store that leaves out what its mask says keeps what was there.
+            let mask = AccessMask(instruction, operand)
+            let merges = writes && instruction.pointee.raw.evex.aaa != 0 && instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && mask == nil
             // A CMPXCHG that fails writes the old value back: it is a write to the paging unit as well.
-            let access = (reads ? Access.read : 0) | (writes ? Access.write : 0) | Self.stackBit(operand.pointee.mem)
+            let access = (reads || merges ? Access.read : 0) | (writes ? Access.write : 0) | Self.stackBit(operand.pointee.mem)
             let isX87 = Self.waitsForX87(instruction, operands)
             let isAligned =
                 (info.usesVectors || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B)
@@ -113,7 +116,7 @@ extension BlockBuilder {
             beginAccess(
                 size: Int(operand.pointee.size) / 8,
                 access: access | (isAligned ? Access.aligned : 0) | (isX87 ? Access.x87 : 0),
-                stackDistance: Self.stackDistance(operand.pointee.mem), mask: AccessMask(instruction, operand))
+                stackDistance: Self.stackDistance(operand.pointee.mem), mask: mask)
             place = .address
         }
         needFlags(for: info)
@@ -337,8 +340,11 @@ extension BlockBuilder {
             ZYDIS_MNEMONIC_VPCMPESTRM, ZYDIS_MNEMONIC_VCVTUSI2SS, ZYDIS_MNEMONIC_VCVTUSI2SD, ZYDIS_MNEMONIC_VCVTSS2USI,
             ZYDIS_MNEMONIC_VCVTSD2USI, ZYDIS_MNEMONIC_VCVTTSS2USI, ZYDIS_MNEMONIC_VCVTTSD2USI, ZYDIS_MNEMONIC_VCVTSI2SH,
             ZYDIS_MNEMONIC_VCVTUSI2SH, ZYDIS_MNEMONIC_VCVTSH2SI, ZYDIS_MNEMONIC_VCVTSH2USI, ZYDIS_MNEMONIC_VCVTTSH2SI,
-            ZYDIS_MNEMONIC_VCVTTSH2USI:
+            ZYDIS_MNEMONIC_VCVTTSH2USI, ZYDIS_MNEMONIC_VPBROADCASTD:
             return true
+        // VEX.W is not.
+        case ZYDIS_MNEMONIC_VPINSRD, ZYDIS_MNEMONIC_VPEXTRD:
+            return instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX
         default: return false
         }
     }
