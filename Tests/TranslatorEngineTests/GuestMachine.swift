@@ -53,11 +53,11 @@ final class TestMachine {
 
     init(
         ramByteCount: UInt64 = 8 << 20, mmio: [MMIOBus.Claim] = [], ports: [PortBus.Claim] = [], codeByteCount: Int = 48 << 20,
-        interrupts: TestInterrupts = TestInterrupts(), model: CPUModel? = nil
+        interrupts: TestInterrupts = TestInterrupts(), model: CPUModel? = nil, host: HostCPU = .current
     ) throws {
         self.interrupts = interrupts
         memory = try GuestMemory(ranges: [(0, ramByteCount)])
-        let policy = try CPUPolicy(model: model, engine: .translator, tscFrequencyHz: 2_000_000_000)
+        let policy = try CPUPolicy(model: model, engine: .translator, host: host, tscFrequencyHz: 2_000_000_000)
         cpu = try TranslatorCPU(
             wiring: Wiring(
                 memory: memory, ports: PortBus(ports), mmio: MMIOBus(mmio), interrupts: interrupts, policy: policy),

@@ -61,6 +61,8 @@ extension TranslatorCPU {
             throw .generalProtection()
         }
         let half = context.pointee.is64Bit ? 256 : 128
+        // First: without AVX they lie where it would.
+        takeWide(image, present: present, requested: requested, compacted: held)
         if !context.pointee.is64Bit { keepHighRegisters(image) }
         if present & Component.x87 == 0 { Self.initialiseX87(image) }
         if present & Component.sse == 0 {
@@ -70,7 +72,6 @@ extension TranslatorCPU {
             try checkMXCSR(image.load(fromByteOffset: 24, as: UInt32.self))
         }
         if present & Component.avx == 0 { Self.clear(image, 576, half) }
-        takeWide(image, present: present, requested: requested, compacted: held)
         if requested & Component.sse == 0 {
             // Without SSE, MXCSR is not loaded either; AVX would take it along.
             image.storeBytes(of: context.pointee.mxcsr, toByteOffset: 24, as: UInt32.self)
