@@ -144,6 +144,27 @@ struct GuestAVX512Tests {
         }
     }
 
+    @Test func `neighbouring accesses of 64 bytes share a check, and go on over a page's end without it`() throws {
+        // vmovdqu32 zmm1, [rdi]; zmm18, [rdi + 64]; zmm19, [rdi + 128]; [rdi + 192], zmm18
+        let code: [UInt8] = [
+            0x62, 0xF1, 0x7E, 0x48, 0x6F, 0x0F, 0x62, 0xE1, 0x7E, 0x48, 0x6F, 0x57, 0x01, 0x62, 0xE1, 0x7E, 0x48, 0x6F, 0x5F, 0x02,
+            0x62, 0xE1, 0x7E, 0x48, 0x7F, 0x57, 0x03,
+        ]
+        for (start, fault) in [(0, nil), (3840, nil), (4096 - 30, nil), (4096 - 100, nil), (4096 - 200, nil), (8192 - 160, 0), (8192 - 200, 0)] as [(UInt64, UInt64?)] {
+            let machine = try machine()
+            for offset in stride(from: 0, to: 8192, by: 8) as StrideTo<UInt64> { machine.memory.store(0x11_0000 + offset, offset) }
+            machine[.rdi] = Self.pages + start
+            let outcome = try run(machine, code)
+            #expect(outcome.vector == (fault == nil ? Outcome.done : 14), "\(start)")
+            if let fault {
+                #expect(outcome.address == Self.pages + 8192 + fault, "\(start)")
+            } else {
+                for offset in stride(from: 0, to: 64, by: 8) as StrideTo<UInt64> { #expect(word(machine, start + 192 + offset) == word(machine, start + 64 + offset)) }
+            }
+            #expect(EmittedCodeVerifier(machine.cpu).violations() == [])
+        }
+    }
+
     @Test func `state counts from the first instruction that uses it`() throws {
         let machine = try machine()
         #expect(try run(machine, [0xC5, 0xE5, 0x76, 0xDB]).vector == Outcome.done)  // vpcmpeqd ymm3, ymm3, ymm3
