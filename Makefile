@@ -63,7 +63,7 @@ guests32: $(GUESTS32)/guest-test | setup
 $(GUESTS32)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS32)/busybox $(GUESTS32)/guest-test
 	@Guests/make-initramfs $@ $(GUESTS32)/busybox Guests/init $(GUESTS32)/guest-test
 
-# Without a C library: the host's compiler has none of 32 bit. No vectors where the program does not ask for them.
+# Without a C library, whose own instructions would come beside the program's. No vectors where it does not ask for them.
 $(GUESTS32)/guest-test: Guests/program32.c | setup
 	@mkdir -p $(GUESTS32)
 	gcc -m32 -std=gnu11 -Wall -Wextra -O1 -static -nostdlib -ffreestanding -no-pie -fno-pie -fno-stack-protector -mno-sse -o $@ $<

@@ -18,6 +18,7 @@ let package = Package(
     name: "vmd",
     products: [
         .library(name: "VMM", targets: ["VMM"]),
+        .library(name: "ControlProtocol", targets: ["ControlProtocol"]),
         .executable(name: "vmctl", targets: ["vmctl"]),
     ],
     dependencies: [
@@ -36,6 +37,7 @@ let package = Package(
         .target(
             name: "Machine", dependencies: ["VMM", "Linux", "Devices", "KVMEngine", "TranslatorEngine"],
             swiftSettings: safe),
+        .target(name: "ControlProtocol", dependencies: ["Linux"], swiftSettings: safe),
         .executableTarget(
             name: "vmctl", dependencies: ["Machine", "VMM", "Linux", argumentParser], swiftSettings: safe),
 
@@ -45,17 +47,18 @@ let package = Package(
             name: "latency", dependencies: ["TranslatorEngine", "VMM", "Linux", "LoopShapes"], path: "Benchmarks/Latency",
             swiftSettings: common),
 
+        .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: safe),
         .testTarget(name: "LinuxTests", dependencies: ["Linux"], swiftSettings: common),
-        .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux"], swiftSettings: common),
+        .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
-        .testTarget(name: "DevicesTests", dependencies: ["Devices", "VMM"], swiftSettings: common),
+        .testTarget(name: "DevicesTests", dependencies: ["Devices", "VMM", "TestSupport"], swiftSettings: common),
         // Runs instructions on the CPU itself, to compare the translator with.
         .target(name: "CSilicon", path: "Tests/CSilicon"),
         .testTarget(
-            name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "Machine", "Devices", "VMM", "Linux", "CLinux", "CZydis", "CSilicon", "LoopShapes"],
+            name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "Machine", "Devices", "VMM", "Linux", "CLinux", "CZydis", "CSilicon", "LoopShapes", "TestSupport"],
             swiftSettings: common),
-        .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices"], swiftSettings: common),
+        .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices", "TestSupport"], swiftSettings: common),
         .testTarget(name: "GuestTests", dependencies: ["Linux"], swiftSettings: common),
     ]
 )

@@ -1,5 +1,5 @@
 // What a 32-bit program asks of its kernel and CPU, for guests with a 32-bit kernel: one line `ok NAME` or `FAIL NAME`
-// for each check, and `guest-test: N passed, M failed` at the end. No C library: the 32-bit one is not on every host.
+// for each check, and `guest-test: N passed, M failed` at the end. No C library: what runs is what stands here.
 #include <stdint.h>
 
 typedef unsigned long word;

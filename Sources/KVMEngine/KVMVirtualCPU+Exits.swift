@@ -140,18 +140,8 @@ extension KVMVirtualCPU {
         try kvm("KVM_GET_REGS", descriptor.raw, clinux_kvm_get_regs, &registers)
         var system = kvm_sregs()
         try kvm("KVM_GET_SREGS", descriptor.raw, clinux_kvm_get_sregs, &system)
-        let mode =
-            if system.cr0 & CR0.pe == 0 {
-                "real mode"
-            } else if registers.rflags & 1 << 17 != 0 {
-                "virtual-8086 mode"
-            } else if system.efer & EFER.lma == 0 {
-                "protected mode"
-            } else if system.cs.l != 0 {
-                "long mode"
-            } else {
-                "compatibility mode"
-            }
+        let mode = ShutdownReason.modeName(
+            cr0: system.cr0, rflags: registers.rflags, efer: system.efer, is64Bit: system.cs.l != 0)
         return (registers.rip, mode, "at rip \(hexadecimal(registers.rip)) in \(mode)")
     }
 }

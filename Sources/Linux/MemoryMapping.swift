@@ -2,6 +2,9 @@ import CLinux
 import Glibc
 
 /// An owned mapping, unmapped when it goes out of scope.
+///
+/// `@unchecked Sendable`: the fields never change, and any thread may unmap. Who may touch the bytes, and when, is for
+/// the owner to say.
 public struct MemoryMapping: ~Copyable, @unchecked Sendable {
     public let base: UnsafeMutableRawPointer
     public let byteCount: Int

@@ -2,8 +2,10 @@ import CLinux
 import Glibc
 
 /// A value behind a lock, with a condition to wait for: what `Mutex` has no counterpart for.
+///
+/// `@unchecked Sendable`: `state` comes in as `sending` and is touched only with the mutex held; the pthread objects
+/// live at fixed addresses until deinit, and are made for any thread.
 public final class Monitor<State>: @unchecked Sendable {
-    // SAFETY: `state` is touched only with the mutex held; the pthread objects live at fixed addresses until deinit.
     private var state: State
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>
     private let condition: UnsafeMutablePointer<pthread_cond_t>

@@ -5,8 +5,10 @@ import Synchronization
 /// Lets one thread sleep until another says go on: how a halted vCPU waits without using the processor.
 /// A call to `unpark` while nobody sleeps is remembered, once, so no wake-up is lost; it is then one atomic
 /// exchange and no system call, cheap enough for every interrupt of a running vCPU.
+///
+/// `@unchecked Sendable`: the pointer never changes, the word, which the kernel needs the address of, lives as long as
+/// the object, and all access to it is atomic.
 public final class Parker: @unchecked Sendable {
-    // SAFETY: the word lives as long as the object; all access is atomic.
     private let word: UnsafeMutablePointer<Atomic<UInt32>>
     private static let empty: UInt32 = 0
     private static let notified: UInt32 = 1

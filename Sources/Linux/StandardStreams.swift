@@ -46,7 +46,7 @@ public enum Stream {
         while offset < bytes.count {
             do {
                 offset += try retrying("write") {
-                    bytes.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress! + offset, bytes.count - offset) }
+                    bytes[offset...].withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
                 }
             } catch where error.errno == EAGAIN {
                 // Whoever started us may have made the descriptor non-blocking; that is his to change, not ours.

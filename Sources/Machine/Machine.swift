@@ -195,11 +195,7 @@ public final class Machine: Sendable {
 }
 
 extension CPUState {
-    /// The mode of operation, for messages (SDM Vol. 3, 2.2).
     var modeName: String {
-        if cr0 & 1 == 0 { return "real mode" }
-        if rflags & 1 << 17 != 0 { return "virtual-8086 mode" }
-        if msr.efer & 1 << 10 == 0 { return "protected mode" }
-        return cs.isLong ? "long mode" : "compatibility mode"
+        ShutdownReason.modeName(cr0: cr0, rflags: rflags, efer: msr.efer, is64Bit: cs.isLong)
     }
 }

@@ -137,11 +137,11 @@ package struct Context {
 
     /// The privilege level is SS.DPL by the manual's words, CS.RPL in practice; 0 in real mode.
     package var privilegeLevel: Int {
-        if cr0 & 1 == 0 { return 0 }
-        if systemFlags & (1 << 17) != 0 { return 3 }
+        if cr0 & CR0.pe == 0 { return 0 }
+        if systemFlags & RFLAGS.vm != 0 { return 3 }
         return Int(cs.selector & 3)
     }
-    package var isLongMode: Bool { msr.efer & (1 << 10) != 0 }
+    package var isLongMode: Bool { msr.efer & EFER.lma != 0 }
     /// 64-bit code, as opposed to compatibility mode and all else.
     package var is64Bit: Bool { isLongMode && cs.isLong }
 

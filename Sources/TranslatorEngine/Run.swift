@@ -283,17 +283,15 @@ extension TranslatorCPU: VirtualCPU {
         case 16: return GuestException(vector: 16)
         case 17: return GuestException(vector: 17, errorCode: 0)
         // Without CR4.OSXMMEXCPT it is #UD (SDM Vol. 3, 2.5).
-        case 19: return context.pointee.cr4 & (1 << 10) != 0 ? GuestException(vector: 19) : .invalidOpcode
+        case 19: return context.pointee.cr4 & CR4.osxmmexcpt != 0 ? GuestException(vector: 19) : .invalidOpcode
         default: return .generalProtection()
         }
     }
 
     private var modeName: String {
-        let c = context.pointee
-        if c.is64Bit { return "long mode" }
-        if c.isLongMode { return "compatibility mode" }
-        if c.cr0 & 1 == 0 { return "real mode" }
-        return c.systemFlags & (1 << 17) != 0 ? "virtual-8086 mode" : "protected mode"
+        let c = context
+        return ShutdownReason.modeName(
+            cr0: c.pointee.cr0, rflags: c.pointee.systemFlags, efer: c.pointee.msr.efer, is64Bit: c.pointee.cs.isLong)
     }
 
     // MARK: From other threads

@@ -6,12 +6,15 @@ package import VMM
 
 /// A virtual CPU of the translator engine.
 ///
-/// Everything belongs to the vCPU's thread but `stop`, `interruptRequested` and `injectNMI`, which only write
-/// atomics. Its parts are in the folders: `Translate/` makes blocks, `CodeCache/` keeps them, `MMU/` finds memory,
-/// `System/` runs what may not be copied, and `Run.swift` joins them.
+/// `@unchecked Sendable`: everything belongs to the vCPU's thread but `stop`, `interruptRequested` and `injectNMI`, which
+/// only write atomics, and what `GuestMemory` tells of devices' writes, which goes to `deviceWrites`. Its parts are in
+/// the folders: `Translate/` makes blocks, `CodeCache/` keeps them, `MMU/` finds memory, `System/` runs what may not be
+/// copied, and `Run.swift` joins them.
 package final class TranslatorCPU: @unchecked Sendable {
     package let context: UnsafeMutablePointer<Context>
     package let memory: GuestMemory
+    /// Size of the RAM that begins at physical address 0. Page walks look here first: no array, no reference count.
+    let lowRAMByteCount: UInt64
     package let ports: PortBus
     package let mmio: MMIOBus
     package let interrupts: any InterruptSource
@@ -90,6 +93,7 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// - Parameter codeByteCount: bound of the translated code's memory; 128 KB at least.
     package init(wiring: Wiring, codeByteCount: Int = TranslatorEngine.codeByteCount) throws {
         memory = wiring.memory
+        lowRAMByteCount = wiring.memory.ranges.first.map { $0.base == 0 ? $0.byteCount : 0 } ?? 0
         ports = wiring.ports
         mmio = wiring.mmio
         interrupts = wiring.interrupts
@@ -194,7 +198,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         if c.pointee.privilegeLevel == 3 {
             value = UInt64(TLB.Table.user.rawValue)
             if c.pointee.cr0 & CR0.am != 0 && c.pointee.systemFlags & RFLAGS.ac != 0 { value |= BlockMode.alignmentCheck }
-        } else if c.pointee.systemFlags & (1 << 18) != 0 && c.pointee.cr4 & (1 << 21) != 0 {
+        } else if c.pointee.systemFlags & RFLAGS.ac != 0 && c.pointee.cr4 & CR4.smap != 0 {
             value = UInt64(TLB.Table.supervisorAC.rawValue)
         } else {
             value = UInt64(TLB.Table.supervisor.rawValue)
@@ -206,12 +210,12 @@ package final class TranslatorCPU: @unchecked Sendable {
             c.pointee.csBase = 0
         }
         if c.pointee.privilegeLevel == 1 || c.pointee.privilegeLevel == 2 { value |= BlockMode.outerRing }
-        if c.pointee.cr4 & 4 != 0 { value |= BlockMode.timeStampTrap }
+        if c.pointee.cr4 & CR4.tsd != 0 { value |= BlockMode.timeStampTrap }
         if c.pointee.cr0 & CR0.ts != 0 {
             value |= BlockMode.fpuTrap | (c.pointee.cr0 & CR0.mp != 0 ? BlockMode.waitTrap : 0)
         }
         if c.pointee.cr0 & CR0.em != 0 { value |= BlockMode.fpuAbsent }
-        if c.pointee.cr4 & (1 << 9) == 0 { value |= BlockMode.noSSE }
+        if c.pointee.cr4 & CR4.osfxsr == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
         if c.pointee.cr4 & CR4.osxsave == 0 || c.pointee.xcr0 & 0xE6 != 0xE6 { value |= BlockMode.noAVX512 }
         if c.pointee.cr4 & CR4.smap != 0 { value |= BlockMode.smap }
@@ -250,7 +254,7 @@ package final class TranslatorCPU: @unchecked Sendable {
 /// System instructions that translated blocks name by number.
 ///
 /// Each segment of the code cache has its part.
-final class SystemPool: @unchecked Sendable {
+final class SystemPool {
     /// In one segment. A number has to fit into an `ExitDescriptor` beside an offset in a page.
     static let limit = 1 << 11
     let entries: UnsafeMutablePointer<SystemInstruction>

@@ -22,6 +22,16 @@ public struct ShutdownReason: Hashable, Sendable {
         self.mode = mode
         self.reason = reason
     }
+
+    /// The mode of operation, for messages (SDM Vol. 3, 2.2).
+    /// - Parameter is64Bit: the L bit of CS.
+    public static func modeName(cr0: UInt64, rflags: UInt64, efer: UInt64, is64Bit: Bool) -> String {
+        if cr0 & CR0.pe == 0 { return "real mode" }
+        // RFLAGS.VM
+        if rflags & 1 << 17 != 0 { return "virtual-8086 mode" }
+        if efer & EFER.lma == 0 { return "protected mode" }
+        return is64Bit ? "long mode" : "compatibility mode"
+    }
 }
 
 /// Where a virtual CPU gets its external interrupts: the i8259 pair, later a local APIC.

@@ -2,6 +2,8 @@ import Glibc
 import Linux
 
 extension GuestMemory {
+    private static let fillByteCount = 256 << 10
+
     /// Reads a part of a file into RAM.
     ///
     /// The bytes go through a small buffer and are written to the memory's file, not to its mapping: each page is then
@@ -13,16 +15,16 @@ extension GuestMemory {
         _ gpa: UInt64, count: UInt64, from file: borrowing RegularFile, at offset: UInt64
     ) throws(SystemError) -> UInt64? {
         guard let start = self.offset(of: gpa, count: count), let total = Int(exactly: count) else { return nil }
-        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 256 << 10, alignment: 4096)
+        let buffer = UnsafeMutableRawPointer.allocate(byteCount: Self.fillByteCount, alignment: 4096)
         defer { buffer.deallocate() }
         var done = 0
         while done < total {
-            let part = UnsafeMutableRawBufferPointer(rebasing: buffer.prefix(total - done))
+            let part = UnsafeMutableRawBufferPointer(start: buffer, count: min(Self.fillByteCount, total - done))
             let got = try file.read(into: part, at: offset + UInt64(done))
             var written = 0
             while written < got {
                 written += try retrying("write") {
-                    pwrite(fileDescriptor, buffer.baseAddress! + written, got - written, start + done + written)
+                    pwrite(fileDescriptor, buffer + written, got - written, start + done + written)
                 }
             }
             noteWritten(hostBase + (start + done), count: got)

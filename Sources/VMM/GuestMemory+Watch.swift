@@ -6,7 +6,7 @@ import Synchronization
 ///
 /// The CPU's own stores do not pass here: an engine sees those by itself. Everyone else writes through `GuestMemory`,
 /// or calls `noteWritten` behind writes through a pointer.
-@usableFromInline final class MemoryWatch: @unchecked Sendable {
+@usableFromInline final class MemoryWatch: Sendable {
     private let map: MemoryMapping
     private let watchers = Mutex<[@Sendable (Swift.Range<Int>) -> Void]>([])
 

@@ -4,10 +4,10 @@ public import Linux
 
 /// The guest's RAM: one shared memfd, mapped once, seen by the guest as a few ranges of physical addresses.
 ///
-/// The only file of this target that touches raw guest memory. Invariant: every pointer formed lies in the
+/// The only type of this target that touches raw guest memory. Invariant: every pointer formed lies in the
 /// mapping, because `offset(of:count:)` checks the address and the length against one range, and the mapping
 /// lives as long as the object. The guest writes at the same time: callers read a value once and check the copy.
-public final class GuestMemory: @unchecked Sendable {
+public final class GuestMemory: Sendable {
     /// A run of guest-physical RAM and where it lies in the mapping.
     public struct Range: Hashable, Sendable {
         public let base: UInt64
@@ -95,7 +95,7 @@ public final class GuestMemory: @unchecked Sendable {
     public func write(_ bytes: [UInt8], at gpa: UInt64) -> Bool {
         guard !bytes.isEmpty else { return true }
         guard let address = hostAddress(of: gpa, count: UInt64(bytes.count)) else { return false }
-        bytes.withUnsafeBytes { address.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
+        UnsafeMutableRawBufferPointer(start: address, count: bytes.count).copyBytes(from: bytes)
         noteWritten(address, count: bytes.count)
         return true
     }

@@ -1,5 +1,6 @@
 import Devices
 import Foundation
+import TestSupport
 import Testing
 import VMM
 
@@ -46,7 +47,7 @@ import VMM
         ].flatMap { $0.flatMap { Array($0) } }
 
         /// Random accesses, with time that passes and interrupts that are taken.
-        func harass(_ count: Int, _ random: inout SeededGenerator) {
+        func harass(_ count: Int, _ random: inout SplitMix64) {
             for _ in 0..<count {
                 let port = Self.ports.randomElement(using: &random) ?? 0
                 let width = [AccessWidth.byte, .byte, .byte, .word, .dword].randomElement(using: &random) ?? .byte
@@ -73,7 +74,7 @@ import VMM
 
     @Test(arguments: 1...8 as ClosedRange<UInt64>)
     func `random accesses trap nothing`(seed: UInt64) {
-        var random = SeededGenerator(seed: seed)
+        var random = SplitMix64(seed: seed)
         let pc = PC(now: seed == 8 ? .max / 2 : seed * 1_000_003)
         pc.harass(5_000, &random)
     }
@@ -97,7 +98,7 @@ import VMM
 
     @Test(arguments: 11...30 as ClosedRange<UInt64>)
     func `every state survives being saved`(seed: UInt64) throws {
-        var random = SeededGenerator(seed: seed)
+        var random = SplitMix64(seed: seed)
         let pc = PC()
         pc.harass(500, &random)
         try roundTrip(pc.pic.save())
@@ -112,7 +113,7 @@ import VMM
 
     @Test(arguments: 31...40 as ClosedRange<UInt64>)
     func `restored machine shows what the saved one does`(seed: UInt64) {
-        var random = SeededGenerator(seed: seed)
+        var random = SplitMix64(seed: seed)
         let pc = PC(now: 999_999_999)
         pc.harass(500, &random)
         let other = PC(now: 5)
@@ -133,7 +134,7 @@ import VMM
     }
 
     /// Replaces numbers in a saved state by others: a snapshot is a file, and files can be damaged or forged.
-    private func forge(_ value: Any, _ random: inout SeededGenerator) -> Any {
+    private func forge(_ value: Any, _ random: inout SplitMix64) -> Any {
         switch value {
         case let object as [String: Any]:
             var result = object
@@ -148,7 +149,7 @@ import VMM
     }
 
     private func restoreForged<T: Codable>(
-        _ state: T, _ random: inout SeededGenerator, _ restore: (T) -> Void
+        _ state: T, _ random: inout SplitMix64, _ restore: (T) -> Void
     ) throws -> Int {
         let object = try JSONSerialization.jsonObject(with: JSONEncoder().encode(state))
         let forged = try JSONSerialization.data(withJSONObject: forge(object, &random))
@@ -160,7 +161,7 @@ import VMM
 
     @Test(arguments: 41...44 as ClosedRange<UInt64>)
     func `forged states trap nothing`(seed: UInt64) throws {
-        var random = SeededGenerator(seed: seed)
+        var random = SplitMix64(seed: seed)
         let pc = PC()
         var accepted = 0
         for _ in 0..<150 {
@@ -187,7 +188,7 @@ import VMM
     }
 
     @Test func `second reset changes nothing`() {
-        var random = SeededGenerator(seed: 50)
+        var random = SplitMix64(seed: 50)
         let pc = PC()
         pc.harass(1000, &random)
         for device in pc.resettables { device.reset() }

@@ -1,4 +1,5 @@
 import Devices
+import TestSupport
 import Testing
 import VMM
 
@@ -189,7 +190,7 @@ import VMM
     }
 
     @Test func `edges counted in one go are those counted step by step`() {
-        var random = SeededGenerator(seed: 1)
+        var random = SplitMix64(seed: 1)
         for _ in 0..<300 {
             let mode = UInt8.random(in: 0...5, using: &random)
             var stepped = chip(0x30 | mode << 1, .random(in: 2...40, using: &random))
@@ -213,7 +214,7 @@ import VMM
     }
 
     @Test func `next edge is where the edge is`() throws {
-        var random = SeededGenerator(seed: 2)
+        var random = SplitMix64(seed: 2)
         for _ in 0..<300 {
             let mode = UInt8.random(in: 2...4, using: &random)
             var chip = chip(0x30 | mode << 1, .random(in: 2...50, using: &random))

@@ -58,7 +58,7 @@ private let echo: @Sendable (FakeCPU) throws -> Exit = { cpu in
     ) throws -> Session {
         let session = Session()
         let configuration = MachineConfiguration(kernel: kernel.path, memoryByteCount: 32 << 20)
-        session.thread = try PosixThread("session") {
+        let thread = try PosixThread("session") {
             do {
                 let foreground = try Foreground(
                     configuration, FakeEngine(script), .translator,
@@ -69,12 +69,13 @@ private let echo: @Sendable (FakeCPU) throws -> Exit = { cpu in
                 session.end(-1)
             }
         }
+        session.thread.withLock { $0 = thread }
         return session
     }
 
-    private final class Session: @unchecked Sendable {
+    private final class Session: Sendable {
         private let status = Monitor<CInt?>(nil)
-        var thread: PosixThread?
+        let thread = Mutex<PosixThread?>(nil)
 
         func end(_ value: CInt) {
             status.withLock { $0 = value }
@@ -84,8 +85,10 @@ private let echo: @Sendable (FakeCPU) throws -> Exit = { cpu in
         /// Waits for the end.
         func wait() -> CInt? {
             let value = status.withLock(waitingWhile: { $0 == nil }) { $0 }
-            thread?.join()
-            thread = nil
+            thread.withLock { thread in
+                thread?.join()
+                thread = nil
+            }
             return value
         }
     }

@@ -9,9 +9,20 @@ final class TemporaryFile: Sendable {
         let descriptor = mkstemp(&template)
         precondition(descriptor >= 0)
         path = template.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
+        write(bytes, descriptor)
+    }
+
+    /// Makes the file longer.
+    func append(_ bytes: [UInt8]) {
+        let descriptor = open(path, O_WRONLY | O_APPEND)
+        precondition(descriptor >= 0)
+        write(bytes, descriptor)
+    }
+
+    private func write(_ bytes: [UInt8], _ descriptor: CInt) {
         var rest = bytes[...]
         while !rest.isEmpty {
-            let count = rest.withUnsafeBytes { write(descriptor, $0.baseAddress!, $0.count) }
+            let count = rest.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
             precondition(count > 0)
             rest = rest.dropFirst(count)
         }

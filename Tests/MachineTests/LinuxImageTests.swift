@@ -1,3 +1,4 @@
+import TestSupport
 import Testing
 import VMM
 
@@ -207,18 +208,5 @@ func message(_ body: () throws -> Void) -> String {
         let error = message { _ = try load(bzImage(), initrd: [UInt8](repeating: 0, count: 16 << 20)) }
         #expect(
             error == "initrd FILE: its 16M do not fit beside the kernel, there is room for 15M: give at least -m 34M")
-    }
-}
-
-/// Random numbers that are the same in every run.
-struct SplitMix64: RandomNumberGenerator {
-    private var state: UInt64
-    init(seed: UInt64) { state = seed }
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-        return z ^ z >> 31
     }
 }

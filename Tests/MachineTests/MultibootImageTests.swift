@@ -1,3 +1,4 @@
+import TestSupport
 import Testing
 import VMM
 
@@ -177,6 +178,16 @@ private func text(_ memory: GuestMemory, _ address: UInt32?) throws -> String {
         // Found by nobody, it makes no kernel.
         let later = flat(at: 8192, byteCount: 12288)
         #expect(message { _ = try load(later) }.contains("is not a kernel"))
+    }
+
+    @Test func `file that has grown since it was opened is refused, its header behind the old end`() throws {
+        let image = flat(header: 0x20_0000, at: 0x800)
+        let file = TemporaryFile(Array(image[..<16]))
+        let loader = try KernelLoader(kernel: file.path, initrd: nil, commandLine: nil)
+        file.append(Array(image[16...]))
+        let map = try MemoryMap(byteCount: 32 << 20)
+        let memory = try GuestMemory(ranges: map.ranges)
+        #expect(message { _ = try loader.load(into: memory, map, rsdp: nil) } == "kernel FILE: is truncated: copy it again")
     }
 
     @Test func `number without its checksum is no header`() {

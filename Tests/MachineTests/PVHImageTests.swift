@@ -1,3 +1,4 @@
+import TestSupport
 import Testing
 import VMM
 
@@ -128,6 +129,11 @@ import VMM
     ] as [([UInt8], String)])
     func `foreign file is refused with advice`(bytes: [UInt8], expected: String) {
         #expect(message { _ = try load(bytes) } == "kernel FILE: \(expected)")
+    }
+
+    @Test func `CD image is known by its first volume descriptor`() {
+        let error = message { _ = try load([UInt8](repeating: 0, count: 0x8001) + Array("CD001".utf8)) }
+        #expect(error == "kernel FILE: is a CD image: give the kernel inside it")
     }
 
     @Test func `missing file is named`() {

@@ -1,4 +1,5 @@
 import Synchronization
+import TestSupport
 import Testing
 import VMM
 
@@ -118,7 +119,7 @@ final class Recorder: PortDevice, MMIODevice {
     }
 
     @Test func `random addresses among many claims go where a plain search says`() {
-        var noise = Noise(state: 4)
+        var noise = SplitMix64(seed: 4)
         let device = Recorder()
         let starts = (0..<64).map { UInt64($0) * 0x1000 + noise.next() % 0x400 }
         let ranges = starts.map { $0..<$0 + 1 + noise.next() % 0x800 }

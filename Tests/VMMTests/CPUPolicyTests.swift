@@ -1,3 +1,4 @@
+import TestSupport
 import Testing
 import VMM
 
@@ -21,15 +22,6 @@ func policy(
 func text(_ words: UInt32...) -> String {
     let bytes = words.flatMap { word in (0..<4).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) } }
     return String(decoding: bytes, as: UTF8.self)
-}
-
-/// Deterministic noise.
-struct Noise: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
-        return state ^ state >> 33
-    }
 }
 
 @Suite("CPU models") struct CPUModelTests {
@@ -118,7 +110,7 @@ struct Noise: RandomNumberGenerator {
     static let vendors = [intelName, amdName]
 
     @Test func `bits of CPUs whose features are random are those that host and engine share`() throws {
-        var noise = Noise(state: 1)
+        var noise = SplitMix64(seed: 1)
         let promises = EngineFeatures.translator.promisedOnAMD.union(EngineFeatures.translator.promisedOnIntel)
         let always: CPUFeatures = [.hypervisor, .topoext]
         var made = 0
@@ -306,7 +298,7 @@ struct Noise: RandomNumberGenerator {
     @Test(arguments: vendors)
     func `any leaf and subleaf answers and those beyond the highest read zero`(name: CPUIDLeaf) throws {
         let policy = try policy(name)
-        var noise = Noise(state: 2)
+        var noise = SplitMix64(seed: 2)
         for _ in 0..<20_000 {
             let leaf = UInt32.random(in: 0...0x30, using: &noise) | UInt32.random(in: 0...3, using: &noise) << 30
             let subleaf: UInt32 = Bool.random(using: &noise) ? .random(in: 0...70, using: &noise) : noise.next()

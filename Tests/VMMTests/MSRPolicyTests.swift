@@ -1,3 +1,4 @@
+import TestSupport
 import Testing
 import VMM
 
@@ -133,7 +134,7 @@ import VMM
         for name in CPUIDTests.vendors {
             let policy = try policy(name)
             var msrs = ModelSpecificRegisters()
-            var noise = Noise(state: 3)
+            var noise = SplitMix64(seed: 3)
             for _ in 0..<50_000 {
                 let masks: [UInt32] = [0x7FF, 0xC000_01FF, 0xC001_1FFF, ~0]
                 let index = UInt32.random(in: 0 ... .max, using: &noise) & masks[Int.random(in: 0..<4, using: &noise)]

@@ -60,7 +60,7 @@ struct KernelLoader: Sendable {
             try refuseModules("is entered by PVH")
             return try image.load(self, into: memory, map, rsdp: rsdp)
         }
-        throw foreign(head)
+        throw try foreign(head)
     }
 
     /// Loads the initial ramdisk as high as it may lie, clear of the kernel that grows up from below.
@@ -95,17 +95,20 @@ struct KernelLoader: Sendable {
     }
 
     /// What a file is that is no kernel for this machine, as far as its first bytes tell.
-    private func foreign(_ head: ByteReader) -> MachineError {
+    private func foreign(_ head: ByteReader) throws(MachineError) -> MachineError {
         let formats: [(pattern: [UInt8], offset: Int, reason: String, advice: String)] = [
             ([0x1F, 0x8B], 0, "is compressed with gzip", "unpack it with gunzip"),
             ([0xFD, 0x37, 0x7A, 0x58, 0x5A], 0, "is compressed with xz", "unpack it with unxz"),
             ([0x28, 0xB5, 0x2F, 0xFD], 0, "is compressed with zstd", "unpack it with unzstd"),
             ([0x41, 0x52, 0x4D, 0x64], 0x38, "is an ARM64 kernel", "give one for x86-64"),
             ([0x52, 0x53, 0x43, 0x05], 0x38, "is a RISC-V kernel", "give one for x86-64"),
-            (Array("CD001".utf8), 0x8001, "is a CD image", "give the kernel inside it"),
         ]
         for format in formats where head.has(format.pattern, at: format.offset) {
             return kernel.error(format.reason, format.advice)
+        }
+        // The first volume descriptor (ECMA-119, 8.1), behind sixteen sectors that are free for other uses.
+        if try kernel.read(at: 0x8001, count: 5).has(Array("CD001".utf8), at: 0) {
+            return kernel.error("is a CD image", "give the kernel inside it")
         }
         return kernel.error("is not a kernel", "give a Linux bzImage, or a kernel with a multiboot header or a PVH note")
     }

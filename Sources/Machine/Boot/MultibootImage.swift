@@ -37,6 +37,8 @@ struct MultibootImage {
             throw wrong("load_addr", addresses.load, "lies before the file's first byte")
         }
         let offset = UInt64(header.offset) - before
+        // A file that has grown since it was opened has its header behind the length of then.
+        guard offset <= kernel.byteCount else { throw kernel.truncated() }
         let available = kernel.byteCount - offset
         var fileByteCount = available
         if addresses.loadEnd != 0 {

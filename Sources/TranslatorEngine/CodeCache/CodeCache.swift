@@ -10,7 +10,7 @@ package import Linux
 /// holds. Removed blocks give their room back when their segment's turn comes.
 ///
 /// Index 0 of each array is never used, so 0 means none.
-package final class CodeCache: @unchecked Sendable {
+package final class CodeCache {
     package static let hashBits = 16
     /// Code that one block may need at most.
     package static let longestBlock = 1 << 15

@@ -4,7 +4,7 @@ package import Linux
 
 /// Host memory for generated code: one memfd mapped twice, writable and executable, so that no mapping is both
 /// and translated code, which knows only the executable addresses, cannot write itself.
-package final class CodeMemory: @unchecked Sendable {
+package final class CodeMemory {
     package let byteCount: Int
     private let writable: MemoryMapping
     private let executable: MemoryMapping

@@ -7,7 +7,7 @@ package import Linux
 /// that the page beside it there is the one that it was. So each page of guest RAM remembers where its code runs; one
 /// that runs at two places gets no such links. Those that exist are taken back when the TLB is flushed, all of them
 /// or those that some page that is not global takes part in.
-package final class Crossings: @unchecked Sendable {
+package final class Crossings {
     /// Where a page's code runs.
     private struct Page {
         /// Linear address of the page | the flags below; 0: nowhere yet.

@@ -446,18 +446,13 @@ extension Emitter {
     }
 
     /// `push qword gs:[base + offset]` and `pop`; `base` is not rsp or r12.
-    private mutating func pushContext(base: Int, _ offset: Int) {
+    private mutating func pushContext(base: Int, _ offset: Int) { stackContext(0xFF, 6, base: base, offset) }
+    private mutating func popContext(base: Int, _ offset: Int) { stackContext(0x8F, 0, base: base, offset) }
+    private mutating func stackContext(_ opcode: UInt8, _ opcodeExtension: Int, base: Int, _ offset: Int) {
         byte(0x65)
         rex(w: false, reg: 0, base: base)
-        byte(0xFF)
-        modRM(2, 6, base)
-        dword(Int32(truncatingIfNeeded: offset))
-    }
-    private mutating func popContext(base: Int, _ offset: Int) {
-        byte(0x65)
-        rex(w: false, reg: 0, base: base)
-        byte(0x8F)
-        modRM(2, 0, base)
+        byte(opcode)
+        modRM(2, opcodeExtension, base)
         dword(Int32(truncatingIfNeeded: offset))
     }
 

@@ -5,7 +5,7 @@ import VMM
 /// Translated code knows no PCID: a switch empties the TLB of all that is not global. What it held is put by here, and
 /// put back when the guest returns to that PCID without asking for a flush. Large pages are not kept: INVLPG would have
 /// to find all their parts.
-final class AddressSpaces: @unchecked Sendable {
+final class AddressSpaces {
     private struct Item {
         var linear: UInt64
         var host: UInt64

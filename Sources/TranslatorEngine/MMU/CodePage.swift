@@ -10,11 +10,6 @@ struct CodePage {
 }
 
 extension TranslatorCPU {
-    /// Whether an address may be used at all: in 64-bit mode bits 63-47 agree (SDM Vol. 1, 3.3.7.1).
-    @inline(__always) func isCanonical(_ linear: UInt64) -> Bool {
-        UInt64(bitPattern: (Int64(bitPattern: linear) << 16) >> 16) == linear
-    }
-
     /// The page of code at a linear address, with the rights of the current mode.
     @inline(__always) func codePage(_ linear: UInt64) throws(GuestException) -> CodePage {
         let isUser = mode.table == TLB.Table.user.rawValue
@@ -29,7 +24,7 @@ extension TranslatorCPU {
     }
 
     private func fetchCodePage(_ linear: UInt64, key: UInt64, isUser: Bool) throws(GuestException) -> CodePage {
-        if context.pointee.isLongMode && !isCanonical(linear) { throw .generalProtection() }
+        if context.pointee.isLongMode && !Self.isCanonical(linear) { throw .generalProtection() }
         let translation = try walk(linear, access: .execute, user: isUser, smapExempt: false)
         // Where no RAM is, the bus reads all ones: FF FF, which is no instruction.
         guard let host = memory.hostAddress(of: translation.physical, count: 4096) else { throw .invalidOpcode }

@@ -48,7 +48,7 @@ extension TranslatorCPU {
 
     /// The fault of an address that is not canonical or, outside of long mode, beyond 4 GB.
     private func checkAddress(_ byte: UInt64, _ linear: UInt64, _ descriptor: MemoryDescriptor) throws(GuestException) {
-        let isGood = !context.pointee.isLongMode || isCanonical(byte)
+        let isGood = !context.pointee.isLongMode || Self.isCanonical(byte)
         if isGood && (descriptor.access & Access.flat == 0 || byte <= 0xFFFF_FFFF) { return }
         throw beforePaging(linear, descriptor) ?? (descriptor.access & Access.stack != 0 ? .stackFault() : .generalProtection())
     }

@@ -53,7 +53,7 @@ extension TranslatorCPU {
         if descriptor.slot != 0 && !isMasked { retireSlot(descriptor, pointer, operation) }
         do throws(GuestException) {
             if isMasked { return try maskedAccess(linear, descriptor, operation, pointer) }
-            if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !isCanonical(linear) {
+            if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !Self.isCanonical(linear) {
                 throw beforePaging(linear, descriptor) ?? .stackFault()
             }
             if mode.has(BlockMode.alignmentCheck) {
@@ -74,7 +74,7 @@ extension TranslatorCPU {
             let inFirst = 4096 - Int(linear & 0xFFF)
             // Addresses are checked before pages are.
             let last = linear &+ UInt64(size - 1)
-            if context.pointee.isLongMode && !isCanonical(last) || descriptor.access & Access.flat != 0 && last > 0xFFFF_FFFF {
+            if context.pointee.isLongMode && !Self.isCanonical(last) || descriptor.access & Access.flat != 0 && last > 0xFFFF_FFFF {
                 throw beforePaging(linear, descriptor) ?? (descriptor.access & Access.stack != 0 ? .stackFault() : .generalProtection())
             }
             let first = try resolve(linear, count: inFirst, writes: writes, table: mode.table)
@@ -106,7 +106,7 @@ extension TranslatorCPU {
     /// #AC comes before a page fault, but not before the fault of an address that is not canonical.
     func checkAlignment(_ linear: UInt64, _ size: Int, _ access: UInt8) throws(GuestException) {
         if Int(truncatingIfNeeded: linear) & (Access.alignment(size: size, access) - 1) == 0 { return }
-        if context.pointee.isLongMode && !(isCanonical(linear) && isCanonical(linear &+ UInt64(size - 1))) {
+        if context.pointee.isLongMode && !(Self.isCanonical(linear) && Self.isCanonical(linear &+ UInt64(size - 1))) {
             throw access & Access.stack != 0 ? .stackFault() : .generalProtection()
         }
         if access & Access.flat != 0 && linear &+ UInt64(size - 1) > 0xFFFF_FFFF {
@@ -142,7 +142,7 @@ extension TranslatorCPU {
     func resolve(
         _ linear: UInt64, count: Int, writes: Bool, table: Int
     ) throws(GuestException) -> AccessPart {
-        if context.pointee.isLongMode && !isCanonical(linear) { throw .generalProtection() }
+        if context.pointee.isLongMode && !Self.isCanonical(linear) { throw .generalProtection() }
         let translation = try walk(
             linear, access: writes ? .write : .read, user: table == TLB.Table.user.rawValue,
             smapExempt: table == TLB.Table.supervisorAC.rawValue)

@@ -91,11 +91,9 @@ extension TranslatorCPU {
             return PageTranslation(
                 physical: linear & 0xFFFF_F000 & addressMask, facts: [.writable, .user, .dirty], sizeShift: 12)
         }
-        let ranges = memory.ranges
-        let first = ranges[0]
         var walk = Walk(
-            linear: linear, access: access, user: user, smapExempt: smapExempt,
-            low: memory.hostBase, lowCount: first.base == 0 ? first.byteCount : 0)
+            linear: linear, access: access, user: user, smapExempt: smapExempt, low: memory.hostBase,
+            lowCount: lowRAMByteCount)
         if context.pointee.msr.efer & EFER.lma != 0 { return try walkLong(&walk) }
         if context.pointee.cr4 & CR4.pae != 0 { return try walkPAE(&walk) }
         return try walkLegacy(&walk)

@@ -1,7 +1,7 @@
 import Glibc
 
 /// The TLBs and jump caches of one CPU, with the lists that make flushing cost what filling cost.
-final class TLBState: @unchecked Sendable {
+final class TLBState {
     let entries: UnsafeMutablePointer<TLB.Entry>
     let jumps: UnsafeMutablePointer<JumpCache.Entry>
     private let slots: UnsafeMutablePointer<TLBSlots.Slot>

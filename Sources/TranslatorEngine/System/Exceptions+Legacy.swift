@@ -149,10 +149,8 @@ extension TranslatorCPU {
         var current = pointer & mask
         // The whole frame is checked first, so that a stack that is too small is left alone.
         let bottom = (current &- bytes) & mask
-        for offset in [bottom, (current &- 1) & mask] {
-            guard Self.contains(ss, offset, 1) else {
-                throw .selector(12, level == context.pointee.privilegeLevel ? 0 : ss.selector, external: external)
-            }
+        guard Self.contains(ss, bottom, 1), Self.contains(ss, (current &- 1) & mask, 1) else {
+            throw .selector(12, level == context.pointee.privilegeLevel ? 0 : ss.selector, external: external)
         }
         for index in 0..<frame.count {
             current = (current &- UInt64(frame.size)) & mask

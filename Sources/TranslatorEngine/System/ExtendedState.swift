@@ -161,9 +161,9 @@ extension TranslatorCPU {
 
     /// Reserved bits of MXCSR are those that its mask in the image lacks.
     func checkMXCSR(_ value: UInt32) throws(GuestException) {
+        if value & ~0xFFFF == 0 { return }
         // Misaligned-SSE mode is AMD's bit 17.
-        let valid: UInt32 = vendor == .amd ? 0x2_FFFF : 0xFFFF
-        if value & ~valid != 0 { throw .generalProtection() }
+        guard vendor == .amd, value & ~0x2_FFFF == 0 else { throw .generalProtection() }
     }
 
     // MARK: XSAVE, XSAVEOPT

@@ -50,9 +50,7 @@ extension TranslatorCPU {
     }
 
     @inline(__always)
-    static func isCanonical(_ address: UInt64) -> Bool {
-        UInt64(bitPattern: (Int64(bitPattern: address) &<< 16) &>> 16) == address
-    }
+    static func isCanonical(_ address: UInt64) -> Bool { CPUPolicy.isCanonical(address) }
 
     @inline(__always)
     static func mask(_ size: UInt8) -> UInt64 {

@@ -71,7 +71,7 @@ extension TranslatorCPU {
             let offset = cpu.register(7) & Self.mask(i.addressSize)
             let address = try cpu.linear(SegmentNumber.es, offset, UInt64(i.operandSize), write: true)
             try cpu.requireAlignment(address, UInt64(i.operandSize))
-            try cpu.probeWrite(address, size: i.operandSize)
+            try cpu.probeWrite(address, Int(i.operandSize))
             let value = UInt64(cpu.ports.read(port, cpu.width(i.operandSize)))
             try cpu.store(address, value, byteCount: Int(i.operandSize), user: cpu.isUser)
             cpu.notePort(port, i.operandSize)
@@ -91,14 +91,5 @@ extension TranslatorCPU {
             cpu.advance(6, i)
             return true
         }
-    }
-
-    /// Faults as a write to the address would.
-    private func probeWrite(_ address: UInt64, size: UInt8) throws(GuestException) {
-        let user = isUser
-        let exempt = !user && context.pointee.systemFlags & RFLAGS.ac != 0
-        _ = try walk(address, access: .write, user: user, smapExempt: exempt)
-        let last = maskSystemAddress(address &+ UInt64(size) &- 1)
-        if last >> 12 != address >> 12 { _ = try walk(last, access: .write, user: user, smapExempt: exempt) }
     }
 }

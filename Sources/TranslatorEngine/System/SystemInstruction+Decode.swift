@@ -80,8 +80,7 @@ extension SystemInstruction {
         _ instruction: ZydisDecodedInstruction, _ operands: UnsafePointer<ZydisDecodedOperand>
     ) {
         switch kind {
-        case .pushFlags, .iret, .pushAll, .popAll: operandSize = Self.sizeByMnemonic(instruction.mnemonic)
-        case .popFlags: operandSize = Self.sizeByMnemonic(instruction.mnemonic)
+        case .pushFlags, .popFlags, .iret, .pushAll, .popAll: operandSize = Self.sizeByMnemonic(instruction.mnemonic)
         case .inPort:
             operandSize = UInt8(truncatingIfNeeded: operands[0].size / 8)
             takePort(operands[1])
@@ -122,7 +121,6 @@ extension SystemInstruction {
         case .enter:
             // Size and nesting level are two immediates.
             immediate = Int64(bitPattern: operands[0].imm.value.u & 0xFFFF | (operands[1].imm.value.u & 0x1F) << 16)
-            operandSize = instruction.operand_width / 8
         case .sysret, .sysexit, .xsave, .xsaveopt, .xsavec, .xsaves, .xrstor, .xrstors, .fxsave, .fxrstor:
             operandSize = Self.hasWideOperand(instruction) ? 8 : 4
         default: break
@@ -353,7 +351,7 @@ extension SystemInstruction {
         case .loadFarPointer: return true
         case .writeControl:
             // CR2 and CR8 change no translation.
-            return register != 2
+            return register != 2 && register != 8
         default: return true
         }
     }

@@ -128,7 +128,10 @@ extension TranslatorCPU {
     func probeWrite(_ address: UInt64, _ size: Int) throws(GuestException) {
         let inFirst = min(size, 4096 - Int(address & 0xFFF))
         _ = try hostRun(address, inFirst, writes: true, user: isUser)
-        if inFirst < size { _ = try hostRun(address &+ UInt64(inFirst), size - inFirst, writes: true, user: isUser) }
+        if inFirst < size {
+            let next = maskSystemAddress(address &+ UInt64(inFirst))
+            _ = try hostRun(next, size - inFirst, writes: true, user: isUser)
+        }
     }
 
     /// MASKMOVQ, MASKMOVDQU: bytes under a mask to [rdi].

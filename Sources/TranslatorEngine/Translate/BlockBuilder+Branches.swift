@@ -258,9 +258,9 @@ extension Emitter {
         byte(UInt8(truncatingIfNeeded: 3 << 6 | (index & 7) << 3 | 5))
         dword(Int32(truncatingIfNeeded: offset))
     }
-    /// `test register32, immediate`.
-    mutating func test(_ register: Int, immediate: Int32) {
-        rex(w: false, reg: 0, base: register)
+    /// `test register, immediate`, which is sign-extended.
+    mutating func test(_ register: Int, immediate: Int32, wide: Bool = false) {
+        rex(w: wide, reg: 0, base: register)
         byte(0xF7)
         modRM(3, 0, register)
         dword(immediate)

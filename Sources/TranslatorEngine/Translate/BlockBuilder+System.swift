@@ -24,7 +24,7 @@ extension BlockBuilder {
         switch instruction.kind {
         case .cli:
             clobberFlags()
-            code.andContext32(ContextOffset.systemFlags, immediate: Int32(~(1 << 9)))
+            code.arithmeticContext32(.and, ContextOffset.systemFlags, immediate: Int32(truncatingIfNeeded: ~RFLAGS.if))
         case .sti:
             // Only an interrupt that waits cares for the shadow: then the system half does it.
             clobberFlags()
@@ -32,7 +32,7 @@ extension BlockBuilder {
             let nothingWaits = code.jump(if: Condition.equal)
             exit(.system, value: index << 13 | here)
             code.bind(nothingWaits)
-            code.orContext32(ContextOffset.systemFlags, immediate: 1 << 9)
+            code.arithmeticContext32(.or, ContextOffset.systemFlags, immediate: Int32(RFLAGS.if))
         case .clac: setAccessCheck(false, index: index)
         case .stac: setAccessCheck(true, index: index)
         case .readFSBase, .readGSBase, .writeFSBase, .writeGSBase: accessBase(instruction, index: index)
@@ -94,17 +94,11 @@ extension BlockBuilder {
 }
 
 extension Emitter {
-    /// `and` / `or dword gs:[offset], immediate`.
-    mutating func andContext32(_ offset: Int, immediate: Int32) {
+    /// `op dword gs:[offset], immediate`.
+    mutating func arithmeticContext32(_ operation: Arithmetic, _ offset: Int, immediate: Int32) {
         byte(0x65)
         byte(0x81)
-        absolute(4, Int32(offset))
-        dword(immediate)
-    }
-    mutating func orContext32(_ offset: Int, immediate: Int32) {
-        byte(0x65)
-        byte(0x81)
-        absolute(1, Int32(offset))
+        absolute(Int(operation.rawValue), Int32(offset))
         dword(immediate)
     }
     /// `movzx destination, byte gs:[offset]` and its 16-bit kin.
@@ -127,5 +121,5 @@ extension Emitter {
 
 extension SystemInstruction {
     /// Whether code behind it may go on in the same block. Repeated string operations say by RIP when they may not.
-    var canReturn: Bool { !endsBlock || (kind.isStringOperation) }
+    var canReturn: Bool { !endsBlock || kind.isStringOperation }
 }

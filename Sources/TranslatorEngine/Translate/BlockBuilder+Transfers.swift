@@ -33,7 +33,7 @@ extension BlockBuilder {
         let newMode = BlockMode(rawValue: mode.rawValue & ~3 | UInt64(target.rawValue))
         code.testContext32(ContextOffset.efer, immediate: Int32(EFER.sce))
         let disabled = code.jump(if: Condition.equal)
-        code.compareContext32(ContextOffset.jumpCacheMode + target.rawValue * 8, immediate: Int32(newMode.rawValue))
+        code.arithmeticContext32(.cmp, ContextOffset.jumpCacheMode + target.rawValue * 8, immediate: Int32(newMode.rawValue))
         let otherJumps = code.jump(if: Condition.notEqual)
         let unusual: UnsafeMutablePointer<UInt8>
         var odd: [2 of UnsafeMutablePointer<UInt8>?] = .init(repeating: nil)
@@ -42,13 +42,13 @@ extension BlockBuilder {
             code.loadContext(address, ContextOffset.sfmask)
             code.not(address)
             code.arithmetic(.and, address, scratch)
-            code.test32(address, immediate: Int32(RFLAGS.ac | RFLAGS.tf))
+            code.test(address, immediate: Int32(RFLAGS.ac | RFLAGS.tf))
             unusual = code.jump(if: Condition.notEqual)
             code.move(HostRegister.r11, scratch)
             loadCodeAddress(HostRegister.rcx, next)
         } else {
             code.move(address, HostRegister.r11)
-            code.test64(address, immediate: Int32(truncatingIfNeeded: ~Self.plainFlags))
+            code.test(address, immediate: Int32(truncatingIfNeeded: ~Self.plainFlags), wide: true)
             unusual = code.jump(if: Condition.notEqual)
             // Interrupts that waited are delivered behind the return.
             code.testContext32(ContextOffset.interruptWaiting)
@@ -95,7 +95,7 @@ extension BlockBuilder {
         let newMode = BlockMode(rawValue: mode.rawValue & ~3 | UInt64(table.rawValue))
         if mode.has(BlockMode.smap) && newMode != mode {
             // What is in the other jump cache must have been made for this mode: if not, the system half clears it.
-            code.compareContext32(ContextOffset.jumpCacheMode + table.rawValue * 8, immediate: Int32(newMode.rawValue))
+            code.arithmeticContext32(.cmp, ContextOffset.jumpCacheMode + table.rawValue * 8, immediate: Int32(newMode.rawValue))
             let fits = code.jump(if: Condition.equal)
             exit(.system, value: index << 13 | here)
             code.bind(fits)
@@ -104,9 +104,9 @@ extension BlockBuilder {
             code.loadContext(HostRegister.rsp, ContextOffset.returnBase)
         }
         if on {
-            code.orContext32(ContextOffset.systemFlags, immediate: Int32(RFLAGS.ac))
+            code.arithmeticContext32(.or, ContextOffset.systemFlags, immediate: Int32(RFLAGS.ac))
         } else {
-            code.andContext32(ContextOffset.systemFlags, immediate: Int32(truncatingIfNeeded: ~RFLAGS.ac))
+            code.arithmeticContext32(.and, ContextOffset.systemFlags, immediate: Int32(truncatingIfNeeded: ~RFLAGS.ac))
         }
     }
 
@@ -194,13 +194,6 @@ extension Emitter {
         absolute(0, Int32(offset))
         dword(immediate)
     }
-    /// `cmp dword gs:[offset], immediate`.
-    mutating func compareContext32(_ offset: Int, immediate: Int32) {
-        byte(0x65)
-        byte(0x81)
-        absolute(7, Int32(offset))
-        dword(immediate)
-    }
     /// `mov word gs:[offset], source`.
     mutating func storeContext16(_ offset: Int, _ source: Int) {
         byte(0x65)
@@ -215,15 +208,6 @@ extension Emitter {
         rex(w: true, reg: 0, base: 0)
         byte(0xC7)
         absolute(0, Int32(offset))
-        dword(immediate)
-    }
-    mutating func test32(_ register: Int, immediate: Int32) { test(register, immediate, wide: false) }
-    /// The immediate is sign-extended.
-    mutating func test64(_ register: Int, immediate: Int32) { test(register, immediate, wide: true) }
-    private mutating func test(_ register: Int, _ immediate: Int32, wide: Bool) {
-        rex(w: wide, reg: 0, base: register)
-        byte(0xF7)
-        modRM(3, 0, register)
         dword(immediate)
     }
     mutating func not(_ register: Int) {

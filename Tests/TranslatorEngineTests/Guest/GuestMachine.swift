@@ -95,12 +95,17 @@ final class TestMachine {
         memory.store(Self.tss + 102, 0xFFFF as UInt16)
         for vector in 0..<256 as Range<UInt64> {
             memory.store(Self.handlers + vector, 0xF4 as UInt8)
-            let handler = Self.kernelBase + Self.handlers + vector
-            let low =
-                handler & 0xFFFF | UInt64(Self.kernelCode) << 16 | 1 << 32 | 0xEE << 40 | (handler >> 16 & 0xFFFF) << 48
-            memory.store(Self.idt + vector * 16, low)
-            memory.store(Self.idt + vector * 16 + 8, handler >> 32)
+            setHandler(vector, Self.kernelBase + Self.handlers + vector, level: 3)
         }
+    }
+
+    /// An interrupt gate to a handler of the kernel's, on the stack of IST 1.
+    /// - Parameter level: the gate's DPL: 3 lets programs use it by INT n.
+    func setHandler(_ vector: UInt64, _ handler: UInt64, level: UInt64 = 0) {
+        let gate = Self.idt + vector * 16
+        let offset = handler & 0xFFFF | (handler >> 16 & 0xFFFF) << 48
+        memory.store(gate, offset | UInt64(Self.kernelCode) << 16 | 1 << 32 | 0x8E << 40 | level << 45)
+        memory.store(gate + 8, handler >> 32)
     }
 
     /// CPL 0 or 3, with flat segments and cleared registers.
@@ -156,6 +161,7 @@ final class TestMachine {
     }
     func unmap(_ linear: UInt64) { memory.store(entryAddress(linear), 0 as UInt64) }
     func entry(_ linear: UInt64) -> UInt64 { memory.load(entryAddress(linear), as: UInt64.self) ?? 0 }
+
 
     // MARK: Running
 

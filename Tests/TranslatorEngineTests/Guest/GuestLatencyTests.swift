@@ -22,10 +22,7 @@ import VMM
         // UD2 is passed over.
         let handler: UInt64 = 0x6_0000
         machine.memory.write([0x48, 0x83, 0x04, 0x24, 2, 0x48, 0xCF], at: handler)
-        let linear = TestMachine.kernelBase + handler
-        machine.memory.store(
-            TestMachine.idt + 6 * 16,
-            linear & 0xFFFF | UInt64(TestMachine.kernelCode) << 16 | 1 << 32 | 0x8E << 40 | (linear >> 16 & 0xFFFF) << 48)
+        machine.setHandler(6, TestMachine.kernelBase + handler)
         let c = machine.context
         let data = SegmentRegister(selector: 0x20, attributes: 0xC093, limit: 0xFFFF_FFFF)
         if shape.isNarrow { c.pointee.cs = SegmentRegister(selector: 0x18, attributes: 0xC09B, limit: 0xFFFF_FFFF) }

@@ -1,3 +1,4 @@
+import TestSupport
 import Testing
 import TranslatorEngine
 import VMM
@@ -20,7 +21,7 @@ import VMM
     ]
     static let prefixes: [UInt8] = [0x66, 0x67, 0xF2, 0xF3, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65]
 
-    private func value(_ random: inout SplitMix) -> UInt64 {
+    private func value(_ random: inout SplitMix64) -> UInt64 {
         let edges: [UInt64] = [
             0, 1, 3, 8, 0x10, 0x23, 0x2B, 0x60, 0x7FFF_FFFF, 0xFFFF_FFFF, 0x7FFF_FFFF_FFFF, 0x8000_0000_0000, ~0,
             M.scratch, M.userStack, M.kernelStack, M.gdt, M.idt, M.tss, 0xFF_FFFC, 0xFFFF, 0xFFFE, 0x8000_0000_0000_0000,
@@ -32,7 +33,7 @@ import VMM
         }
     }
 
-    private func scramble(_ m: SystemMachine, _ random: inout SplitMix) {
+    private func scramble(_ m: SystemMachine, _ random: inout SplitMix64) {
         let c = m.context
         for index in 0..<16 { c.pointee.gpr[index] = value(&random) }
         // A repetition of 2^64 elements ends only when somebody asks.
@@ -59,7 +60,7 @@ import VMM
     @Test(arguments: SystemMachine.Mode.allCases)
     func `random instructions in random states end in a state or a fault`(mode: SystemMachine.Mode) throws {
         let seed = UInt64.random(in: 0...UInt64.max)
-        var random = SplitMix(state: seed)
+        var random = SplitMix64(seed: seed)
         var performed = 0
         for _ in 0..<60 {
             let m = try M(mode, level: random.next() % 2 == 0 ? 0 : 3)
@@ -102,17 +103,5 @@ import VMM
             }
         }
         #expect(performed > 1000)
-    }
-}
-
-/// A small generator whose seed can be printed.
-struct SplitMix {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-        return z ^ z >> 31
     }
 }

@@ -59,12 +59,17 @@ import VMM
 
     // MARK: STAC and CLAC
 
-    @Test func `STAC and CLAC open and close user pages`() throws {
+    /// A machine under SMAP, whose stack is the supervisor's and whose data is the user's. So is its code, with SMEP off.
+    private func guarded() throws -> TestMachine {
         let machine = try TestMachine.small()
-        // The code is the supervisor's with SMEP off; the data is the user's.
         machine.context.pointee.cr4 |= CR4.smap
         machine.map(TestMachine.stack - 8192, to: 0x30_0000, count: 2, [.writable])
         machine.cpu.modeChanged()
+        return machine
+    }
+
+    @Test func `STAC and CLAC open and close user pages`() throws {
+        let machine = try guarded()
         var code = GuestCode()
         code.load(.rsi, TestMachine.data)
         code.load(.rbx, 30)
@@ -84,10 +89,7 @@ import VMM
     }
 
     @Test func `STAC at the end of a page opens user pages for what follows`() throws {
-        let machine = try TestMachine.small()
-        machine.context.pointee.cr4 |= CR4.smap
-        machine.map(TestMachine.stack - 8192, to: 0x30_0000, count: 2, [.writable])
-        machine.cpu.modeChanged()
+        let machine = try guarded()
         var code = GuestCode()
         code.load(.rsi, TestMachine.data)
         code.load(.rbx, 30)

@@ -271,6 +271,8 @@ final class SiliconRunner {
 }
 
 /// Device memory that behaves as RAM does.
+///
+/// `@unchecked Sendable`: a runner, its CPU and their accesses are one thread's.
 final class ArenaDevice: MMIODevice, @unchecked Sendable {
     let bytes = UnsafeMutableRawPointer.allocate(byteCount: Int(SILICON_ARENA_BYTES), alignment: 4096)
     deinit { bytes.deallocate() }

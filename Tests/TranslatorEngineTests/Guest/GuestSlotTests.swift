@@ -129,9 +129,15 @@ import VMM
         let machine = try TestMachine.small()
         machine.setData(0x400, 1)
         machine.setData(0x1C00, 2)
+        /// The most jumps that a slot of a loop counts.
+        func jumps() -> UInt64 {
+            (0..<TLBSlots.loopCount).map { number in
+                UnsafeRawPointer(machine.context).load(
+                    fromByteOffset: TLBSlots.loop(table: 0, writes: false, number: number) + TLBSlots.jumps, as: UInt64.self)
+            }.max() ?? 0
+        }
         var code = GuestCode()
         code.load(.rsi, TestMachine.data + 0x400)
-        code.load(.rcx, 400)
         code.load(.rax, 0)
         code.label("loop")
         code.emit(0x48, 0x03, 0x06)  // add rax, [rsi]
@@ -139,11 +145,22 @@ import VMM
         code.emit(0xFF, 0xC9)
         code.jump(if: 5, "loop")
         code.done()
-        #expect(try machine.run(code).vector == Outcome.done)
+        machine.load(code)
+        // The first run ends in a handler that is code from then on, which empties all slots.
+        for _ in 0..<2 {
+            machine[.rcx] = 20
+            #expect(try machine.run(from: code.base).vector == Outcome.done)
+            #expect(machine[.rax] == 30)
+        }
+        #expect(jumps() >= 10 && jumps() < TLBSlots.jumpLimit)
+        machine[.rcx] = 400
+        #expect(try machine.run(from: code.base).vector == Outcome.done)
         #expect(machine[.rax] == 600)
+        #expect(jumps() < 10, "the loop no longer fills it")
         #expect(EmittedCodeVerifier(machine.cpu).violations() == [])
         machine.unmap(TestMachine.data + 0x1000)
         machine.cpu.flushTLB(page: TestMachine.data + 0x1000)
+        machine[.rcx] = 400
         let outcome = try machine.run(from: code.base)
         #expect(outcome.vector == 14)
         #expect(outcome.address == TestMachine.data + 0x1C00)

@@ -208,6 +208,8 @@ import VMM
 }
 
 /// Remembers every access, and reads 0xA5 in every byte.
+///
+/// `@unchecked Sendable`: a test runs its CPU on its own thread, and so makes every access and looks at them there.
 final class RecordingDevice: MMIODevice, PortDevice, @unchecked Sendable {
     enum Access: Hashable, CustomStringConvertible {
         case read(UInt64, AccessWidth)

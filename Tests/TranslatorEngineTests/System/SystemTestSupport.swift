@@ -253,6 +253,8 @@ final class SystemMachine {
 }
 
 /// Remembers writes and answers reads with their port number.
+///
+/// `@unchecked Sendable`: a test makes every access and looks at them on its own thread.
 final class RecordingPorts: PortDevice, @unchecked Sendable {
     var writes: [(port: UInt16, width: AccessWidth, value: UInt32)] = []
     var reads = 0

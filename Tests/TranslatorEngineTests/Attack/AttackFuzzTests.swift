@@ -215,7 +215,7 @@ import VMM
 }
 
 /// Stops a CPU that runs for too long, again and again until it is disarmed.
-final class StopTimer: @unchecked Sendable {
+final class StopTimer: Sendable {
     private let armedAt = Atomic<UInt64>(0)
     private let isOver = Atomic<Bool>(false)
     init(_ cpu: TranslatorCPU, milliseconds: UInt64 = 5) {

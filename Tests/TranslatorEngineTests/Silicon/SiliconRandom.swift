@@ -1,14 +1,10 @@
-/// Reproducible random numbers (SplitMix64).
+import TestSupport
+
+/// Reproducible random numbers, and operands made of them.
 struct SiliconRandom: RandomNumberGenerator {
-    var state: UInt64
-    init(seed: UInt64) { state = seed }
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-        return z ^ z >> 31
-    }
+    private var generator: SplitMix64
+    init(seed: UInt64) { generator = SplitMix64(seed: seed) }
+    mutating func next() -> UInt64 { generator.next() }
     mutating func below(_ limit: Int) -> Int { Int(truncatingIfNeeded: next() >> 33) % limit }
     mutating func byte() -> UInt8 { UInt8(truncatingIfNeeded: next() >> 40) }
     /// `true` in so many of a hundred cases.

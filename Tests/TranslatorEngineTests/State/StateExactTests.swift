@@ -44,12 +44,7 @@ import VMM
         machine.memory.store(entry, machine.entry(StateProgram.faulting) & ~1)
         machine.memory.store(StateProgram.entryPointer, TestMachine.kernelBase + entry)
         for (selector, value) in StateProgram.descriptors { machine.memory.store(TestMachine.gdt + selector, value) }
-        for (vector, offset) in StateProgram.handlers {
-            let handler = GuestCode.start + offset
-            let low = handler & 0xFFFF | UInt64(TestMachine.kernelCode) << 16 | 1 << 32 | 0x8E << 40 | (handler >> 16 & 0xFFFF) << 48
-            machine.memory.store(TestMachine.idt + vector * 16, low)
-            machine.memory.store(TestMachine.idt + vector * 16 + 8, handler >> 32)
-        }
+        for (vector, offset) in StateProgram.handlers { machine.setHandler(vector, GuestCode.start + offset) }
         // Far jumps of 32-bit code name 0x10, so the whole of the table has to be there.
         machine[.rsp] = TestMachine.stack
         machine.context.pointee.rip = GuestCode.start

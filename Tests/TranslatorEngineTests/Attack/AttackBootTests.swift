@@ -21,6 +21,8 @@ import VMM
     }
 
     /// Stops its CPU often to look at it.
+    ///
+    /// `@unchecked Sendable`: `fortress` and `problems` are the machine thread's until `join`, and the test's from then on.
     private final class VerifyingCPU: VirtualCPU, @unchecked Sendable {
         let cpu: TranslatorCPU
         let fortress: Fortress
@@ -69,8 +71,7 @@ import VMM
     }
 
     @Test(.enabled(if: work != nil, "VMD_VERIFY_BOOT is not set")) func `every block of a Linux guest passes the verifier`() throws {
-        let guests = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
-            .appendingPathComponent(".build-guests").path
+        let guests = #filePath.dropLast("Tests/TranslatorEngineTests/Attack/AttackBootTests.swift".count) + ".build-guests"
         let clock = try HostClock()
         defer { clock.stop() }
         let terminal = Recorder(), engine = VerifyingEngine()
