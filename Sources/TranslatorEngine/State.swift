@@ -39,16 +39,21 @@ extension TranslatorCPU {
         state.nmiBlocked = c.nmiBlocked
         state.nmiPending = nmiFlag.load(ordering: .sequentiallyConsistent)
         state.isHalted = c.isHalted
-        let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
+        let size = stateAreaSize
+        let area = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 64)
         defer { area.deallocate() }
-        area.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
-        saveExtendedState(to: area, mask: 7)
+        area.initializeMemory(as: UInt8.self, repeating: 0, count: size)
+        saveExtendedState(to: area, mask: stateComponents)
         // FOP, FIP and FDP are the host's.
         for offset in 6..<24 { area.storeBytes(of: 0, toByteOffset: offset, as: UInt8.self) }
-        area.storeBytes(of: 7, toByteOffset: 512, as: UInt64.self)
-        state.xsave = Array(UnsafeRawBufferPointer(start: area, count: 1088))
+        area.storeBytes(of: stateComponents, toByteOffset: 512, as: UInt64.self)
+        state.xsave = Array(UnsafeRawBufferPointer(start: area, count: size))
         return state
     }
+
+    /// What a state holds: the components that the guest may enable, AVX's in any case.
+    private var stateComponents: UInt64 { Component.known | policy.xcr0Mask & Component.wide }
+    private var stateAreaSize: Int { max(1088, Int(policy.xsaveAreaSize(stateComponents))) }
 
     package func writeState(_ state: CPUState) {
         for index in 0..<16 { context.pointee.gpr[index] = index < state.registers.count ? state.registers[index] : 0 }
@@ -82,13 +87,14 @@ extension TranslatorCPU {
         context.pointee.nmiBlocked = state.nmiBlocked
         nmiFlag.store(state.nmiPending, ordering: .sequentiallyConsistent)
         context.pointee.isHalted = state.isHalted
-        let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
+        let size = stateAreaSize
+        let area = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 64)
         defer { area.deallocate() }
-        area.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
+        area.initializeMemory(as: UInt8.self, repeating: 0, count: size)
         state.xsave.withUnsafeBytes { bytes in
-            if let base = bytes.baseAddress { area.copyMemory(from: base, byteCount: min(1088, bytes.count)) }
+            if let base = bytes.baseAddress { area.copyMemory(from: base, byteCount: min(size, bytes.count)) }
         }
-        restoreExtendedState(from: area, mask: 7)
+        restoreExtendedState(from: area, mask: stateComponents)
         if hasPDPTEs {
             context.pointee.pdpte = readPDPTEs(state.cr3)
             if let entries = state.pageDirectoryPointers, entries.count == 4 {

@@ -34,7 +34,10 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// An instruction that lies in two pages, put together.
     let straddleBuffer: UnsafeMutableRawPointer
     let hasBMI2: Bool
-    let hasAVX: Bool
+    /// The guest's vector registers.
+    let vectorExtent: VectorExtent
+    /// Places of AVX-512's components in an XSAVE area.
+    let wideLayout: WideLayout
     /// The guest's CPU maps 1 GB pages.
     let hasHugePages: Bool
     let hasSMAP: Bool
@@ -82,6 +85,9 @@ package final class TranslatorCPU: @unchecked Sendable {
     let nmiFlag = Atomic<Bool>(false)
     /// Work space for XSAVE images.
     let xsaveArea: UnsafeMutableRawPointer
+    /// Images of guests that have AVX-512 enabled, for `withImage`, and how many of them are lent.
+    let wideImages: UnsafeMutableRawPointer
+    var wideImagesLent = 0
     /// The guest's x87 state between runs, as an XSAVE image of that component alone.
     let x87Image: UnsafeMutableRawPointer
     var x87InHost = false
@@ -104,13 +110,17 @@ package final class TranslatorCPU: @unchecked Sendable {
         decoder = Decoder(shown: shown)
         hasBMI2 = HostCPU.current.features.contains(.bmi2)
         hasSMAP = wiring.policy.features.contains(.smap)
-        hasAVX = HostCPU.current.features.contains(.avx)
+        let hasAVX512 = policy.xcr0Mask & Component.wide == Component.wide
+        vectorExtent =
+            hasAVX512
+            ? .avx512(wideMasks: policy.features.contains(.avx512bw)) : HostCPU.current.features.contains(.avx) ? .avx : .sse
+        wideLayout = WideLayout(policy)
         hasHugePages = wiring.policy.features.contains(.pdpe1gb)
         let code = try CodeMemory(byteCount: codeByteCount)
         thunks = .allocate(capacity: 1)
         thunks.initialize(
             to: Thunks(
-                in: code, wideVectors: hasAVX, hasBMI2: hasBMI2, memoryHelper: MemoryHelpers.accessAddress,
+                in: code, vectors: vectorExtent, hasBMI2: hasBMI2, memoryHelper: MemoryHelpers.accessAddress,
                 bounceHelper: MemoryHelpers.finishAddress, systemHelper: MemoryHelpers.systemAddress))
         cache = try CodeCache(memory: code, thunkByteCount: thunks.pointee.end, ramByteCount: wiring.memory.byteCount)
         crossings = try Crossings(cache: cache, ramByteCount: wiring.memory.byteCount)
@@ -118,6 +128,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         straddleBuffer = .allocate(byteCount: 64, alignment: 16)
         xsaveArea = .allocate(byteCount: 4096, alignment: 64)
         memset(xsaveArea, 0, 4096)
+        wideImages = .allocate(byteCount: ExtendedImage.wideByteCount * 2, alignment: 64)
         x87Image = .allocate(byteCount: 1024, alignment: 64)
         memset(x87Image, 0, 1024)
         systemPool = SystemPool(segmentCount: cache.segmentCount)
@@ -154,6 +165,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         work.deallocate()
         straddleBuffer.deallocate()
         xsaveArea.deallocate()
+        wideImages.deallocate()
         x87Image.deallocate()
         thunks.deallocate()
     }
@@ -207,6 +219,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         if c.pointee.cr0 & CR0.em != 0 { value |= BlockMode.fpuAbsent }
         if c.pointee.cr4 & CR4.osfxsr == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
+        if c.pointee.cr4 & CR4.osxsave == 0 || c.pointee.xcr0 & 0xE6 != 0xE6 { value |= BlockMode.noAVX512 }
         if c.pointee.cr4 & CR4.smap != 0 { value |= BlockMode.smap }
         if breakpoints.stopsCode { value |= BlockMode.breakpoints }
         mode = BlockMode(rawValue: value)

@@ -103,7 +103,8 @@ public struct CPUState: Codable, Hashable, Sendable {
     public var xcr0: UInt64 = 1
     public var msr = ModelSpecificRegisters()
 
-    /// x87, SSE and AVX state in the standard XSAVE format (SDM Vol. 1, 13.4), at least 576 bytes.
+    /// x87, SSE, AVX and AVX-512 state in the standard XSAVE format (SDM Vol. 1, 13.4), at least 576 bytes. Where AVX-512's
+    /// components lie, CPUID says: Intel's CPUs have them elsewhere than AMD's.
     public var xsave: [UInt8]
 
     /// Set for one instruction after STI or a load of SS (SDM Vol. 3, 6.8).

@@ -17,6 +17,8 @@
 __attribute__((visibility("hidden"))) uint64_t silicon_code_target, silicon_host_stack, silicon_host_fs;
 __attribute__((visibility("hidden"))) struct silicon_state *silicon_in, *silicon_out;
 __attribute__((visibility("hidden"))) uint64_t silicon_scratch[2];
+// The components of XCR0 that are loaded and stored: x87, SSE, AVX and, where the CPU has it, AVX-512.
+__attribute__((visibility("hidden"))) uint32_t silicon_components;
 // Where 32-bit code starts, with its selector; and the selectors of fs and gs there.
 struct far_pointer {
     uint32_t offset;
@@ -47,7 +49,7 @@ __asm__(
     "  rdfsbase %rax\n"
     "  mov %rax, silicon_host_fs(%rip)\n"
     "  mov silicon_in(%rip), %r15\n"
-    "  mov $7, %eax\n"
+    "  mov silicon_components(%rip), %eax\n"
     "  xor %edx, %edx\n"
     "  xrstor64 192(%r15)\n"
     ".endm\n"
@@ -140,7 +142,7 @@ __asm__(
     "  mov %rax, 144(%r15)\n"
     "  rdgsbase %rax\n"
     "  mov %rax, 152(%r15)\n"
-    "  mov $7, %eax\n"
+    "  mov silicon_components(%rip), %eax\n"
     "  xor %edx, %edx\n"
     "  xsave64 192(%r15)\n"
     ".globl silicon_leave_fault\n"
@@ -186,6 +188,10 @@ static volatile int is_inside;
 static const int frame_places[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                      REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
 
+// AVX-512's components in the signal frame, and the frame's bytes up to the last.
+static struct { uint32_t bytes, offset; } wide[3];
+static uint32_t image_bytes;
+
 static void take_fault(int number, siginfo_t *info, void *raw) {
     (void)number;
     (void)info;
@@ -214,15 +220,35 @@ static void take_fault(int number, siginfo_t *info, void *raw) {
     out->fault_address = (uint64_t)registers[REG_CR2];
     // The kernel saves in the standard format; a component that is in its initial state may be left out.
     const uint8_t *image = (const uint8_t *)context->uc_mcontext.fpregs;
-    memcpy(out->xsave, image, SILICON_XSAVE_BYTES);
+    memcpy(out->xsave, image, image_bytes);
     uint64_t present;
     memcpy(&present, image + 512, sizeof present);
     if (!(present & 2)) memset(out->xsave + 160, 0, 256);
     if (!(present & 4)) memset(out->xsave + 576, 0, 256);
+    for (int i = 5; i < 8; i++) {
+        if (!(present & 1u << i) && wide[i - 5].bytes) memset(out->xsave + wide[i - 5].offset, 0, wide[i - 5].bytes);
+    }
     registers[REG_RIP] = (greg_t)(uintptr_t)silicon_leave_fault;
     registers[REG_EFL] = 2;
     // Back to 64-bit code.
     registers[REG_CSGSFS] = (registers[REG_CSGSFS] & 0xFFFFFFFF0000) | 0x33 | (greg_t)0x2B << 48;
+}
+
+static void find_components(void) {
+    silicon_components = 7;
+    uint32_t low, high, a, b, c, d;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    image_bytes = 832;
+    if ((low & 0xE0) != 0xE0) return;
+    silicon_components |= 0xE0;
+    for (uint32_t i = 5; i < 8; i++) {
+        a = 0xD, c = i;
+        __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+        wide[i - 5].bytes = a;
+        wide[i - 5].offset = b;
+        if (a + b > image_bytes) image_bytes = a + b;
+    }
+    if (image_bytes > SILICON_XSAVE_BYTES) _exit(97);
 }
 
 static void run_case(struct silicon_case *one) {
@@ -375,6 +401,7 @@ static void serve(pid_t parent, int descriptor) {
         served->has_segments = make_segments();
     }
 
+    find_components();
     uint32_t done = 0;
     int is_prepared = 0;
     for (;;) {

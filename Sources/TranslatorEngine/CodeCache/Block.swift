@@ -15,6 +15,8 @@ package struct BlockMode: Hashable {
     package static let noSSE: UInt64 = 1 << 5
     /// CR4.OSXSAVE clear or XCR0 without AVX: VEX vector instructions raise #UD.
     package static let noAVX: UInt64 = 1 << 6
+    /// The same without AVX-512: EVEX and opmask instructions raise #UD.
+    package static let noAVX512: UInt64 = 1 << 27
     /// Outside of 64-bit code, with any segment but fs and gs that is not flat, or 16 bits of code or stack: accesses
     /// and branches are checked against their segments.
     package static let segmented: UInt64 = 1 << 7

@@ -61,7 +61,7 @@ struct AccessRun {
     var displacement: UnsafeMutablePointer<UInt8>?
     var start: UnsafeMutablePointer<UInt8>?
     var end: UnsafeMutablePointer<UInt8>?
-    var stateAtStart = (flagsInHost: false, flagsSaved: false, vectorsReady: false)
+    var stateAtStart = (flagsInHost: false, flagsSaved: false, vectorsReady: false, wideStateReady: false)
     var stateAtEnd = (flagsInHost: false, flagsSaved: false)
     var liveAtEnd: UInt32 = 0
 }
@@ -250,7 +250,7 @@ extension BlockWorkspace {
             memory.base != ZYDIS_REGISTER_RIP && memory.base != ZYDIS_REGISTER_EIP,
             !Operand.is32Bit(memory.base), !Operand.is32Bit(memory.index), Operand.general(memory.base) >= 0,
             // The environment and state of the x87 are changed behind their store.
-            size > 0, size <= 32, decoded.pointee.meta.isa_ext != ZYDIS_ISA_EXT_X87 || size <= 8,
+            size > 0, size <= 64, AccessMask(decoded, operand) == nil, decoded.pointee.meta.isa_ext != ZYDIS_ISA_EXT_X87 || size <= 8,
             abs(displacement) < 1 << 24
         else { return RunRole() }
         var role = plain
@@ -295,7 +295,7 @@ extension BlockBuilder {
             : code.checkSlot(run.slot, size: run.byteCount, mayRetire: false, hasBMI2: hasBMI2)
         forgetKept()
         run.start = code.cursor
-        run.stateAtStart = (flagsInHost, flagsSaved, vectorsReady)
+        run.stateAtStart = (flagsInHost, flagsSaved, vectorsReady, wideStateReady)
         isHeld = true
         runHasIndex = lead.index >= 0
         heldOffset = 0 - run.low
@@ -323,7 +323,7 @@ extension BlockBuilder {
         code.bind(displacement)
         forgetKept()
         if run.slot != 0 { refillSlot(run.slot, size: run.byteCount, writes: run.writes, to: start) }
-        (flagsInHost, flagsSaved, vectorsReady) = run.stateAtStart
+        (flagsInHost, flagsSaved, vectorsReady, wideStateReady) = run.stateAtStart
     }
 
     /// Goes back into the block, with the flags where it expects them.

@@ -13,6 +13,8 @@ struct SlowPath {
     var slot: Int
     /// The site may turn to the TLB for good.
     var mayRetire: Bool
+    /// Under `Access.masked`, 0 otherwise.
+    var mask: UInt16
     /// Of the jump that the alignment check makes, under `BlockMode.alignmentCheck`.
     var misaligned: UnsafeMutablePointer<UInt8>?
 }
@@ -87,7 +89,11 @@ struct BlockBuilder {
     var flagsSaved = false
     /// Flags live at the point of emission.
     var live: UInt32 = arithmeticFlags
-    var vectorsReady = false
+    var vectorsReady = false {
+        didSet { if !vectorsReady { wideStateReady = false } }
+    }
+    /// The state of AVX-512 counts: from here on it does until a helper has run.
+    var wideStateReady = false
     var slowPathCount = 0
     /// The block jumps back into itself: its accesses have slots.
     var isLoop = false
@@ -195,8 +201,10 @@ struct BlockBuilder {
     /// Turns the linear address in the address register into a host address, after the checks that an access of
     /// `size` bytes needs. Clobbers flags and the scratch register. The caller emits the access next, then calls
     /// `endAccess`.
-    /// - Parameter stackDistance: how far from the stack pointer the access is, when it is relative to it.
-    mutating func beginAccess(size: Int, access: UInt8, stackDistance: Int? = nil) {
+    /// - Parameters:
+    ///   - stackDistance: how far from the stack pointer the access is, when it is relative to it.
+    ///   - mask: which elements are accessed, under `Access.masked`.
+    mutating func beginAccess(size: Int, access: UInt8, stackDistance: Int? = nil, mask: AccessMask? = nil) {
         clobberFlags()
         forgetKept()
         var access = access
@@ -205,7 +213,8 @@ struct BlockBuilder {
         } else if !is64Bit {
             access |= Access.flat
         }
-        let slot = slot(size: size, writes: access & Access.write != 0, stackDistance: stackDistance)
+        let slot = mask != nil ? 0 : slot(size: size, writes: access & Access.write != 0, stackDistance: stackDistance)
+        if mask != nil { access |= Access.masked }
         let mayRetire = slot != 0 && stackDistance == nil
         // Under RFLAGS.AC, the mask of the low bits that must be clear.
         let low = mode.has(BlockMode.alignmentCheck) ? Access.alignment(size: size, access) - 1 : 0
@@ -218,7 +227,8 @@ struct BlockBuilder {
             : code.checkSlot(slot, size: size, mayRetire: mayRetire, hasBMI2: hasBMI2)
         work.slowPaths[slowPathCount] = SlowPath(
             displacement: displacement, operation: code.cursor, operationLength: 0, access: access, size: size,
-            guest: here, vectors: vectorsReady, slot: slot, mayRetire: mayRetire, misaligned: misaligned)
+            guest: here, vectors: vectorsReady, slot: slot, mayRetire: mayRetire, mask: mask?.rawValue ?? 0,
+            misaligned: misaligned)
         slowPathCount += 1
     }
 
@@ -260,7 +270,7 @@ struct BlockBuilder {
             code.byte(path.access)
             code.word(UInt16(truncatingIfNeeded: path.size))
             code.word(UInt16(truncatingIfNeeded: path.guest))
-            code.word(path.mayRetire ? TLBSlots.number(of: path.slot) : 0)
+            code.word(path.mayRetire ? TLBSlots.number(of: path.slot) : path.mask)
         }
         emitSegmentFaults()
     }
@@ -357,5 +367,15 @@ struct BlockBuilder {
         code.call(to: origin + thunks.pointee.restoreVectors)
         code.bind(ready)
         vectorsReady = true
+    }
+
+    /// The same before the first AVX-512 instruction, behind `readyVectors`: the state that it uses begins to count.
+    mutating func readyWideState() {
+        clobberFlags()
+        code.testContext32(ContextOffset.wideState)
+        let ready = code.jump(if: Condition.notEqual)
+        code.call(to: origin + thunks.pointee.beginWideState)
+        code.bind(ready)
+        wideStateReady = true
     }
 }

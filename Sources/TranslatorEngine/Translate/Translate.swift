@@ -177,6 +177,7 @@ extension TranslatorCPU {
             default: builder.forgetKept()
             }
             if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
+            if instruction.usesVectors && instruction.usesWideState && !builder.wideStateReady { builder.readyWideState() }
             cache.map[mapStart + mapped] = MapEntry(
                 host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
                 guest: UInt16(truncatingIfNeeded: instruction.offset) | (builder.flagsInHost && !builder.flagsSaved ? 0x8000 : 0))

@@ -24,7 +24,8 @@ enum {
     SILICON_FS_BASE = SILICON_ARENA + 64,
     SILICON_GS_BASE = SILICON_ARENA + 4096,
     SILICON_CASES = 64,
-    SILICON_XSAVE_BYTES = 832,
+    // Up to the end of AVX-512's components, at Intel's places or AMD's.
+    SILICON_XSAVE_BYTES = 2688,
     SILICON_PATCH_BYTES = 1024 - 16,
     // `vector` of a case that came to its end.
     SILICON_DONE = 256,

@@ -13,6 +13,7 @@ extension EmittedCodeVerifier {
             ZYDIS_ISA_EXT_FMA, ZYDIS_ISA_EXT_BMI1, ZYDIS_ISA_EXT_BMI2, ZYDIS_ISA_EXT_LZCNT, ZYDIS_ISA_EXT_MOVBE,
             ZYDIS_ISA_EXT_ADOX_ADCX, ZYDIS_ISA_EXT_SHA, ZYDIS_ISA_EXT_PAUSE, ZYDIS_ISA_EXT_RDRAND, ZYDIS_ISA_EXT_RDSEED,
             ZYDIS_ISA_EXT_VAES, ZYDIS_ISA_EXT_VPCLMULQDQ, ZYDIS_ISA_EXT_GFNI, ZYDIS_ISA_EXT_AMD3DNOW_PREFETCH,
+            ZYDIS_ISA_EXT_AVX512EVEX, ZYDIS_ISA_EXT_AVX512VEX,
         ].map(\.rawValue))
 
     /// Kinds that never stand in a block, whatever their operands are.
@@ -67,7 +68,7 @@ extension EmittedCodeVerifier {
             let register = operands[index].reg.value
             switch ZydisRegisterGetClass(register) {
             case ZYDIS_REGCLASS_SEGMENT, ZYDIS_REGCLASS_CONTROL, ZYDIS_REGCLASS_DEBUG, ZYDIS_REGCLASS_TABLE, ZYDIS_REGCLASS_TEST,
-                ZYDIS_REGCLASS_BOUND, ZYDIS_REGCLASS_TMM, ZYDIS_REGCLASS_MASK:
+                ZYDIS_REGCLASS_BOUND, ZYDIS_REGCLASS_TMM:
                 throw Violation("system register")
             default: break
             }

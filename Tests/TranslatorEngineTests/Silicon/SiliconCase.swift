@@ -77,6 +77,8 @@ struct SiliconCase {
     var isHidden = false
     /// A memory operand of 16 bytes or more: which fault comes first is up to the CPU.
     var isWide = false
+    /// A memory operand under a mask of AVX-512.
+    var isMasked = false
     /// Zydis knows no such instruction.
     var isUndefined = false
     var mode = SiliconMode.long

@@ -20,7 +20,7 @@ final class SiliconRunner {
     private let device = ArenaDevice()
     /// One for each mode.
     let decoders: [SiliconDecoder]
-    private let image = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
+    private let image = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 64)
     private var mappedDevices: UInt8 = 0
 
     private static let codePhysical: UInt64 = 0x10_0000
@@ -28,16 +28,16 @@ final class SiliconRunner {
     static let devicePhysical: UInt64 = 0xE000_0000
     static let arena = UInt64(SILICON_ARENA)
 
-    init() throws {
+    init(model: CPUModel? = nil) throws {
         silicon = silicon_start()
         guard silicon.shared != nil else { throw NoSilicon() }
         machine = try TestMachine(
-            mmio: [.init(Self.devicePhysical..<Self.devicePhysical + UInt64(SILICON_ARENA_BYTES), device)])
+            mmio: [.init(Self.devicePhysical..<Self.devicePhysical + UInt64(SILICON_ARENA_BYTES), device)], model: model)
         let shown = InstructionSets(machine.cpu.policy.features)
         decoders = SiliconMode.allCases.map { SiliconDecoder($0, shown: shown) }
         machine.map(UInt64(SILICON_CODE), to: Self.codePhysical, count: UInt64(SILICON_CODE_PAGES), [.user])
         for page in 0..<Int(SILICON_ARENA_PAGES) { mapArena(page, isDevice: false) }
-        image.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
+        image.initializeMemory(as: UInt8.self, repeating: 0, count: 4096)
         buildDescriptors()
         fillPatterns()
         // The other process is ready once it has done nothing at all.
@@ -179,6 +179,8 @@ final class SiliconRunner {
         if one.isUndefined && guest.vector == 6 && guest.rip == start && (native.vector != 6 || native.rip != start) { return [] }
         let isAccessFault = { (vector: Int) in 12...14 ~= vector || vector == 17 }
         if one.isFaultLoose && (isAccessFault(native.vector) || isAccessFault(guest.vector)) { return [] }
+        // The translator checks a segment's limit for all of an operand, whatever its mask leaves out.
+        if one.mode != .long && one.isMasked && 12...13 ~= guest.vector { return [] }
         // Misaligned, and beyond the stack segment.
         if one.mode != .long && one.isWide && native.vector == 13 && guest.vector == 12 { return [] }
         // An x87 exception that is pending is found after the memory operand's page.
@@ -201,6 +203,8 @@ final class SiliconRunner {
         return differences
     }
 
+    private var components: UInt64 { machine.cpu.policy.xcr0Mask & 0xE0 | 7 }
+
     private func runGuest(_ one: SiliconCase, _ slot: Int) throws -> SiliconState {
         let context = machine.context
         machine.enter(level: 3)
@@ -213,7 +217,7 @@ final class SiliconRunner {
         withUnsafeBytes(of: one.state.words) { words in
             image.copyMemory(from: words.baseAddress! + SiliconState.xsave, byteCount: Int(SILICON_XSAVE_BYTES))
         }
-        machine.cpu.restoreExtendedState(from: image, mask: 7)
+        machine.cpu.restoreExtendedState(from: image, mask: components)
         let outcome = try machine.run(from: Self.start(one, slot))
         var state = SiliconState()
         for number in 0..<16 { state[gpr: number] = context.pointee.gpr[number] }
@@ -228,7 +232,7 @@ final class SiliconRunner {
             UInt64(context.pointee.es.selector) | UInt64(context.pointee.ds.selector) << 16 | UInt64(context.pointee.fs.selector) << 32
             | UInt64(context.pointee.gs.selector) << 48
         state.faultAddress = outcome.address
-        machine.cpu.saveExtendedState(to: image, mask: 7)
+        machine.cpu.saveExtendedState(to: image, mask: components)
         withUnsafeMutableBytes(of: &state.words) { words in
             (words.baseAddress! + SiliconState.xsave).copyMemory(from: image, byteCount: Int(SILICON_XSAVE_BYTES))
         }
