@@ -19,6 +19,7 @@ final class MachineRole {
     private let mailbox: Mailbox<News>
     private var machine: Machine?
     private var console: ConsoleServer?
+    private let timeChange: TimeChangeDescriptor
     private var isVerbose = false
     private var isShuttingDown = false
 
@@ -26,11 +27,16 @@ final class MachineRole {
         self.loop = loop
         self.monitor = monitor
         mailbox = try Mailbox()
+        timeChange = try TimeChangeDescriptor()
         monitor.onMessage = { [unowned self] in handle($0, &$1) }
         // Whoever started us is gone: so is the guest, as with a host whose power is cut.
         monitor.onEnd = { _ in exit(1) }
         try loop.watch(mailbox.descriptor, .readable) { [unowned self] in
             for news in mailbox.takeAll() { handle(news) }
+        }
+        // Also after the host has slept: guests that know vmmci set their clocks.
+        try loop.watch(timeChange.raw, .readable) { [unowned self] in
+            if timeChange.clear() { machine?.synchronizeClock() }
         }
     }
 
