@@ -28,7 +28,7 @@ public enum Packet {
 
     /// - Throws: when a field is too long.
     static func encode(
-        kind: UInt16, descriptorCount: Int, _ body: (inout MessageWriter) -> Void
+        kind: UInt16, descriptorCount: Int, longest: Int, _ body: (inout MessageWriter) -> Void
     ) throws(MalformedMessage) -> [UInt8] {
         var writer = MessageWriter()
         for byte in mark { writer.put(byte) }
@@ -44,7 +44,7 @@ public enum Packet {
     }
 
     /// - Returns: the header, and a reader of what follows.
-    static func decode(_ bytes: [UInt8]) throws(MalformedMessage) -> (Header, MessageReader) {
+    static func decode(_ bytes: [UInt8], longest: Int) throws(MalformedMessage) -> (Header, MessageReader) {
         guard bytes.count <= longest else { throw MalformedMessage("message is too long") }
         guard bytes.count >= headerByteCount, Array(bytes[0..<3]) == mark else {
             throw MalformedMessage("not a message of vmd's")
@@ -60,6 +60,8 @@ public enum Packet {
 
 /// A set of messages that one side of a socket sends: requests, answers, or what vmd's processes say to each other.
 public protocol Message: Sendable {
+    /// Bytes of a packet: messages that carry others need more room than those.
+    static var longestPacket: Int { get }
     /// How many descriptors come along.
     var descriptorCount: Int { get }
     var kind: UInt16 { get }
@@ -69,18 +71,19 @@ public protocol Message: Sendable {
 }
 
 extension Message {
+    public static var longestPacket: Int { Packet.longest }
     public var descriptorCount: Int { 0 }
 
     /// The whole packet.
     /// - Throws: when a field is too long to be sent.
     public func encoded() throws(MalformedMessage) -> [UInt8] {
-        try Packet.encode(kind: kind, descriptorCount: descriptorCount) { writeFields(to: &$0) }
+        try Packet.encode(kind: kind, descriptorCount: descriptorCount, longest: Self.longestPacket) { writeFields(to: &$0) }
     }
 
     /// - Parameter descriptorCount: how many came along.
     /// - Throws: unless the packet is exactly one message, with as many descriptors as it says and needs.
     public init(packet: [UInt8], descriptorCount: Int) throws(MalformedMessage) {
-        var (header, reader) = try Packet.decode(packet)
+        var (header, reader) = try Packet.decode(packet, longest: Self.longestPacket)
         self = try Self(kind: header.kind, from: &reader)
         try reader.finish()
         guard header.descriptorCount == descriptorCount, self.descriptorCount == descriptorCount else {

@@ -63,6 +63,7 @@ public enum Daemon {
         let signals = try SignalDescriptor([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGPIPE])
         let listener = try listen(options, configuration.settings, activation.descriptors.takeFirst())
         defer { listener.removeFile() }
+        ResourceLimits.raiseOpenFiles()
         let program = try Program.running()
         let starter = try RoleStarter(program, options)
         let loop = try EventLoop()
@@ -73,20 +74,26 @@ public enum Daemon {
             .vmm, loop, MessageChannel<MonitorReport, MonitorCommand>.self, descriptors: [program.raw])
         let (priv, privChild) = try starter.start(.priv, loop, MessageChannel<PrivReport, PrivCommand>.self, descriptors: [])
         let parent = try Parent(
-            options, configuration.settings, loop: loop, log: log, notification: notification, monitor: monitor,
-            control: control, priv: priv)
+            options, configuration.settings, loop: loop, log: log, notification: notification,
+            socketName: try listener.localName(), monitor: monitor, control: control, priv: priv)
 
         var broken: String?
-        func watch(_ role: Role, _ child: Child) throws(SystemError) {
-            try loop.watch(child.raw, .readable) {
-                // The others are of no use without it; machines end with us.
-                if !parent.isEnded { broken = "\(role.rawValue) has ended: so must the rest" }
-                loop.stop()
+        // The others are of no use without it; machines end with us.
+        func lose(_ role: Role, _ reason: String?) {
+            if !parent.isEnded, broken == nil {
+                broken = "\(role.rawValue) \(reason.map { "said what it may not (\($0))" } ?? "has ended"): so must the rest"
             }
+            loop.stop()
+        }
+        func watch(_ role: Role, _ child: Child) throws(SystemError) {
+            try loop.watch(child.raw, .readable) { lose(role, nil) }
         }
         try watch(.control, controlChild)
         try watch(.vmm, monitorChild)
         try watch(.priv, privChild)
+        control.onEnd = { lose(.control, $0) }
+        monitor.onEnd = { lose(.vmm, $0) }
+        priv.onEnd = { lose(.priv, $0) }
         let signalNumber = signals.raw
         try loop.watch(signalNumber, .readable) {
             while let signal = SignalDescriptor.next(in: signalNumber) { parent.handle(signal: signal) }
@@ -94,7 +101,8 @@ public enum Daemon {
         parent.apply(configuration, isAddition: false)
         try? parent.notification?.ready()
         onReady()
-        try loop.run()
+        // Who drops a child kills it.
+        try withExtendedLifetime((controlChild, monitorChild, privChild)) { try loop.run() }
         if let broken { throw Failure(broken) }
     }
 

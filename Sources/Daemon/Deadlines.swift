@@ -18,7 +18,7 @@ final class Deadlines {
     private var nextNumber: UInt64 = 0
 
     init(_ loop: EventLoop) throws(SystemError) {
-        timer = try TimerDescriptor()
+        timer = try TimerDescriptor(waits: false)
         try loop.watch(timer.raw, .readable) { [unowned self] in fire() }
     }
 
@@ -47,10 +47,11 @@ final class Deadlines {
     private func fire() {
         timer.wait()
         let now = SystemTime.monotonic()
-        let due = entries.filter { $0.time <= now }.sorted { $0.time < $1.time }
-        entries.removeAll { $0.time <= now }
+        // One after the other: an action may cancel the next.
+        while let index = entries.indices.min(by: { entries[$0].time < entries[$1].time }), entries[index].time <= now {
+            entries.remove(at: index).action()
+        }
         arm()
-        for entry in due { entry.action() }
     }
 }
 

@@ -41,7 +41,7 @@ private struct LineLogHandler: LogHandler {
     }
 
     func log(event: LogEvent) {
-        let text = String(String.UnicodeScalarView("\(event.message)".unicodeScalars.map { $0.value < 32 ? "?" : $0 }))
+        let text = "\(event.message)".oneLine.cut(to: 4 * longestLine)
         switch destination {
         case .standardError(let isForJournal):
             let prefix = isForJournal ? "<\(priority(event.level))>" : "vmd: "

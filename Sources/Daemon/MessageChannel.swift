@@ -10,6 +10,10 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
     var onMessage: (Incoming, inout FileDescriptorList) -> Void = { _, _ in }
     /// The peer has gone (`nil`), or this says why it is not listened to any more. Once.
     var onEnd: (String?) -> Void = { _ in }
+    /// The peer has taken all that waited for it.
+    var onRoom: () -> Void = {}
+    /// Packets that wait for the peer. Who makes messages of others' stops listening to those while this is high.
+    var backlog: Int { queue.count }
 
     private struct Waiting {
         let packet: [UInt8]
@@ -22,10 +26,9 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
     private var queue: [Waiting] = []
     private var isReading = true
     private var watched: EventLoop.Events?
-    /// `handle` runs: an end that is found meanwhile is told behind it.
     private var hasEnded = false
 
-    /// Bytes and number of packets that one turn of the loop reads at most, so that no peer keeps it.
+    /// Number of packets that one turn of the loop reads at most, so that no peer keeps it.
     private static var packetsPerTurn: Int { 32 }
 
     /// - Parameter queueLimit: packets that may wait for a slow peer.
@@ -73,16 +76,22 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
     }
 
     private func flush() {
-        while let next = queue.first {
-            do {
-                guard try socket?.send(next.packet, descriptors: next.descriptors) == true else { return }
-            } catch {
-                return end(nil)
+        guard !queue.isEmpty else { return }
+        var count = 0
+        defer { rewatch() }
+        do {
+            while count < queue.count,
+                try socket?.send(queue[count].packet, descriptors: queue[count].descriptors) == true
+            {
+                for number in queue[count].descriptors { _ = FileDescriptor(owning: number) }
+                count += 1
             }
-            for number in next.descriptors { _ = FileDescriptor(owning: number) }
-            queue.removeFirst()
+        } catch {
+            queue.removeFirst(count)
+            return end(nil)
         }
-        rewatch()
+        queue.removeFirst(count)
+        if queue.isEmpty { onRoom() }
     }
 
     // MARK: - Receiving
@@ -106,8 +115,8 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
     private func isReady() {
         if !queue.isEmpty {
             flush()
-        } else if !isReading {
-            // Nothing was asked for, so the peer has gone: what it left is read to the end.
+        } else if !isReading, let number = socket?.raw, Stream.hasHungUp(number) {
+            // The peer has gone, which epoll tells whether it was asked or not: what it left is read to the end.
             isReading = true
         }
         var count = 0
@@ -118,7 +127,7 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
     private func receive() -> Bool {
         let arrival: UnixSocket.Arrival
         do {
-            guard let found = try socket?.receive(limit: Packet.longest, descriptorLimit: Packet.mostDescriptors) else {
+            guard let found = try socket?.receive(limit: Incoming.longestPacket, descriptorLimit: Packet.mostDescriptors) else {
                 return false
             }
             arrival = found
@@ -161,10 +170,10 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
 
     /// Sends what waits, however long the peer takes for it: at a process's end.
     func finish() {
-        while let waiting = queue.first, let number = socket?.raw {
+        while !queue.isEmpty, let number = socket?.raw {
             guard Stream.waitUntilWritable(number) else { return }
             flush()
-            if queue.first?.packet == waiting.packet, hasEnded { return }
+            if hasEnded { return }
         }
     }
 

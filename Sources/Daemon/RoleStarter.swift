@@ -44,6 +44,8 @@ struct RoleStarter: ~Copyable {
         options.startsSession = true
         options.descriptors = [pair.second.raw] + descriptors
         let child = Child(try ChildProcess(program, options))
-        return (try MessageChannel(try UnixSocket(duplicating: pair.first), loop), child)
+        // No peer is to end the daemon by being slow: whoever makes messages of others' looks at the backlog.
+        let channel = try MessageChannel<Incoming, Outgoing>(try UnixSocket(duplicating: pair.first), loop, queueLimit: 1 << 20)
+        return (channel, child)
     }
 }

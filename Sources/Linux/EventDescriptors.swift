@@ -29,8 +29,11 @@ public struct TimerDescriptor: ~Copyable, Sendable {
     /// Borrowed, for `EventLoop.watch`.
     public var raw: CInt { descriptor.raw }
 
-    public init() throws(SystemError) {
-        let number = try retrying("timerfd_create") { timerfd_create(CLOCK_MONOTONIC, CInt(TFD_CLOEXEC)) }
+    /// - Parameter waits: whether `wait` sleeps. On an event loop it must not: a timer that is armed again between its
+    ///   event and `wait` has not fired yet.
+    public init(waits: Bool = true) throws(SystemError) {
+        let flags = CInt(TFD_CLOEXEC) | (waits ? 0 : CInt(TFD_NONBLOCK))
+        let number = try retrying("timerfd_create") { timerfd_create(CLOCK_MONOTONIC, flags) }
         descriptor = FileDescriptor(owning: number)
     }
 
@@ -47,7 +50,7 @@ public struct TimerDescriptor: ~Copyable, Sendable {
     /// Gives the number away; the caller closes it.
     public consuming func release() -> CInt { descriptor.release() }
 
-    /// Sleeps until it fires.
+    /// Sleeps until it fires, unless it was made not to; makes it quiet again.
     public borrowing func wait() {
         var count: UInt64 = 0
         _ = try? retrying("read") { Glibc.read(descriptor.raw, &count, 8) }

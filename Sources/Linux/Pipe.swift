@@ -42,6 +42,12 @@ public struct StreamPair: ~Copyable, Sendable {
 }
 
 extension Stream {
+    /// Whether the peer has gone for good: nothing can be sent any more, and no more comes than is here.
+    public static func hasHungUp(_ descriptor: CInt) -> Bool {
+        var entry = pollfd(fd: descriptor, events: 0, revents: 0)
+        return poll(&entry, 1, 0) > 0 && entry.revents & Int16(POLLHUP | POLLERR) != 0
+    }
+
     /// Waits until a descriptor takes something; `false` when it never will again.
     public static func waitUntilWritable(_ descriptor: CInt) -> Bool {
         var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)

@@ -73,6 +73,9 @@ public struct UnixListener: ~Copyable, Sendable {
         file = nil
     }
 
+    /// What `UnixSocket.localName` of its connections is. Not always the path: a socket keeps the name of its birth.
+    public borrowing func localName() throws(SystemError) -> [UInt8] { try descriptor.socketName() }
+
     /// The next connection, or `nil` when nobody waits.
     /// - Throws: EMFILE and ENFILE: it stays in the queue, so stop watching for a while. Who has hung up meanwhile is
     ///   skipped.

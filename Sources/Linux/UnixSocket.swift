@@ -79,6 +79,9 @@ public struct UnixSocket: ~Copyable, Sendable {
     /// Gives the descriptor away.
     public consuming func release() -> FileDescriptor { descriptor }
 
+    /// The name that it is bound to, as the kernel keeps it; that of the listener which accepted it; empty for a pair.
+    public borrowing func localName() throws(SystemError) -> [UInt8] { try descriptor.socketName() }
+
     /// Who is at the other end.
     public struct Credentials: Hashable, Sendable {
         public let processID: pid_t
@@ -154,6 +157,20 @@ extension FileDescriptor {
         } catch {
             throw .wrongKind
         }
+    }
+
+    /// What getsockname(2) says, without the family.
+    borrowing func socketName() throws(SystemError) -> [UInt8] {
+        let number = raw
+        var address = sockaddr_un()
+        var size = socklen_t(MemoryLayout<sockaddr_un>.size)
+        _ = try retrying("getsockname") {
+            withUnsafeMutablePointer(to: &address) { pointer in
+                pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(number, $0, &size) }
+            }
+        }
+        let family = MemoryLayout<sa_family_t>.size
+        return withUnsafeBytes(of: address) { Array($0.prefix(Int(size)).dropFirst(family)) }
     }
 
     private borrowing func socketOption(_ option: CInt) throws(SystemError) -> CInt {

@@ -10,6 +10,8 @@ final class ControlRole {
     static let mostConnectionsOfUser = 128
     /// Who connects and asks nothing is cut off.
     static let idleNanoseconds = UInt64.seconds(30)
+    /// Packets of one answer that may wait for a slow client: a row for each machine there can be.
+    private static let longestAnswer = 1 << 17
 
     private typealias Connection = MessageChannel<Request, Response>
 
@@ -26,7 +28,13 @@ final class ControlRole {
     private let listener: UnixListener
     private let parent: MessageChannel<ControlCommand, ControlReport>
     private var clients: [UInt32: Client] = [:]
-    private var nextClient: UInt32 = 1
+    private var lastClient: UInt32 = 0
+    private var isAccepting = false
+
+    /// Nobody is let in while the parent is so many reports behind.
+    private static let mostBacklog = 256
+    /// How long nobody is let in when there are no descriptors or there is no memory for them.
+    private static let restNanoseconds: UInt64 = 100_000_000
 
     init(
         loop: EventLoop, listener: consuming UnixListener, parent: MessageChannel<ControlCommand, ControlReport>
@@ -35,7 +43,8 @@ final class ControlRole {
         self.listener = listener
         self.parent = parent
         deadlines = try Deadlines(loop)
-        try loop.watch(self.listener.raw, .readable) { [unowned self] in accept() }
+        try resumeAccepting()
+        parent.onRoom = { [unowned self] in try? resumeAccepting() }
         parent.onMessage = { [unowned self] in handle($0, &$1) }
         parent.onEnd = { [unowned self] _ in self.loop.stop() }
     }
@@ -45,14 +54,30 @@ final class ControlRole {
     private func accept() {
         // Not for ever: the parent's answers wait meanwhile.
         for _ in 0..<64 {
+            guard parent.backlog < Self.mostBacklog else { return suspendAccepting() }
             do {
                 guard let socket = try listener.accept() else { return }
                 try admit(socket)
             } catch {
                 parent.send(.log("cannot take a client: \(error)"))
+                // It stays in the listener's queue, which would wake us at once.
+                suspendAccepting()
+                deadlines.schedule(after: Self.restNanoseconds) { [unowned self] in try? resumeAccepting() }
                 return
             }
         }
+    }
+
+    private func suspendAccepting() {
+        guard isAccepting else { return }
+        isAccepting = false
+        loop.unwatch(listener.raw)
+    }
+
+    private func resumeAccepting() throws(SystemError) {
+        guard !isAccepting else { return }
+        try loop.watch(listener.raw, .readable) { [unowned self] in accept() }
+        isAccepting = true
     }
 
     private func admit(_ socket: consuming UnixSocket) throws(SystemError) {
@@ -63,12 +88,15 @@ final class ControlRole {
             if let packet = try? refusal.encoded() { _ = try? socket.send(packet, descriptors: []) }
             return
         }
-        let client = nextClient
-        nextClient += 1
-        parent.send(.connected(client: client), descriptors: [socket.raw])
-        let connection = try Connection(socket, loop)
+        // Numbers come again after four thousand million clients; the parent has forgotten the first by then.
+        repeat { lastClient &+= 1 } while clients[lastClient] != nil
+        let client = lastClient
+        let number = socket.raw
+        let connection = try Connection(socket, loop, queueLimit: Self.longestAnswer)
+        parent.send(.connected(client: client), descriptors: [number])
         connection.onMessage = { [unowned self] request, descriptors in pass(request, &descriptors, from: client) }
         connection.onEnd = { [unowned self] reason in drop(client, reason) }
+        connection.onRoom = { [unowned self] in listen(to: client) }
         clients[client] = Client(connection: connection, uid: uid)
         expectRequest(client)
     }
@@ -110,7 +138,14 @@ final class ControlRole {
             guard clients[client]?.isBusy == true else { return }
             clients[client]?.isBusy = false
             expectRequest(client)
-            clients[client]?.connection.resumeReading()
+            listen(to: client)
         }
+    }
+
+    /// Its next request is taken when it has read the answer to the last: who does not read cannot make us keep more
+    /// than one answer.
+    private func listen(to client: UInt32) {
+        guard let known = clients[client], !known.isBusy, known.connection.backlog == 0 else { return }
+        known.connection.resumeReading()
     }
 }

@@ -133,7 +133,7 @@ final class MachineRole {
     /// The last word; the process ends behind it.
     private func end(_ end: MachineReport.End, _ text: String) {
         console?.detach()
-        monitor.send(.ended(end, text.oneLine))
+        monitor.send(.ended(end, text))
         monitor.finish()
         loop.stop()
     }

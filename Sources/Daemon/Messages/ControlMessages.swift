@@ -2,6 +2,8 @@ import ControlProtocol
 
 /// What control says to the parent. Clients are numbers that are never used again.
 enum ControlReport: Message, Hashable {
+    static var longestPacket: Int { innerPacketByteCount }
+
     /// Somebody connected. Their socket comes along, so that the parent asks the kernel who it is and need not believe
     /// control.
     case connected(client: UInt32)
@@ -36,7 +38,7 @@ enum ControlReport: Message, Hashable {
             writer.put(client)
             writer.put(request.kind)
             request.writeFields(to: &writer)
-        case .log(let text), .probe(let text): writer.put(text.cut(to: MachineReport.longestText))
+        case .log(let text), .probe(let text): writer.putLine(text)
         }
     }
 
@@ -45,8 +47,8 @@ enum ControlReport: Message, Hashable {
         case 1: self = .connected(client: try reader.number())
         case 2: self = .request(client: try reader.number(), try Request(kind: try reader.number(), from: &reader))
         case 3: self = .gone(client: try reader.number())
-        case 4: self = .log(try reader.line(longest: MachineReport.longestText))
-        case 5: self = .probe(try reader.line(longest: MachineReport.longestText))
+        case 4: self = .log(try reader.line())
+        case 5: self = .probe(try reader.line())
         default: throw MalformedMessage("unknown report \(kind)")
         }
     }
@@ -54,6 +56,8 @@ enum ControlReport: Message, Hashable {
 
 /// What the parent says to control.
 enum ControlCommand: Message, Hashable {
+    static var longestPacket: Int { innerPacketByteCount }
+
     /// With the answer's descriptors. A client that is gone by now gets nothing.
     case answer(client: UInt32, Response)
     /// Nothing more is coming for the request, and the connection may ask again.

@@ -2,6 +2,8 @@ import ControlProtocol
 
 /// What vmm says to a machine's process.
 enum MachineCommand: Message, Hashable {
+    static var longestPacket: Int { innerPacketByteCount }
+
     /// First and once; with descriptors.
     case setUp(MachineSetup)
     /// Ask the guest to end.
@@ -54,6 +56,8 @@ enum MachineCommand: Message, Hashable {
 /// What a machine's process says. The guest may have taken the process over: nothing of this is believed but about
 /// that machine.
 enum MachineReport: Message, Hashable {
+    static var longestPacket: Int { innerPacketByteCount }
+
     /// Built, sandboxed, running.
     case running
     case restarted(String)
@@ -80,9 +84,6 @@ enum MachineReport: Message, Hashable {
         case failed = 1
     }
 
-    /// Longer texts are cut: they are lines for a log.
-    static let longestText = 1024
-
     var kind: UInt16 {
         switch self {
         case .running: 1
@@ -108,33 +109,35 @@ enum MachineReport: Message, Hashable {
         switch self {
         case .running, .paused, .unpaused: break
         case .restarted(let text), .shutDownTimedOut(let text), .log(let text), .probe(let text):
-            writer.put(text.cut(to: Self.longestText))
+            writer.putLine(text)
         case .shutDownAsked(let means): means.write(to: &writer)
         case .ended(let end, let text):
             end.write(to: &writer)
-            writer.put(text.cut(to: Self.longestText))
+            writer.putLine(text)
         case .consoleAttached(let client): writer.put(client)
         case .consoleRefused(let client, let holder):
             writer.put(client)
-            writer.put(holder)
-        case .consoleHolder(let holder): writer.put(holder)
+            writer.putLine(holder)
+        case .consoleHolder(let holder):
+            writer.put(holder != nil)
+            if let holder { writer.putLine(holder) }
         }
     }
 
     init(kind: UInt16, from reader: inout MessageReader) throws(MalformedMessage) {
         switch kind {
         case 1: self = .running
-        case 2: self = .restarted(try reader.line(longest: Self.longestText))
+        case 2: self = .restarted(try reader.line())
         case 3: self = .paused
         case 4: self = .unpaused
         case 5: self = .shutDownAsked(try reader.value())
-        case 6: self = .shutDownTimedOut(try reader.line(longest: Self.longestText))
-        case 7: self = .ended(try reader.value(), try reader.line(longest: Self.longestText))
+        case 6: self = .shutDownTimedOut(try reader.line())
+        case 7: self = .ended(try reader.value(), try reader.line())
         case 8: self = .consoleAttached(client: try reader.number())
-        case 9: self = .consoleRefused(client: try reader.number(), holder: try reader.line(longest: Self.longestText))
-        case 10: self = .consoleHolder(try reader.bool() ? reader.line(longest: Self.longestText) : nil)
-        case 11: self = .log(try reader.line(longest: Self.longestText))
-        case 12: self = .probe(try reader.line(longest: Self.longestText))
+        case 9: self = .consoleRefused(client: try reader.number(), holder: try reader.line())
+        case 10: self = .consoleHolder(try reader.bool() ? reader.line() : nil)
+        case 11: self = .log(try reader.line())
+        case 12: self = .probe(try reader.line())
         default: throw MalformedMessage("unknown report \(kind)")
         }
     }
@@ -148,11 +151,23 @@ extension String {
     }
 }
 
+/// Between the daemon's processes: a whole request or answer, and what is put around it.
+let innerPacketByteCount = 2 * Packet.longest
+
+/// Longer texts are cut: they are lines for logs and terminals.
+let longestLine = 1024
+
+extension MessageWriter {
+    /// A text as `MessageReader.line` takes it.
+    mutating func putLine(_ text: String) { put(text.oneLine.cut(to: longestLine)) }
+}
+
 extension MessageReader {
     /// A text that goes to logs and terminals: bounded, and of one line.
-    mutating func line(longest: Int) throws(MalformedMessage) -> String {
+    mutating func line() throws(MalformedMessage) -> String {
         let text = try string()
-        guard text.utf8.count <= longest + 3, !text.unicodeScalars.contains(where: { $0.properties.generalCategory == .control })
+        // A letter that is cut in two becomes three bytes.
+        guard text.utf8.count <= longestLine + 3, !text.unicodeScalars.contains(where: { $0.properties.generalCategory == .control })
         else { throw MalformedMessage("text that is no line") }
         return text
     }

@@ -2,6 +2,8 @@ import ControlProtocol
 
 /// What the parent says to vmm. A run is one start of one machine; its number is never used again.
 enum MonitorCommand: Message, Hashable {
+    static var longestPacket: Int { innerPacketByteCount }
+
     /// With the descriptors of the set-up.
     case start(run: UInt32, MachineSetup)
     case tell(run: UInt32, MachineCommand)
@@ -52,6 +54,8 @@ enum MonitorCommand: Message, Hashable {
 
 /// What vmm says to the parent.
 enum MonitorReport: Message, Hashable {
+    static var longestPacket: Int { innerPacketByteCount }
+
     /// The process exists.
     case started(run: UInt32, pid: UInt32)
     case told(run: UInt32, MachineReport)
@@ -86,7 +90,7 @@ enum MonitorReport: Message, Hashable {
         case .exited(let run, let exit):
             writer.put(run)
             exit.write(to: &writer)
-        case .log(let text), .probe(let text): writer.put(text.cut(to: MachineReport.longestText))
+        case .log(let text), .probe(let text): writer.putLine(text)
         }
     }
 
@@ -95,8 +99,8 @@ enum MonitorReport: Message, Hashable {
         case 1: self = .started(run: try reader.number(), pid: try reader.number())
         case 2: self = .told(run: try reader.number(), try MachineReport(kind: try reader.number(), from: &reader))
         case 3: self = .exited(run: try reader.number(), try reader.value())
-        case 4: self = .log(try reader.line(longest: MachineReport.longestText))
-        case 5: self = .probe(try reader.line(longest: MachineReport.longestText))
+        case 4: self = .log(try reader.line())
+        case 5: self = .probe(try reader.line())
         default: throw MalformedMessage("unknown report \(kind)")
         }
     }
@@ -121,10 +125,10 @@ enum MachineExit: Hashable, Sendable, WireValue {
             writer.put(signal)
         case .notStarted(let text):
             writer.put(2 as UInt8)
-            writer.put(text.cut(to: MachineReport.longestText))
+            writer.putLine(text)
         case .cutOff(let text):
             writer.put(3 as UInt8)
-            writer.put(text.cut(to: MachineReport.longestText))
+            writer.putLine(text)
         }
     }
 
@@ -133,8 +137,8 @@ enum MachineExit: Hashable, Sendable, WireValue {
         switch form {
         case 0: self = .exited(try reader.number())
         case 1: self = .killed(signal: try reader.number())
-        case 2: self = .notStarted(try reader.line(longest: MachineReport.longestText))
-        case 3: self = .cutOff(try reader.line(longest: MachineReport.longestText))
+        case 2: self = .notStarted(try reader.line())
+        case 3: self = .cutOff(try reader.line())
         default: throw MalformedMessage("unknown end \(form)")
         }
     }

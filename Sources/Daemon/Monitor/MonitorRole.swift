@@ -10,8 +10,10 @@ final class MonitorRole {
         let child: Child
         let channel: MessageChannel<MachineReport, MachineCommand>
         var complaint: String?
-        /// What it has sent since `windowStart`; one that floods us is read later.
+        /// What it has sent in the window that runs; one that floods us is read later.
         var reportCount = 0
+        /// Windows in a row that it filled.
+        var fullWindows = 0
 
         init(run: UInt32, child: Child, channel: MessageChannel<MachineReport, MachineCommand>) {
             self.run = run
@@ -20,8 +22,12 @@ final class MonitorRole {
         }
     }
 
-    /// A machine may say so much in a tenth of a second; then it waits.
+    /// A machine may say so much in a tenth of a second; then it waits,
     private static let reportsPerWindow = 64
+    /// and who does so for 5 s on end is not well.
+    private static let mostFullWindows = 50
+    /// Nobody is listened to while the parent is so many reports behind.
+    private static let mostBacklog = 512
     private static let windowNanoseconds: UInt64 = 100_000_000
 
     private let loop: EventLoop
@@ -29,6 +35,8 @@ final class MonitorRole {
     private let parent: MessageChannel<MonitorCommand, MonitorReport>
     private let program: Program
     private var machines: [UInt32: Machine] = [:]
+    /// Those that wait for the parent to catch up.
+    private var held: Set<UInt32> = []
 
     init(
         loop: EventLoop, parent: MessageChannel<MonitorCommand, MonitorReport>, program: consuming Program
@@ -39,6 +47,11 @@ final class MonitorRole {
         deadlines = try Deadlines(loop)
         parent.onMessage = { [unowned self] in handle($0, &$1) }
         parent.onEnd = { [unowned self] _ in self.loop.stop() }
+        parent.onRoom = { [unowned self] in
+            let runs = held
+            held = []
+            for run in runs { resume(run) }
+        }
     }
 
     private func handle(_ command: MonitorCommand, _ descriptors: inout FileDescriptorList) {
@@ -65,9 +78,8 @@ final class MonitorRole {
         options.descriptors = [pair.second.raw]
         let child = Child(try ChildProcess(program, options))
         let channel = try MessageChannel<MachineReport, MachineCommand>(try UnixSocket(duplicating: pair.first), loop)
-        let machine = Machine(run: run, child: child, channel: channel)
-        machines[run] = machine
         try loop.watch(child.raw, .readable) { [unowned self] in reap(run) }
+        machines[run] = Machine(run: run, child: child, channel: channel)
         channel.onMessage = { [unowned self] in pass($0, &$1, from: run) }
         channel.onEnd = { [unowned self] reason in cutOff(run, reason) }
         channel.send(.setUp(setup), descriptors: descriptors)
@@ -78,14 +90,30 @@ final class MonitorRole {
         guard let machine = machines[run] else { return }
         parent.send(.told(run: run, report), descriptors: descriptors.numbers)
         machine.reportCount += 1
-        if machine.reportCount == 1 {
-            deadlines.schedule(after: Self.windowNanoseconds) { [unowned self] in
-                machines[run]?.reportCount = 0
-                machines[run]?.channel.resumeReading()
-            }
-        } else if machine.reportCount == Self.reportsPerWindow {
+        if parent.backlog > Self.mostBacklog {
+            held.insert(run)
             machine.channel.suspendReading()
         }
+        if machine.reportCount == 1 {
+            deadlines.schedule(after: Self.windowNanoseconds) { [unowned self] in endWindow(run) }
+        } else if machine.reportCount == Self.reportsPerWindow {
+            machine.fullWindows += 1
+            if machine.fullWindows > Self.mostFullWindows { return cutOff(run, "too many messages") }
+            machine.channel.suspendReading()
+        }
+    }
+
+    private func endWindow(_ run: UInt32) {
+        guard let machine = machines[run] else { return }
+        if machine.reportCount < Self.reportsPerWindow { machine.fullWindows = 0 }
+        machine.reportCount = 0
+        resume(run)
+    }
+
+    /// Listens again, unless there is another reason not to.
+    private func resume(_ run: UInt32) {
+        guard let machine = machines[run], !held.contains(run), machine.reportCount < Self.reportsPerWindow else { return }
+        machine.channel.resumeReading()
     }
 
     /// The socket has ended: at the end of the process, or because it said what no machine says.
@@ -103,6 +131,7 @@ final class MonitorRole {
         machine.channel.drain()
         machine.channel.close()
         machines[run] = nil
+        held.remove(run)
         let exit: MachineExit =
             if let complaint = machine.complaint {
                 .cutOff(complaint)

@@ -40,7 +40,8 @@ struct MachinePlan: Hashable, Sendable {
             guard Limits.memoryByteCount.contains(bytes) else {
                 throw Refusal(.invalid, "memory of \(bytes >> 20)M: give 1M to \(Limits.memoryByteCount.upperBound >> 30)G")
             }
-            memory = bytes
+            // Whole megabytes, as with a configuration's.
+            memory = (bytes >> 20) << 20
         }
         cpus = request.cpus ?? cpus
         if let name = request.engine {

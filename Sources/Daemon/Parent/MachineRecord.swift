@@ -80,6 +80,8 @@ final class MachineProcess {
     var isKilled = false
     var restarts: UInt32 = 0
     var consoleHolder: String?
+    /// When it must run.
+    var startDeadline: Deadlines.Token?
     /// What it said before it ended.
     var lastWords: (end: MachineReport.End, text: String)?
 

@@ -27,8 +27,8 @@ struct MachineTable {
     mutating func add(_ plan: MachinePlan, isConfigured: Bool) -> MachineRecord {
         let key = Key(name: plan.name, uid: plan.owner.uid)
         if ids.count >= Self.mostIDs { ids = ids.filter { id in records.contains { $0.id == id.value } } }
-        let id = ids[key] ?? nextID
-        if ids.updateValue(id, forKey: key) == nil { nextID += 1 }
+        let id = ids[key] ?? takeID()
+        ids[key] = id
         let record = MachineRecord(id: id, plan, isConfigured: isConfigured)
         let place = records.firstIndex { $0.id > id } ?? records.endIndex
         records.insert(record, at: place)
@@ -40,13 +40,21 @@ struct MachineTable {
     /// `reset vms`: numbering starts again.
     mutating func forgetIDs() {
         ids = [:]
-        nextID = (records.map(\.id).max() ?? 0) + 1
+        nextID = 1
+    }
+
+    /// Machines that are still about to end keep theirs over `reset`.
+    private mutating func takeID() -> UInt32 {
+        while records.contains(where: { $0.id == nextID }) { nextID &+= 1 }
+        defer { nextID &+= 1 }
+        return nextID
     }
 
     /// The name that somebody may have meant: at most two letters (a third of a short name) away.
     func nearest(to name: String) -> String? {
         let limit = min(2, max(1, name.count / 3))
-        let candidates = records.map { ($0.name, editDistance($0.name, name)) }.filter { $0.1 <= limit }
+        let counts = max(0, name.utf8.count - limit)...name.utf8.count + limit
+        let candidates = records.filter { counts.contains($0.name.utf8.count) }.map { ($0.name, editDistance($0.name, name)) }.filter { $0.1 <= limit }
         return candidates.min { $0.1 < $1.1 }?.0
     }
 }

@@ -105,13 +105,14 @@ extension Parent {
         switch report {
         case .running:
             record.noteRunning()
+            deadlines.cancel(process.startDeadline)
             log.info("vm \(record.name): runs, pid \(process.pid ?? 0), tty \(process.terminalPath)")
             for client in process.starters {
                 reply(client, .started(id: record.id, name: record.name, tty: process.terminalPath))
             }
             process.starters = []
         case .restarted(let reason):
-            process.restarts += 1
+            process.restarts &+= 1
             record.lastEvent = "restarted: \(reason)"
             log.info("vm \(record.name): guest restarts: \(reason)")
         case .paused:
@@ -157,6 +158,7 @@ extension Parent {
     private func noteExit(_ record: MachineRecord, _ process: MachineProcess, _ exit: MachineExit) {
         let (isCrash, reason) = Self.reason(process, exit)
         record.end(isCrash: isCrash, reason)
+        deadlines.cancel(process.startDeadline)
         if isCrash { log.error("vm \(record.name): \(reason)") } else { log.info("vm \(record.name): \(reason)") }
         for client in process.starters { refuse(client, Refusal(.other, "vm \(record.name): \(reason)")) }
         for stopper in process.stoppers {

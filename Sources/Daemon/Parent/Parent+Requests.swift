@@ -6,14 +6,13 @@ extension Parent {
     func handle(_ report: ControlReport, _ descriptors: inout FileDescriptorList) {
         switch report {
         case .connected(let client):
-            guard let socket = descriptors.takeFirst(), let peer = try? Peer(of: socket) else {
-                log.warning("a client came without a socket")
-                return
+            guard let socket = descriptors.takeFirst(), let peer = try? Peer(of: socket, acceptedBy: socketName) else {
+                return log.warning("control names a client without a socket of ours: it is not listened to")
             }
             clients[client] = Client(peer: peer)
         case .gone(let client): forget(client)
         case .request(let client, let request):
-            guard let peer = clients[client]?.peer else { return }
+            guard let peer = clients[client]?.peer else { return control.send(.finished(client: client)) }
             log.debug("\(request.name) asked for by uid \(peer.uid), pid \(peer.pid)")
             guard !isEnding || request.isHarmless else {
                 return refuse(client, Refusal(.unavailable, "vmd is ending: start it again"))

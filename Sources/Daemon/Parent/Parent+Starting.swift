@@ -104,7 +104,7 @@ extension Parent {
             MachineProcess(
                 run: run, plan, terminalPath: path, starter: starter, startTime: SystemTime.seconds()))
         monitor.send(.start(run: run, setup), descriptors: numbers)
-        deadlines.schedule(after: Self.startNanoseconds) { [unowned self] in
+        record.process?.startDeadline = deadlines.schedule(after: Self.startNanoseconds) { [unowned self] in
             guard let record = table.find(run: run), record.phase == .starting else { return }
             log.error("vm \(record.name): does not start, and is killed")
             kill(record, isForced: true)

@@ -18,6 +18,8 @@ final class Parent {
     let control: MessageChannel<ControlReport, ControlCommand>
     let priv: MessageChannel<PrivReport, PrivCommand>
     let notification: ServiceNotification?
+    /// Clients come by this socket and no other.
+    let socketName: [UInt8]
     /// What is configured, as parsed: what further files may refer to.
     var configuration = Configuration()
     var table = MachineTable()
@@ -42,10 +44,13 @@ final class Parent {
     static let killNanoseconds = UInt64.seconds(10)
     /// A machine that is not running by then never will.
     static let startNanoseconds = UInt64.seconds(120)
+    /// No request is read while so many answers wait for control.
+    private static let mostBacklog = 256
 
     init(
         _ options: DaemonOptions, _ settings: DaemonSettings, loop: EventLoop, log: Log,
-        notification: consuming ServiceNotification?, monitor: MessageChannel<MonitorReport, MonitorCommand>,
+        notification: consuming ServiceNotification?, socketName: [UInt8],
+        monitor: MessageChannel<MonitorReport, MonitorCommand>,
         control: MessageChannel<ControlReport, ControlCommand>, priv: MessageChannel<PrivReport, PrivCommand>
     ) throws(SystemError) {
         self.options = options
@@ -56,11 +61,17 @@ final class Parent {
         self.control = control
         self.priv = priv
         self.notification = notification
+        self.socketName = socketName
         deadlines = try Deadlines(loop)
         permissions = Permissions(daemonUID: options.uid)
         queue = StartQueue(parallel: settings.staggerParallel, delay: .seconds(settings.staggerDelay))
         monitor.onMessage = { [unowned self] in handle($0, &$1) }
-        control.onMessage = { [unowned self] in handle($0, &$1) }
+        control.onMessage = { [unowned self] in
+            handle($0, &$1)
+            // Control always reads ours, so this cannot last.
+            if control.backlog > Self.mostBacklog { control.suspendReading() }
+        }
+        control.onRoom = { [unowned self] in self.control.resumeReading() }
         priv.onMessage = { [unowned self] report, _ in
             switch report {
             case .log(let text): log.warning(text)
@@ -70,7 +81,7 @@ final class Parent {
     }
 
     func takeRunNumber() -> UInt32 {
-        defer { nextRun += 1 }
+        defer { nextRun &+= 1 }
         return nextRun
     }
 
@@ -157,6 +168,7 @@ final class Parent {
             log.info(isEnding ? "ending at once" : "ending: the machines are asked to shut down")
             end()
         case SIGHUP:
+            guard !isEnding else { return }
             do { try reload() } catch { log.error("reload: \(error.text)") }
         default: break
         }
@@ -170,6 +182,7 @@ struct Refusal: Error, Hashable {
 
     init(_ failure: Response.Failure, _ text: String) {
         self.failure = failure
-        self.text = text
+        // Names in it are the client's own, of any length.
+        self.text = text.oneLine.cut(to: longestLine)
     }
 }

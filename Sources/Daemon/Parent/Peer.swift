@@ -13,9 +13,14 @@ struct Peer: Hashable, Sendable {
         self.pid = pid
     }
 
-    /// Who is at the other end of a socket.
-    init(of socket: consuming FileDescriptor) throws {
-        let credentials = try UnixSocket(adopting: socket).peerCredentials()
+    /// Who is at the other end of a socket that control says it has accepted.
+    /// - Parameter name: the listener's. Other sockets of control's have none: the one to us, for one, at whose other
+    ///   end is root.
+    init(of socket: consuming FileDescriptor, acceptedBy name: [UInt8]) throws {
+        let socket = try UnixSocket(adopting: socket)
+        let local = try socket.localName()
+        guard !name.isEmpty, local == name else { throw UnixSocket.Failure.wrongKind }
+        let credentials = try socket.peerCredentials()
         uid = credentials.userID
         groups = Set(credentials.groups + [credentials.groupID])
         pid = UInt32(credentials.processID)

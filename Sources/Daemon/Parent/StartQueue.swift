@@ -14,10 +14,11 @@ struct StartQueue {
         self.delay = delay
     }
 
-    /// The same machines under other rules.
+    /// The same machines under other rules. Who has just started some waits on.
     init(_ old: StartQueue, parallel: Int, delay: UInt64) {
         self.init(parallel: parallel, delay: delay)
         waiting = old.waiting
+        nextTurn = old.nextTurn
     }
 
     mutating func add(_ id: UInt32) { if !waiting.contains(id) { waiting.append(id) } }

@@ -37,14 +37,14 @@ enum PrivReport: Message, Hashable {
 
     func writeFields(to writer: inout MessageWriter) {
         switch self {
-        case .log(let text), .probe(let text): writer.put(text.cut(to: MachineReport.longestText))
+        case .log(let text), .probe(let text): writer.putLine(text)
         }
     }
 
     init(kind: UInt16, from reader: inout MessageReader) throws(MalformedMessage) {
         switch kind {
-        case 1: self = .log(try reader.line(longest: MachineReport.longestText))
-        case 2: self = .probe(try reader.line(longest: MachineReport.longestText))
+        case 1: self = .log(try reader.line())
+        case 2: self = .probe(try reader.line())
         default: throw MalformedMessage("unknown report \(kind)")
         }
     }

@@ -46,7 +46,7 @@ public final class ConsoleHub: SerialTerminal {
     /// - Parameter stallNanoseconds: how long a client that takes nothing may hold the guest up.
     init(stallNanoseconds: UInt64) throws(MachineError) {
         do {
-            wake = try TimerDescriptor()
+            wake = try TimerDescriptor(waits: false)
             let room = try Mailbox<Void>()
             self.room = room
             input = ConsoleInput { room.post(()) }
