@@ -19,6 +19,7 @@ final class MachineRole {
     private let mailbox: Mailbox<News>
     private var machine: Machine?
     private var console: ConsoleServer?
+    private var hub: ConsoleHub?
     private let timeChange: TimeChangeDescriptor
     private var isVerbose = false
     private var isShuttingDown = false
@@ -62,6 +63,7 @@ final class MachineRole {
         case .unpause: machine?.unpause { [mailbox] in if $0 { mailbox.post(.paused(false)) } }
         case .attachConsole(let client, let holder): attach(client, holder)
         case .log(let isVerbose): self.isVerbose = isVerbose
+        case .sendBreak: hub?.sendBreak()
         }
     }
 
@@ -93,6 +95,7 @@ final class MachineRole {
             throw MachineError("\(error)")
         }
         self.machine = machine
+        self.hub = hub
         if setup.probes { probe() }
         try machine.start { [mailbox] in mailbox.post(.event($0)) }
     }

@@ -61,8 +61,9 @@ extension Parent {
             process.consoleClients.insert(client)
             tell(process, .attachConsole(client: client, holder: name(of: peer)))
         case .sendBreak(let machine):
-            _ = try running(machine, peer)
-            throw Refusal(.unavailable, "this vmd cannot send a BREAK")
+            let (_, process) = try running(machine, peer)
+            tell(process, .sendBreak)
+            reply(client, .done)
         case .load(let path):
             try requireAdministrator(peer, "load a configuration")
             try load(path)
