@@ -31,6 +31,14 @@ enum OptionValues {
         return rounded
     }
 
+    /// One of a few words.
+    static func choice(_ word: String, of words: [String], _ what: String) throws(WrongUsage) -> String {
+        guard words.contains(word) else {
+            throw WrongUsage("unknown \(what) \(word): give one of \(words.joined(separator: ", "))")
+        }
+        return word
+    }
+
     /// A count in strtonum(3)'s words.
     static func count(_ text: String, in range: ClosedRange<Int>, _ what: String) throws(WrongUsage) -> UInt32 {
         let digits = text.hasPrefix("-") ? text.dropFirst() : text[...]

@@ -26,14 +26,10 @@ extension Start {
             try OptionValues.count(text, in: Limits.cpuCount, "cpu count")
         }
         request.engine = try OptionValues.single(engine, "engine").map { word throws(WrongUsage) in
-            let names = MachineDefinition.Engine.allCases.map(\.rawValue)
-            guard names.contains(word) else { throw WrongUsage("unknown engine \(word): give one of \(names.joined(separator: ", "))") }
-            return word
+            try OptionValues.choice(word, of: MachineDefinition.Engine.allCases.map(\.rawValue), "engine")
         }
         request.cpuModel = try OptionValues.single(cpuModel, "cpu").map { word throws(WrongUsage) in
-            let names = MachineDefinition.CPUModel.allCases.map(\.rawValue)
-            guard names.contains(word) else { throw WrongUsage("unknown cpu \(word): give one of \(names.joined(separator: ", "))") }
-            return word
+            try OptionValues.choice(word, of: MachineDefinition.CPUModel.allCases.map(\.rawValue), "cpu")
         }
         request.template = try OptionValues.single(template, "template")
         if let name = request.template, name.utf8.count > Limits.machineNameByteCount {

@@ -21,7 +21,9 @@ struct Stop: VmctlCommand {
     func perform(_ output: Output) throws -> CInt {
         let machine = try operand.optional()
         guard !all || machine == nil else { throw WrongUsage("either -a or a machine, not both") }
-        guard all || machine != nil else { throw WrongUsage("missing vmid argument: give a machine's id or name, or -a for all") }
+        guard all || machine != nil else {
+            throw WrongUsage("missing vmid argument: give a machine's id or name, or -a for all")
+        }
         var client = try connection.open()
         var report = StopReport(machine: machine, isForced: isForced, waits: waits, isVerbose: connection.isVerbose, output)
         do {
@@ -61,7 +63,9 @@ struct StopReport {
         switch response {
         case .stopping(let id, let name, .notStarted): tell(name, "vm \(id) had not begun to start, and will not")
         case .stopping(let id, let name, let means):
-            if isVerbose, means == .powerButton { tellLater = "vm \(name): its power button was pressed, since its guest has no vmmci driver" }
+            if isVerbose, means == .powerButton {
+                tellLater = "vm \(name): its power button was pressed, since its guest has no vmmci driver"
+            }
             if !waits { tell(name, isForced ? "forced to terminate vm \(id)" : "requested to shutdown vm \(id)") }
         case .ended(let id, let name, let reason):
             tell(name, "terminated vm \(id)")
@@ -90,7 +94,7 @@ struct StopReport {
     private var tellLater: String?
 
     private mutating func tell(_ name: String, _ text: String) {
-        output.error("\(isLineOpen ? "" : "stopping vm \(name): ")\(text)\n")
+        output.finish("\(isLineOpen ? "" : "stopping vm \(name): ")\(text)")
         isLineOpen = false
         if let later = tellLater { output.say(later) }
         tellLater = nil
@@ -99,14 +103,14 @@ struct StopReport {
     /// The daemon's text says what is to be done about it.
     private mutating func tellFailure(_ words: String, _ text: String) {
         hasFailed = true
-        output.error("\(isLineOpen ? "" : "stopping vm: ")\(words)\n")
+        output.finish("\(isLineOpen ? "" : "stopping vm: ")\(words)")
         isLineOpen = false
         output.say(text)
     }
 
     private mutating func fail(_ text: String) {
         hasFailed = true
-        if isLineOpen { output.error("failed: \(text)\n") } else { output.say(text) }
+        if isLineOpen { output.finish("failed: \(text)") } else { output.say(text) }
         isLineOpen = false
     }
 }

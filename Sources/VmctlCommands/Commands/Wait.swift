@@ -19,7 +19,7 @@ struct Wait: VmctlCommand {
             if connection.isVerbose { output.say("vm \(name): \(reason)") }
             return 0
         } catch {
-            output.error("failed: \(error)\n")
+            output.finish("failed: \(error)")
             return 1
         }
     }

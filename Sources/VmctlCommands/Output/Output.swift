@@ -9,7 +9,10 @@ struct Output: Sendable {
     var error: @Sendable (String) -> Void
 
     /// One line of standard error.
-    func say(_ text: String) { error("vmctl: \(UserTerminal.oneLine(text))\n") }
+    func say(_ text: String) { finish("vmctl: \(text)") }
+
+    /// The rest of a line of standard error, of which `error` may have written the beginning.
+    func finish(_ text: String) { error(UserTerminal.oneLine(text) + "\n") }
 
     static let standard = Output(
         print: { text throws(Failure) in
