@@ -74,6 +74,9 @@ let package = Package(
             swiftSettings: common),
         .testTarget(name: "VMConfigTests", dependencies: ["VMConfig", "TestSupport"], swiftSettings: safe),
         .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices", "TestSupport"], swiftSettings: common),
-        .testTarget(name: "GuestTests", dependencies: ["Linux"], swiftSettings: common),
+        .testTarget(
+            name: "DaemonTests", dependencies: ["Daemon", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
+        .testTarget(
+            name: "GuestTests", dependencies: ["Linux", "CLinux", "ControlProtocol", "TestSupport"], swiftSettings: common),
     ]
 )
