@@ -88,6 +88,9 @@ let package = Package(
             name: "VmctlCommandsTests",
             dependencies: ["VmctlCommands", "ControlProtocol", "Linux", "VMConfig", "TestSupport", "ControlTestSupport"],
             swiftSettings: common),
-        .testTarget(name: "GuestTests", dependencies: ["Linux"], swiftSettings: common),
+        .testTarget(
+            name: "DaemonTests", dependencies: ["Daemon", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
+        .testTarget(
+            name: "GuestTests", dependencies: ["Linux", "CLinux", "ControlProtocol", "TestSupport"], swiftSettings: common),
     ]
 )

@@ -37,9 +37,8 @@ public enum RoleProcess {
         case .vmm:
             let parent = try MessageChannel<MonitorCommand, MonitorReport>(socket, loop)
             let monitor = try MonitorRole(
-                loop: loop, parent: parent, program: Program(owning: FileDescriptor(owning: 4)))
+                loop: loop, parent: parent, program: Program(owning: FileDescriptor(owning: 4)), isProbing: isProbing)
             for line in missing { parent.send(.log("without \(line)")) }
-            if isProbing { for line in RoleProbe.lines() { parent.send(.probe(line)) } }
             try withExtendedLifetime(monitor) { try loop.run() }
         case .priv:
             let parent = try MessageChannel<PrivCommand, PrivReport>(socket, loop)

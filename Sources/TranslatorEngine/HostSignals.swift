@@ -13,7 +13,7 @@ enum HostSignals {
     private static let installation: Void = {
         for number in [SIGFPE, SIGSEGV, SIGBUS, SIGILL] {
             var action = sigaction()
-            action.__sigaction_handler.sa_sigaction = { number, _, context in HostSignals.handle(number, context) }
+            action.__sigaction_handler.sa_sigaction = { number, info, context in HostSignals.handle(number, info, context) }
             action.sa_flags = SA_SIGINFO | CInt(bitPattern: UInt32(SA_ONSTACK)) | SA_NODEFER
             var old = sigaction()
             sigaction(number, &action, &old)
@@ -27,7 +27,13 @@ enum HostSignals {
     /// Installs the handlers, once a process.
     static func install() { installation }
 
-    private static func handle(_ number: CInt, _ raw: UnsafeMutableRawPointer?) {
+    private static func handle(_ number: CInt, _ info: UnsafeMutablePointer<siginfo_t>?, _ raw: UnsafeMutableRawPointer?) {
+        // From a process and not from an instruction, which would raise it again: it means what it says.
+        if let info, info.pointee.si_code <= 0 {
+            fallBack(number)
+            raise(number)
+            return
+        }
         let base = clinux_get_gs_base()
         guard base != 0, let raw, let context = UnsafeMutablePointer<Context>(bitPattern: UInt(base)) else {
             return fallBack(number)

@@ -34,16 +34,19 @@ final class MonitorRole {
     private let deadlines: Deadlines
     private let parent: MessageChannel<MonitorCommand, MonitorReport>
     private let program: Program
+    /// Tests only: still to be done.
+    private var isProbing: Bool
     private var machines: [UInt32: Machine] = [:]
     /// Those that wait for the parent to catch up.
     private var held: Set<UInt32> = []
 
     init(
-        loop: EventLoop, parent: MessageChannel<MonitorCommand, MonitorReport>, program: consuming Program
+        loop: EventLoop, parent: MessageChannel<MonitorCommand, MonitorReport>, program: consuming Program, isProbing: Bool
     ) throws(SystemError) {
         self.loop = loop
         self.parent = parent
         self.program = program
+        self.isProbing = isProbing
         deadlines = try Deadlines(loop)
         parent.onMessage = { [unowned self] in handle($0, &$1) }
         parent.onEnd = { [unowned self] _ in self.loop.stop() }
@@ -90,6 +93,11 @@ final class MonitorRole {
         guard let machine = machines[run] else { return }
         parent.send(.told(run: run, report), descriptors: descriptors.numbers)
         machine.reportCount += 1
+        if isProbing, report == .running {
+            // Behind the first machine's start: what it tries of namespaces leaves none for machines.
+            isProbing = false
+            for line in RoleProbe.lines() { parent.send(.probe(line)) }
+        }
         if parent.backlog > Self.mostBacklog {
             held.insert(run)
             machine.channel.suspendReading()

@@ -16,8 +16,11 @@ struct DaemonConfiguration {
     var parsed = Configuration()
     var warnings: [String] = []
 
-    /// Why a configuration cannot be used: its errors, a line each.
+    /// Why a configuration cannot be used.
     struct Invalid: Error {
+        /// A line each.
+        let errors: [String]
+        /// Those and warnings, in the order of the file.
         let lines: [String]
     }
 
@@ -33,7 +36,7 @@ struct DaemonConfiguration {
         let result = Configuration.parse(path: path, macros: macros, known: known, read: Self.read)
         warnings = result.warnings.map(\.description)
         guard let configuration = result.configuration else {
-            throw Invalid(lines: result.diagnostics.map(\.description))
+            throw Invalid(errors: result.errors.map(\.description), lines: result.diagnostics.map(\.description))
         }
         parsed = configuration
         var errors: [String] = []
@@ -54,7 +57,7 @@ struct DaemonConfiguration {
             plan.instanceOwner = resolve(machine.instances.owner)
             machines.append(Machine(plan: plan, isEnabled: machine.isEnabled))
         }
-        guard errors.isEmpty else { throw Invalid(lines: errors) }
+        guard errors.isEmpty else { throw Invalid(errors: errors, lines: warnings + errors) }
     }
 
     private static func read(_ path: String, _ byteLimit: Int) throws(FileReadError) -> [UInt8] {

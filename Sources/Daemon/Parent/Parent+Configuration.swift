@@ -67,8 +67,8 @@ extension Parent {
             return try DaemonConfiguration(path: path, macros: options.macros, known: known, uid: options.uid)
         } catch {
             for line in error.lines { log.error(line) }
-            let more = error.lines.count > 1 ? " (and \(error.lines.count - 1) more, in the log)" : ""
-            throw Refusal(.invalid, "\(error.lines.first ?? path)\(more): nothing was changed")
+            let more = error.errors.count > 1 ? " (and \(error.errors.count - 1) more, in the log)" : ""
+            throw Refusal(.invalid, "\(error.errors.first ?? path)\(more): nothing was changed")
         }
     }
 
