@@ -31,7 +31,7 @@ help:
 	@echo 'make build    build $(VMCTL) and $(VMD)'
 	@echo 'make setup    install the packages that are missing (apt-get; needs root)'
 	@echo 'make guests   fetch the kernels and make the initramfs: $(KERNEL), $(INITRD)'
-	@echo 'make install  copy vmctl and its manual pages below PREFIX ($(PREFIX)), DESTDIR is honoured'
+	@echo 'make install  copy vmctl, its manual pages and completions below PREFIX ($(PREFIX)), DESTDIR is honoured'
 	@echo 'make clean    remove everything that was built or fetched'
 	@echo
 	@echo 'make run KERNEL=file INITRD=file CMDLINE="..." MEMORY=1G boots something else.'
@@ -151,6 +151,10 @@ BINDIR  := $(DESTDIR)$(PREFIX)/bin
 SBINDIR := $(DESTDIR)$(PREFIX)/sbin
 MANDIR  := $(DESTDIR)$(PREFIX)/share/man
 LIBDIR  := $(DESTDIR)$(PREFIX)/lib
+# Where shells look for what completes a command's arguments.
+BASH_COMPLETIONS ?= $(PREFIX)/share/bash-completion/completions
+ZSH_COMPLETIONS  ?= $(PREFIX)/share/zsh/site-functions
+FISH_COMPLETIONS ?= $(PREFIX)/share/fish/vendor_completions.d
 
 UNITS := $(foreach kind,system user,$(kind)/vmd.service $(kind)/vmd.socket)
 
@@ -166,10 +170,15 @@ install: build
 	    chmod 644 $(LIBDIR)/systemd/$$unit || exit 1; done
 	install -m 644 Distribution/sysusers.conf $(LIBDIR)/sysusers.d/vmd.conf
 	install -m 644 Distribution/tmpfiles.conf $(LIBDIR)/tmpfiles.d/vmd.conf
+	install -D -m 644 Completions/vmctl.bash $(DESTDIR)$(BASH_COMPLETIONS)/vmctl
+	install -D -m 644 Completions/_vmctl $(DESTDIR)$(ZSH_COMPLETIONS)/_vmctl
+	install -D -m 644 Completions/vmctl.fish $(DESTDIR)$(FISH_COMPLETIONS)/vmctl.fish
 
 uninstall:
 	rm -f $(BINDIR)/vmctl $(SBINDIR)/vmd $(MANDIR)/man8/vmctl.8 $(MANDIR)/man8/vmd.8 $(MANDIR)/man5/vm.conf.5 \
-	    $(addprefix $(LIBDIR)/systemd/,$(UNITS)) $(LIBDIR)/sysusers.d/vmd.conf $(LIBDIR)/tmpfiles.d/vmd.conf
+	    $(addprefix $(LIBDIR)/systemd/,$(UNITS)) $(LIBDIR)/sysusers.d/vmd.conf $(LIBDIR)/tmpfiles.d/vmd.conf \
+	    $(DESTDIR)$(BASH_COMPLETIONS)/vmctl $(DESTDIR)$(ZSH_COMPLETIONS)/_vmctl \
+	    $(DESTDIR)$(FISH_COMPLETIONS)/vmctl.fish
 
 clean:
 	rm -rf .build $(GUESTS)

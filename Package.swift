@@ -49,8 +49,11 @@ let package = Package(
                 "Machine", "VMM", "VMConfig", "ControlProtocol", "Linux", .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: safe),
         .executableTarget(name: "vmd", dependencies: ["Daemon", "Linux", argumentParser], swiftSettings: safe),
+        .target(
+            name: "VmctlCommands",
+            dependencies: ["Machine", "VMM", "VMConfig", "ControlProtocol", "Linux", argumentParser], swiftSettings: safe),
         .executableTarget(
-            name: "vmctl", dependencies: ["Machine", "VMConfig", "VMM", "Linux", argumentParser], swiftSettings: safe),
+            name: "vmctl", dependencies: ["VmctlCommands", "Linux"], swiftSettings: safe),
 
         // Endless loops of every shape: how soon an interrupt reaches them, and that it does.
         .target(name: "LoopShapes", path: "Benchmarks/LoopShapes", swiftSettings: safe),
@@ -58,10 +61,10 @@ let package = Package(
             name: "latency", dependencies: ["TranslatorEngine", "VMM", "Linux", "LoopShapes"], path: "Benchmarks/Latency",
             swiftSettings: common),
 
-        .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: safe),
         // What the tests of processes and sandboxes run: a program whose every wall they may build and look at.
         .executableTarget(
             name: "sandbox-helper", dependencies: ["Linux"], path: "Tests/SandboxHelper", swiftSettings: common),
+        .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: safe),
         .testTarget(name: "LinuxTests", dependencies: ["Linux", "sandbox-helper"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
@@ -76,6 +79,17 @@ let package = Package(
         .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "DaemonTests", dependencies: ["Daemon", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
+        // A daemon that answers what a test tells it to.
+        .target(
+            name: "ControlTestSupport", dependencies: ["ControlProtocol", "Linux"], path: "Tests/ControlTestSupport",
+            swiftSettings: common),
+        .testTarget(
+            name: "ControlProtocolTests", dependencies: ["ControlProtocol", "Linux", "TestSupport", "ControlTestSupport"],
+            swiftSettings: common),
+        .testTarget(
+            name: "VmctlCommandsTests",
+            dependencies: ["VmctlCommands", "ControlProtocol", "Linux", "VMConfig", "TestSupport", "ControlTestSupport"],
+            swiftSettings: common),
         .testTarget(
             name: "GuestTests", dependencies: ["Linux", "CLinux", "ControlProtocol", "TestSupport"], swiftSettings: common),
     ]

@@ -53,6 +53,13 @@ static struct sigaction final_actions[65];
 static void restore_and_die(int number, siginfo_t *info, void *context) {
     (void)context;
     clinux_terminal_restore();
+    if (number == SIGBUS && info->si_code == BUS_ADRERR) {
+        // Guest RAM is the one mapping that is promised before the host has the pages. A device's thread, or the
+        // vCPU's in a helper, cannot go on without one.
+        static const char text[] = "vmctl: the host has no memory left for guest RAM\n";
+        ssize_t ignored = write(2, text, sizeof text - 1);
+        (void)ignored;
+    }
     sigaction(number, &final_actions[number], NULL);
     // A fault happens again on return, with all its details for whoever handles it next; a sent signal does not.
     if (info->si_code <= 0) raise(number);

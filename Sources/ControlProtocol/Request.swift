@@ -18,6 +18,9 @@ public enum Request: Message, Hashable {
     case reload
     case reset(ResetScope)
     case log(isVerbose: Bool)
+    /// A BREAK on a machine's first serial port, for whoever holds its console: the console's stream cannot carry one.
+    /// Answer: `done`.
+    case sendBreak(MachineReference)
 
     public enum ResetScope: UInt8, Hashable, Sendable, WireValue, CaseIterable {
         case all = 0
@@ -38,6 +41,7 @@ public enum Request: Message, Hashable {
         case .reload: 9
         case .reset: 10
         case .log: 11
+        case .sendBreak: 12
         }
     }
 
@@ -56,7 +60,7 @@ public enum Request: Message, Hashable {
             writer.put(machine)
             writer.put(isForced)
             writer.put(waits)
-        case .wait(let machine), .pause(let machine), .unpause(let machine), .console(let machine):
+        case .wait(let machine), .pause(let machine), .unpause(let machine), .console(let machine), .sendBreak(let machine):
             machine.write(to: &writer)
         case .load(let path): writer.put(path)
         case .reload: break
@@ -78,6 +82,7 @@ public enum Request: Message, Hashable {
         case 9: self = .reload
         case 10: self = .reset(try reader.value())
         case 11: self = .log(isVerbose: try reader.bool())
+        case 12: self = .sendBreak(try reader.value())
         default: throw MalformedMessage("unknown request \(kind): use vmctl and vmd of one release")
         }
     }

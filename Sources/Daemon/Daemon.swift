@@ -113,7 +113,7 @@ public enum Daemon {
         if options.socketPath == nil, let passed {
             do { return try UnixListener(adopting: passed) } catch { throw Failure("socket from systemd: \(error)") }
         }
-        guard let path = options.socketPath ?? (options.isSystemWide ? DaemonPaths.systemSocket : DaemonPaths.userSocket)
+        guard let path = options.socketPath ?? (options.isSystemWide ? ControlSocket.systemPath : ControlSocket.userPath)
         else { throw Failure("no place for the control socket: set XDG_RUNTIME_DIR, or give one with -s") }
         let owner = settings.socketOwner
         do {

@@ -25,15 +25,10 @@ public struct DaemonOptions: Sendable {
 /// Where things are, for root and for everybody else.
 public enum DaemonPaths {
     public static let systemConfiguration = "/etc/vm.conf"
-    public static let systemSocket = "/run/vmd.sock"
 
     /// The user's own, after the XDG base directory specification.
     public static var userConfiguration: String? {
         if let base = ProcessEnvironment.value("XDG_CONFIG_HOME"), base.hasPrefix("/") { return base + "/vmd/vm.conf" }
         return ProcessEnvironment.value("HOME").map { $0 + "/.config/vmd/vm.conf" }
-    }
-    public static var userSocket: String? {
-        guard let base = ProcessEnvironment.value("XDG_RUNTIME_DIR"), base.hasPrefix("/") else { return nil }
-        return base + "/vmd.sock"
     }
 }

@@ -60,7 +60,7 @@ func setCPUID(_ cpu: CInt, _ policy: CPUPolicy) throws(KVMError) {
     for leaf in 0...policy.highestBasicLeaf {
         switch leaf {
         case 4: add(leaf, subleaves: 0..<5)
-        case 7: add(leaf, subleaves: 0..<1)
+        case 7: add(leaf, subleaves: 0..<2)
         case 0xB: add(leaf, subleaves: 0..<3)
         case 0xD: add(leaf, subleaves: 0..<10)
         default: add(leaf)

@@ -18,6 +18,8 @@ public final class KVMEngine: Engine {
     private let runByteCount: Int
     /// Whether the policy's MSR table rules; otherwise (before Linux 5.10) the kernel's does.
     let filtersMSRs: Bool
+    /// Whether the top entries of PAE paging can be read and written (Linux 5.14); else the kernel reads them from memory.
+    let hasPageDirectoryPointers: Bool
     private let memory = Mutex<GuestMemory?>(nil)
 
     /// Opens `/dev/kvm` and makes an empty machine.
@@ -55,6 +57,7 @@ public final class KVMEngine: Engine {
             try kvm("KVM_SET_TSS_ADDR", machine.raw, clinux_kvm_set_tss_addr, 0xFEFF_D000)
         }
         filtersMSRs = try Self.filterMSRs(machine.raw)
+        hasPageDirectoryPointers = try Self.check(machine.raw, KVM_CAP_SREGS2) > 0
     }
 
     public func makeVirtualCPU(index: Int, wiring: Wiring) throws -> any VirtualCPU {
@@ -68,6 +71,19 @@ public final class KVMEngine: Engine {
             "KVM_CREATE_VCPU", machine.raw, clinux_kvm_create_vcpu, UInt(index))
         return try KVMVirtualCPU(
             engine: self, descriptor: FileDescriptor(owning: cpu), runByteCount: runByteCount, wiring: wiring)
+    }
+
+    /// The paravirtual clock is the machine's, and the kernel's: what it says now.
+    func clockNanoseconds() throws(KVMError) -> UInt64 {
+        var data = kvm_clock_data()
+        try kvm("KVM_GET_CLOCK", machine.raw, clinux_kvm_get_clock, &data)
+        return data.clock
+    }
+
+    func setClock(nanoseconds: UInt64) throws(KVMError) {
+        var data = kvm_clock_data()
+        data.clock = nanoseconds
+        try kvm("KVM_SET_CLOCK", machine.raw, clinux_kvm_set_clock, &data)
     }
 
     private func map(_ memory: GuestMemory) throws(KVMError) {

@@ -12,11 +12,13 @@ extension KVMVirtualCPU {
         try readModelSpecificRegisters(&state)
         try readEvents(&state)
         state.isHalted = isHalted
+        state.clockNanoseconds = try engine.clockNanoseconds()
         return state
     }
 
     func writeState(_ state: CPUState) throws {
         try writeSystemRegisters(state)
+        if let nanoseconds = state.clockNanoseconds { try engine.setClock(nanoseconds: nanoseconds) }
         try writeExtendedState(state)
         try writeModelSpecificRegisters(state)
         try writeRegisters(state)
@@ -87,6 +89,14 @@ extension KVMVirtualCPU {
         state.cr4 = s.cr4
         state.cr8 = s.cr8
         state.msr.efer = s.efer
+        if engine.hasPageDirectoryPointers && Self.hasPageDirectoryPointers(s) {
+            var wide = kvm_sregs2()
+            try kvm("KVM_GET_SREGS2", descriptor.raw, clinux_kvm_get_sregs2, &wide)
+            let entries = wide.pdptrs
+            if wide.flags & Self.pointersValid != 0 {
+                state.pageDirectoryPointers = [entries.0, entries.1, entries.2, entries.3]
+            }
+        }
 
         var d = kvm_debugregs()
         try kvm("KVM_GET_DEBUGREGS", descriptor.raw, clinux_kvm_get_debugregs, &d)
@@ -116,6 +126,16 @@ extension KVMVirtualCPU {
         // Disabled: so the kernel leaves CPUID's APIC bit clear.
         s.apic_base = CPUPolicy.apicBaseValue
         try kvm("KVM_SET_SREGS", descriptor.raw, clinux_kvm_set_sregs, &s)
+        // That has read the entries from memory, where the guest may have changed them since it loaded CR3.
+        if let entries = state.pageDirectoryPointers, entries.count == 4, engine.hasPageDirectoryPointers,
+            Self.hasPageDirectoryPointers(s)
+        {
+            var wide = kvm_sregs2()
+            try kvm("KVM_GET_SREGS2", descriptor.raw, clinux_kvm_get_sregs2, &wide)
+            wide.flags |= Self.pointersValid
+            wide.pdptrs = (entries[0], entries[1], entries[2], entries[3])
+            try kvm("KVM_SET_SREGS2", descriptor.raw, clinux_kvm_set_sregs2, &wide)
+        }
 
         var d = kvm_debugregs()
         let dr = state.dr
@@ -123,6 +143,14 @@ extension KVMVirtualCPU {
         d.dr6 = state.dr6
         d.dr7 = state.dr7
         try kvm("KVM_SET_DEBUGREGS", descriptor.raw, clinux_kvm_set_debugregs, &d)
+    }
+
+    /// KVM_SREGS2_FLAGS_PDPTRS_VALID
+    private static let pointersValid: UInt64 = 1
+
+    /// PAE paging outside of long mode, whose top entries are registers.
+    private static func hasPageDirectoryPointers(_ s: kvm_sregs) -> Bool {
+        s.cr0 & CR0.pg != 0 && s.cr4 & CR4.pae != 0 && s.efer & EFER.lma == 0
     }
 
     // MARK: x87, SSE and AVX
@@ -261,6 +289,8 @@ extension KVMVirtualCPU {
         var e = kvm_vcpu_events()
         try kvm("KVM_GET_VCPU_EVENTS", descriptor.raw, clinux_kvm_get_vcpu_events, &e)
         state.interruptShadow = e.interrupt.shadow != 0
+        // AMD's CPUs do not know which of the two it is, and the kernel then names both.
+        state.stackShadow = e.interrupt.shadow == KVM_X86_SHADOW_INT_MOV_SS
         state.nmiBlocked = e.nmi.masked != 0
         state.nmiPending = e.nmi.pending != 0 || e.nmi.injected != 0
         // A software interrupt is left out: rip still points at its instruction, which runs again. So are #BP and #OF.
@@ -275,7 +305,8 @@ extension KVMVirtualCPU {
     private func writeEvents(_ state: CPUState) throws(KVMError) {
         var e = kvm_vcpu_events()
         e.flags = UInt32(KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW)
-        e.interrupt.shadow = state.interruptShadow ? UInt8(KVM_X86_SHADOW_INT_STI) : 0
+        let kind = state.stackShadow ? KVM_X86_SHADOW_INT_MOV_SS : KVM_X86_SHADOW_INT_STI
+        e.interrupt.shadow = state.interruptShadow ? UInt8(kind) : 0
         e.nmi.masked = state.nmiBlocked ? 1 : 0
         e.nmi.pending = state.nmiPending ? 1 : 0
         if let event = state.pendingEvent {

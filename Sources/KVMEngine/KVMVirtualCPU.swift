@@ -19,7 +19,7 @@ final class KVMVirtualCPU: VirtualCPU, @unchecked Sendable {
     let wiring: Wiring
     let hasTSCOffset: Bool
     /// Keeps the machine's descriptor open.
-    private let engine: KVMEngine
+    let engine: KVMEngine
 
     /// The registers that the policy's table answers for by itself; the kernel has the others.
     var tableMSRs = ModelSpecificRegisters()

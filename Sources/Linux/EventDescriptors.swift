@@ -93,3 +93,38 @@ public struct SignalDescriptor: ~Copyable, Sendable {
         return CInt(truncatingIfNeeded: info.ssi_signo)
     }
 }
+
+/// Becomes readable when the host's time of day was set, also by waking from sleep (timerfd_create(2),
+/// TFD_TIMER_CANCEL_ON_SET); until then it costs nothing.
+public struct TimeChangeDescriptor: ~Copyable, Sendable {
+    private let descriptor: FileDescriptor
+    /// Borrowed, for `EventLoop.watch`.
+    public var raw: CInt { descriptor.raw }
+
+    public init() throws(SystemError) {
+        let number = try retrying("timerfd_create") { timerfd_create(CLOCK_REALTIME, CInt(TFD_CLOEXEC | TFD_NONBLOCK)) }
+        descriptor = FileDescriptor(owning: number)
+        arm()
+    }
+
+    /// Makes it quiet again: `true` when the time was set.
+    public borrowing func clear() -> Bool {
+        var count: UInt64 = 0
+        let number = descriptor.raw
+        var wasSet = false
+        do {
+            _ = try retrying("read") { Glibc.read(number, &count, 8) }
+        } catch {
+            wasSet = error.errno == ECANCELED
+        }
+        arm()
+        return wasSet
+    }
+
+    private borrowing func arm() {
+        // A time that does not come.
+        var setting = itimerspec(it_interval: timespec(), it_value: timespec(tv_sec: Int.max >> 32, tv_nsec: 0))
+        // TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET
+        timerfd_settime(descriptor.raw, 3, &setting, nil)
+    }
+}

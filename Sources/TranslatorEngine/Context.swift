@@ -60,6 +60,15 @@ package struct Context {
     package var returnLimit: UInt64 = 0
     /// The stack pointer of translated code while a helper runs on the host's stack.
     package var savedStack: UInt64 = 0
+    /// 1: the state of AVX-512 below counts, and is saved and restored with `ymm`; 0: all of it is in its initial
+    /// state, zeros here and not there in the host.
+    package var wideState: UInt32 = 0
+    package var padding4: UInt32 = 0
+    package var padding5: UInt64 = 0
+    /// Guest vector registers as `ymm`: bits 256 to 511 of ZMM0-15, the whole of ZMM16-31, and the opmask registers.
+    package var zmmHigh: [64 of UInt64] = .init(repeating: 0)
+    package var zmmUpper: [128 of UInt64] = .init(repeating: 0)
+    package var opmask: [8 of UInt64] = .init(repeating: 0)
 
     /// What blocks are keyed by now (`BlockMode`), and for which mode each jump cache was filled.
     package var mode: UInt64 = 0
@@ -120,6 +129,9 @@ package struct Context {
     package var faultAddress: UInt64 = 0
     package var faultFlags: UInt64 = 0
     package var faultTrap: Int64 = 0
+    /// The signal's number and, of page faults, the host address that was accessed.
+    package var faultSignal: Int64 = 0
+    package var faultOperand: UInt64 = 0
     /// Page faults of the host in translated code. There is no way to one but through a mistake of the translator's (or
     /// a host that cannot back the guest's RAM): tests look that there is none.
     package var hostPageFaults: UInt64 = 0
@@ -177,6 +189,10 @@ package enum ContextOffset {
     package static let returnBase = 1048
     package static let returnLimit = 1056
     package static let savedStack = 1064
+    package static let wideState = 1072
+    package static let zmmHigh = 1088
+    package static let zmmUpper = 1600
+    package static let opmask = 2624
     // Behind the fixed part: the compiler's own numbers.
     package static let mode = field(\.mode)
     package static let jumpCacheMode = field(\.jumpCacheMode)

@@ -6,7 +6,7 @@ import Glibc
 ///
 /// The handler finds the CPU by the thread's gs base, which only a vCPU's thread has set, checks that the signal
 /// came from its code, notes in the context what happened and sends the thread to the exit thunk with the guest's
-/// registers in place.
+/// registers in place. Whether the guest may have caused it is for `TranslatorCPU.signalException` to say.
 enum HostSignals {
     private nonisolated(unsafe) static var previous: [32 of sigaction] = .init(repeating: sigaction())
 
@@ -21,8 +21,8 @@ enum HostSignals {
         }
     }()
 
-    // Places in ucontext's general registers (sys/ucontext.h: REG_RIP, REG_EFL, REG_TRAPNO).
-    private static let gregRIP = 16, gregFlags = 17, gregTrap = 20
+    // Places in ucontext's general registers (sys/ucontext.h: REG_RIP, REG_EFL, REG_TRAPNO, REG_CR2).
+    private static let gregRIP = 16, gregFlags = 17, gregTrap = 20, gregCR2 = 22
 
     /// Installs the handlers, once a process.
     static func install() { installation }
@@ -46,6 +46,8 @@ enum HostSignals {
                 context.pointee.faultAddress = address
                 context.pointee.faultFlags = UInt64(bitPattern: registers[gregFlags])
                 context.pointee.faultTrap = registers[gregTrap]
+                context.pointee.faultSignal = Int64(number)
+                context.pointee.faultOperand = UInt64(bitPattern: registers[gregCR2])
                 if registers[gregTrap] == 14 { context.pointee.hostPageFaults &+= 1 }
                 context.pointee.exitReason = context.pointee.signalReason
                 registers[gregRIP] = Int64(bitPattern: context.pointee.signalExit)

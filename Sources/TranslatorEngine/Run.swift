@@ -7,7 +7,10 @@ package import VMM
 extension TranslatorCPU: VirtualCPU {
     package func run() throws -> Exit {
         HostSignals.install()
-        clinux_set_gs_base(UInt64(UInt(bitPattern: context)))
+        // A thread outside of `run` has nothing for the signal handler to find.
+        let hostBase = clinux_get_gs_base()
+        defer { _ = clinux_set_gs_base(hostBase) }
+        _ = clinux_set_gs_base(UInt64(UInt(bitPattern: context)))
         let enter = unsafeBitCast(
             Int(cache.memory.executableBase) + thunks.pointee.enter,
             to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)
@@ -20,7 +23,7 @@ extension TranslatorCPU: VirtualCPU {
                     debugHits = 0
                 }
                 if interruptRequest.pointee.load(ordering: .relaxed) != 0 {
-                    if takeRequests() { return .stopped }
+                    if let exit = takeRequests() { return exit }
                 }
                 // Traps of the instruction before come ahead of interrupts (SDM Vol. 3, table 6-2).
                 if context.pointee.pendingDebug != 0 && !context.pointee.stackShadow {
@@ -56,15 +59,19 @@ extension TranslatorCPU: VirtualCPU {
         }
     }
 
-    /// Clears the request flag, then looks at what it may stand for. Returns `true` to stop.
-    private func takeRequests() -> Bool {
+    /// Clears the request flag, then looks at what it may stand for. Returns why to stop, if that is it.
+    private func takeRequests() -> Exit? {
         interruptRequest.pointee.store(0, ordering: .sequentiallyConsistent)
         turnPolls(on: false)
         // The other side stores the flag, then the others: a store that came between ours must not be undone.
         if interruptRequest.pointee.load(ordering: .sequentiallyConsistent) != 0 { turnPolls(on: true) }
         interruptWaiting = true
         if deviceWrites.areWaiting { takeDeviceWrites() }
-        return stopFlag.exchange(false, ordering: .sequentiallyConsistent)
+        if let text = failure {
+            failure = nil
+            return .failure(text)
+        }
+        return stopFlag.exchange(false, ordering: .sequentiallyConsistent) ? .stopped : nil
     }
 
     /// Delivers what may be delivered now. In the shadow of STI or MOV SS one instruction has to run first.
@@ -118,7 +125,8 @@ extension TranslatorCPU: VirtualCPU {
         if index == 0 {
             let before = cache.evictionCount
             index = try translate(
-                linear, page: page, mode: blockMode, limit: BlockWorkspace.instructionLimit, isIsolated: false)
+                linear, page: page, mode: blockMode, limit: BlockWorkspace.instructionLimit, isIsolated: false,
+                isLoop: site != 0 && cache.sites[site].isBackward)
             if cache.blocks[index].secondPage >= 0 { entryIsGlobal = false }
             isFlushed = before != cache.evictionCount
         }
@@ -207,7 +215,12 @@ extension TranslatorCPU: VirtualCPU {
             case .resume: return
             case .signal:
                 let isBounced = bounce.buffer != nil
-                let exception = signalException()
+                guard let exception = signalException() else {
+                    // The run loop ends with it at its next look at requests, before anything else runs.
+                    failure = hostFailure
+                    requestAttention()
+                    return
+                }
                 if context.pointee.faultTrap == 13 && !isBounced && !isolated {
                     // An address that is not canonical may have hit an empty slot (`TLBSlots.empty`). Alone, the
                     // instruction asks the TLB, and raises #SS where the segment is the stack's.
@@ -261,8 +274,8 @@ extension TranslatorCPU: VirtualCPU {
         return false
     }
 
-    /// The guest exception that a host signal in translated code stands for.
-    private func signalException() -> GuestException {
+    /// The guest exception that a host signal in translated code stands for; `nil` for one that no guest can cause.
+    private func signalException() -> GuestException? {
         var host = Int(context.pointee.faultAddress - cache.memory.executableBase)
         if host >= thunks.pointee.bounceSlot && host < thunks.pointee.bounceSlot + Thunks.bounceSlotSize && bounce.buffer != nil {
             // The copy of an instruction: the fault is the original's, and what it would have written is dropped.
@@ -270,7 +283,7 @@ extension TranslatorCPU: VirtualCPU {
             bounce.buffer = nil
         }
         let index = cache.find(codeOffset: host)
-        guard index != 0 else { return .invalidOpcode }
+        guard index != 0 else { return nil }
         let (offset, flagsInHost) = cache.guestOffset(of: host, in: index)
         context.pointee.rip = instructionPointer(offset)
         if flagsInHost {
@@ -280,12 +293,28 @@ extension TranslatorCPU: VirtualCPU {
         switch context.pointee.faultTrap {
         case 0: return .divideError
         case 6: return .invalidOpcode
+        // A misaligned vector operand, or an address that is not canonical. A host address whose check passed is.
+        case 13: return .generalProtection()
         case 16: return GuestException(vector: 16)
         case 17: return GuestException(vector: 17, errorCode: 0)
         // Without CR4.OSXMMEXCPT it is #UD (SDM Vol. 3, 2.5).
         case 19: return context.pointee.cr4 & CR4.osxmmexcpt != 0 ? GuestException(vector: 19) : .invalidOpcode
-        default: return .generalProtection()
+        default: return nil
         }
+    }
+
+    /// Why a host signal that is not the guest's doing ends the machine.
+    private var hostFailure: String {
+        func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
+        let c = context.pointee
+        let place = "at guest rip \(hex(c.rip)), \(modeName)"
+        let isInRAM = c.faultOperand &- UInt64(UInt(bitPattern: memory.hostBase)) < memory.byteCount
+        if c.faultTrap == 14 && c.faultSignal == Int64(SIGBUS) && isInRAM {
+            // RAM is a file in memory without a reservation: the host gives each page when it is first touched.
+            return "the host has no memory left for guest RAM (\(place))"
+        }
+        let operand = c.faultTrap == 14 ? " on host address \(hex(c.faultOperand))" : ""
+        return "translated code raised host trap \(c.faultTrap)\(operand) (\(place)): this is a bug in vmd's translator"
     }
 
     private var modeName: String {

@@ -26,6 +26,8 @@ extension TranslatorCPU {
         state.cr3 = c.cr3
         state.cr4 = c.cr4
         state.cr8 = c.cr8
+        if hasPDPTEs { state.pageDirectoryPointers = (0..<4).map { c.pdpte[$0] } }
+        state.clockNanoseconds = clock?.reading()
         for index in 0..<4 { state.dr[index] = c.dr[index] }
         state.dr6 = c.dr6
         state.dr7 = c.dr7
@@ -37,16 +39,21 @@ extension TranslatorCPU {
         state.nmiBlocked = c.nmiBlocked
         state.nmiPending = nmiFlag.load(ordering: .sequentiallyConsistent)
         state.isHalted = c.isHalted
-        let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
+        let size = stateAreaSize
+        let area = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 64)
         defer { area.deallocate() }
-        area.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
-        saveExtendedState(to: area, mask: 7)
+        area.initializeMemory(as: UInt8.self, repeating: 0, count: size)
+        saveExtendedState(to: area, mask: stateComponents)
         // FOP, FIP and FDP are the host's.
         for offset in 6..<24 { area.storeBytes(of: 0, toByteOffset: offset, as: UInt8.self) }
-        area.storeBytes(of: 7, toByteOffset: 512, as: UInt64.self)
-        state.xsave = Array(UnsafeRawBufferPointer(start: area, count: 1088))
+        area.storeBytes(of: stateComponents, toByteOffset: 512, as: UInt64.self)
+        state.xsave = Array(UnsafeRawBufferPointer(start: area, count: size))
         return state
     }
+
+    /// What a state holds: the components that the guest may enable, AVX's in any case.
+    private var stateComponents: UInt64 { Component.known | policy.xcr0Mask & Component.wide }
+    private var stateAreaSize: Int { max(1088, Int(policy.xsaveAreaSize(stateComponents))) }
 
     package func writeState(_ state: CPUState) {
         for index in 0..<16 { context.pointee.gpr[index] = index < state.registers.count ? state.registers[index] : 0 }
@@ -80,20 +87,32 @@ extension TranslatorCPU {
         context.pointee.nmiBlocked = state.nmiBlocked
         nmiFlag.store(state.nmiPending, ordering: .sequentiallyConsistent)
         context.pointee.isHalted = state.isHalted
-        let area = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
+        let size = stateAreaSize
+        let area = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 64)
         defer { area.deallocate() }
-        area.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
+        area.initializeMemory(as: UInt8.self, repeating: 0, count: size)
         state.xsave.withUnsafeBytes { bytes in
-            if let base = bytes.baseAddress { area.copyMemory(from: base, byteCount: min(1088, bytes.count)) }
+            if let base = bytes.baseAddress { area.copyMemory(from: base, byteCount: min(size, bytes.count)) }
         }
-        restoreExtendedState(from: area, mask: 7)
-        if state.cr0 & CR0.pg != 0 && state.cr4 & CR4.pae != 0 && state.msr.efer & EFER.lma == 0 {
+        restoreExtendedState(from: area, mask: stateComponents)
+        if hasPDPTEs {
             context.pointee.pdpte = readPDPTEs(state.cr3)
+            if let entries = state.pageDirectoryPointers, entries.count == 4 {
+                for index in 0..<4 { context.pointee.pdpte[index] = entries[index] }
+            }
         }
+        clock?.restore(
+            nanoseconds: state.clockNanoseconds, systemTime: state.msr.kvmSystemTime, tscOffset: state.msr.tscOffset)
         // Memory may be another machine's: nothing that was derived from it holds.
         flushTLB(global: true)
         flushCode()
         debugChanged()
         interruptWaiting = true
+    }
+
+    /// PAE paging outside of long mode, whose top entries are registers.
+    private var hasPDPTEs: Bool {
+        let c = context
+        return c.pointee.cr0 & CR0.pg != 0 && c.pointee.cr4 & CR4.pae != 0 && c.pointee.msr.efer & EFER.lma == 0
     }
 }

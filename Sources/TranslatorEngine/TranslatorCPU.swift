@@ -34,7 +34,10 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// An instruction that lies in two pages, put together.
     let straddleBuffer: UnsafeMutableRawPointer
     let hasBMI2: Bool
-    let hasAVX: Bool
+    /// The guest's vector registers.
+    let vectorExtent: VectorExtent
+    /// Places of AVX-512's components in an XSAVE area.
+    let wideLayout: WideLayout
     /// The guest's CPU maps 1 GB pages.
     let hasHugePages: Bool
     let hasSMAP: Bool
@@ -51,6 +54,8 @@ package final class TranslatorCPU: @unchecked Sendable {
     /// The exception that a memory helper found; `nil` when it left because the running block is no longer valid.
     var pendingException: GuestException?
     var bounce = BounceState()
+    /// Why the machine has to end: `run` returns it at its next look at requests.
+    var failure: String?
     var breakpoints = Breakpoints()
     /// Where the blocks made under `BlockMode.breakpoints` end.
     var cutOffsets: UInt64 = 0
@@ -80,6 +85,9 @@ package final class TranslatorCPU: @unchecked Sendable {
     let nmiFlag = Atomic<Bool>(false)
     /// Work space for XSAVE images.
     let xsaveArea: UnsafeMutableRawPointer
+    /// Images of guests that have AVX-512 enabled, for `withImage`, and how many of them are lent.
+    let wideImages: UnsafeMutableRawPointer
+    var wideImagesLent = 0
     /// The guest's x87 state between runs, as an XSAVE image of that component alone.
     let x87Image: UnsafeMutableRawPointer
     var x87InHost = false
@@ -102,13 +110,17 @@ package final class TranslatorCPU: @unchecked Sendable {
         decoder = Decoder(shown: shown)
         hasBMI2 = HostCPU.current.features.contains(.bmi2)
         hasSMAP = wiring.policy.features.contains(.smap)
-        hasAVX = HostCPU.current.features.contains(.avx)
+        let hasAVX512 = policy.xcr0Mask & Component.wide == Component.wide
+        vectorExtent =
+            hasAVX512
+            ? .avx512(wideMasks: policy.features.contains(.avx512bw)) : HostCPU.current.features.contains(.avx) ? .avx : .sse
+        wideLayout = WideLayout(policy)
         hasHugePages = wiring.policy.features.contains(.pdpe1gb)
         let code = try CodeMemory(byteCount: codeByteCount)
         thunks = .allocate(capacity: 1)
         thunks.initialize(
             to: Thunks(
-                in: code, wideVectors: hasAVX, hasBMI2: hasBMI2, memoryHelper: MemoryHelpers.accessAddress,
+                in: code, vectors: vectorExtent, hasBMI2: hasBMI2, memoryHelper: MemoryHelpers.accessAddress,
                 bounceHelper: MemoryHelpers.finishAddress, systemHelper: MemoryHelpers.systemAddress))
         cache = try CodeCache(memory: code, thunkByteCount: thunks.pointee.end, ramByteCount: wiring.memory.byteCount)
         crossings = try Crossings(cache: cache, ramByteCount: wiring.memory.byteCount)
@@ -116,6 +128,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         straddleBuffer = .allocate(byteCount: 64, alignment: 16)
         xsaveArea = .allocate(byteCount: 4096, alignment: 64)
         memset(xsaveArea, 0, 4096)
+        wideImages = .allocate(byteCount: ExtendedImage.wideByteCount * 2, alignment: 64)
         x87Image = .allocate(byteCount: 1024, alignment: 64)
         memset(x87Image, 0, 1024)
         systemPool = SystemPool(segmentCount: cache.segmentCount)
@@ -152,6 +165,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         work.deallocate()
         straddleBuffer.deallocate()
         xsaveArea.deallocate()
+        wideImages.deallocate()
         x87Image.deallocate()
         thunks.deallocate()
     }
@@ -205,6 +219,7 @@ package final class TranslatorCPU: @unchecked Sendable {
         if c.pointee.cr0 & CR0.em != 0 { value |= BlockMode.fpuAbsent }
         if c.pointee.cr4 & CR4.osfxsr == 0 { value |= BlockMode.noSSE }
         if c.pointee.cr4 & (1 << 18) == 0 || c.pointee.xcr0 & 4 == 0 { value |= BlockMode.noAVX }
+        if c.pointee.cr4 & CR4.osxsave == 0 || c.pointee.xcr0 & 0xE6 != 0xE6 { value |= BlockMode.noAVX512 }
         if c.pointee.cr4 & CR4.smap != 0 { value |= BlockMode.smap }
         if breakpoints.stopsCode { value |= BlockMode.breakpoints }
         mode = BlockMode(rawValue: value)
@@ -223,8 +238,12 @@ package final class TranslatorCPU: @unchecked Sendable {
         forgetJumps()
     }
 
-    /// Drops the oldest translated code.
-    func makeRoom() {
+    /// Sees to room for the block to be made at a physical address; drops old code when there is none.
+    func makeRoom(_ physical: UInt64, _ mode: BlockMode, isIsolated: Bool) {
+        if cache.choose(physical, mode, isIsolated: isIsolated) {
+            systemPool.segment = cache.segment
+            if cache.hasRoom && !systemPool.isFull { return }
+        }
         if cache.advance() { forgetJumps() }
         systemPool.begin(segment: cache.segment)
     }
@@ -245,24 +264,32 @@ final class SystemPool {
     /// In one segment. A number has to fit into an `ExitDescriptor` beside an offset in a page.
     static let limit = 1 << 11
     let entries: UnsafeMutablePointer<SystemInstruction>
-    private(set) var count = 0
-    private var end = limit
+    /// How many of each segment's are used.
+    private let counts: UnsafeMutablePointer<Int>
+    /// The segment that blocks are made in.
+    var segment = 0
     init(segmentCount: Int) {
         precondition(segmentCount * Self.limit <= 1 << 18, "numbers have 18 bits")
         entries = .allocate(capacity: segmentCount * Self.limit)
+        counts = .allocate(capacity: segmentCount)
+        counts.initialize(repeating: 0, count: segmentCount)
     }
-    deinit { entries.deallocate() }
+    deinit {
+        entries.deallocate()
+        counts.deallocate()
+    }
     /// Whether a block of nothing else would no longer fit.
-    var isFull: Bool { count + BlockWorkspace.instructionLimit >= end }
+    var isFull: Bool { counts[segment] + BlockWorkspace.instructionLimit >= Self.limit }
     func add(_ instruction: SystemInstruction) -> Int {
-        precondition(count < end, "translate makes room before the pool is full")
-        entries[count] = instruction
-        count += 1
-        return count - 1
+        let count = counts[segment]
+        precondition(count < Self.limit, "translate makes room before the pool is full")
+        entries[segment * Self.limit + count] = instruction
+        counts[segment] = count + 1
+        return segment * Self.limit + count
     }
     /// Blocks are made in another segment now, whose entries nobody uses any more.
     func begin(segment: Int) {
-        count = segment * Self.limit
-        end = count + Self.limit
+        self.segment = segment
+        counts[segment] = 0
     }
 }

@@ -22,7 +22,7 @@ public enum CPUFeature: Int, CaseIterable, Sendable {
     case avx512vbmi = 3_01, umip = 3_02, avx512vbmi2 = 3_06, gfni = 3_08, vaes = 3_09, vpclmulqdq = 3_10
     case avx512vnni = 3_11, avx512bitalg = 3_12, avx512vpopcntdq = 3_14, rdpid = 3_22
     // CPUID.7.0:EDX
-    case fsrm = 4_04, mdClear = 4_10, archCapabilities = 4_29
+    case fsrm = 4_04, avx512vp2intersect = 4_08, mdClear = 4_10, avx512fp16 = 4_23, archCapabilities = 4_29
     // CPUID.0xD.1:EAX
     case xsaveopt = 5_00, xsavec = 5_01, xgetbv1 = 5_02, xsaves = 5_03
     // CPUID.0x80000001:ECX
@@ -37,6 +37,8 @@ public enum CPUFeature: Int, CaseIterable, Sendable {
     case lfenceSerializing = 10_02, nullSelectorClearsBase = 10_06, automaticIBRS = 10_08, srsoNo = 10_29
     // CPUID.0x80000021:ECX
     case tsaSQNo = 11_01, tsaL1No = 11_02
+    // CPUID.7.1:EAX
+    case avx512bf16 = 12_05
 
     fileprivate var word: Int { rawValue / 100 }
     fileprivate var mask: UInt32 { 1 << UInt32(rawValue % 100) }
@@ -47,7 +49,7 @@ public struct CPUFeatures: Hashable, Sendable, ExpressibleByArrayLiteral {
     /// Which register a word is.
     public enum Word: Int, CaseIterable, Sendable {
         case leaf1ECX, leaf1EDX, leaf7EBX, leaf7ECX, leaf7EDX, leafD1EAX
-        case extended1ECX, extended1EDX, extended7EDX, extended8EBX, extended21EAX, extended21ECX
+        case extended1ECX, extended1EDX, extended7EDX, extended8EBX, extended21EAX, extended21ECX, leaf7Sub1EAX
     }
 
     private var words = SIMD16<UInt32>()
@@ -108,7 +110,7 @@ public struct CPUFeatures: Hashable, Sendable, ExpressibleByArrayLiteral {
 
     static let avx512: Self = [
         .avx512f, .avx512dq, .avx512ifma, .avx512cd, .avx512bw, .avx512vl, .avx512vbmi, .avx512vbmi2, .avx512vnni,
-        .avx512bitalg, .avx512vpopcntdq,
+        .avx512bitalg, .avx512vpopcntdq, .avx512bf16, .avx512fp16, .avx512vp2intersect,
     ]
 }
 
@@ -133,8 +135,6 @@ public struct EngineFeatures: Hashable, Sendable {
 
     /// What the translator runs.
     ///
-    /// Not there: AVX-512.
-    ///
     /// The promises: a guest's own mitigations against speculation cannot work here, because its branches, returns and
     /// page tables are not the CPU's, so guests are told not to pay for them. What protects is the process
     /// around the machine.
@@ -151,6 +151,8 @@ public struct EngineFeatures: Hashable, Sendable {
         .invariantTSC, .restoreFPErrorPointers, .lfenceSerializing, .vaes, .vpclmulqdq, .gfni,
         .clflushopt, .clwb, .prefetchw, .umip, .fsrm, .xsaveopt, .xsavec, .xgetbv1, .xsaves, .ffxsr, .pcid,
         .invpcid,
+        .avx512f, .avx512dq, .avx512ifma, .avx512cd, .avx512bw, .avx512vl, .avx512vbmi, .avx512vbmi2, .avx512vnni,
+        .avx512bitalg, .avx512vpopcntdq, .avx512bf16, .avx512fp16, .avx512vp2intersect,
     ]
 
     /// What may be shown to a guest of a CPU with hardware virtualisation, given what the host's KVM reports.

@@ -42,8 +42,12 @@ extension CPUPolicy {
         case 4:
             return vendor == .amd ? CPUIDLeaf() : cache(subleaf)
         case 7:
+            // EAX of the first subleaf: the number of the last.
+            let further = features[.leaf7Sub1EAX]
+            if subleaf == 1 { return CPUIDLeaf(eax: further) }
             guard subleaf == 0 else { return CPUIDLeaf() }
-            return CPUIDLeaf(ebx: features[.leaf7EBX], ecx: features[.leaf7ECX], edx: features[.leaf7EDX])
+            return CPUIDLeaf(
+                eax: further != 0 ? 1 : 0, ebx: features[.leaf7EBX], ecx: features[.leaf7ECX], edx: features[.leaf7EDX])
         case 0xB:
             return topology(subleaf)
         case 0xD:

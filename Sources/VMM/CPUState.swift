@@ -94,13 +94,17 @@ public struct CPUState: Codable, Hashable, Sendable {
     public var cr3: UInt64 = 0
     public var cr4: UInt64 = 0
     public var cr8: UInt64 = 0
+    /// The four top entries of PAE paging outside of long mode, as the last load of CR3 found them (SDM Vol. 3, 4.4.1).
+    /// `nil`: those in memory at CR3 now.
+    public var pageDirectoryPointers: [UInt64]?
     public var dr: [UInt64] = [0, 0, 0, 0]
     public var dr6: UInt64 = 0xFFFF_0FF0
     public var dr7: UInt64 = 0x400
     public var xcr0: UInt64 = 1
     public var msr = ModelSpecificRegisters()
 
-    /// x87, SSE and AVX state in the standard XSAVE format (SDM Vol. 1, 13.4), at least 576 bytes.
+    /// x87, SSE, AVX and AVX-512 state in the standard XSAVE format (SDM Vol. 1, 13.4), at least 576 bytes. Where AVX-512's
+    /// components lie, CPUID says: Intel's CPUs have them elsewhere than AMD's.
     public var xsave: [UInt8]
 
     /// Set for one instruction after STI or a load of SS (SDM Vol. 3, 6.8).
@@ -113,6 +117,10 @@ public struct CPUState: Codable, Hashable, Sendable {
     public var nmiPending = false
     public var isHalted = false
     public var pendingEvent: PendingEvent?
+
+    /// What the guest's paravirtual clock says, in nanoseconds since the guest's time zero: it goes on from there, at the
+    /// place and with the guest's counter that `msr` has. `nil`: it says what it said, or there is none.
+    public var clockNanoseconds: UInt64?
 
     /// The state after power-on or INIT (SDM Vol. 3, table 10-1).
     public init() {

@@ -33,17 +33,24 @@ public struct HostCPU: Hashable, Sendable {
         }
     }
 
-    /// A CPU made up by a test, with one cache and AVX's place in the XSAVE area as all CPUs have it.
+    /// A CPU made up by a test, with one cache, and AVX's place in the XSAVE area as all CPUs have it.
     public init(
         vendorLeaf: CPUIDLeaf, signature: UInt32, features: CPUFeatures, physicalAddressBits: UInt8 = 46,
         xcr0: UInt64 = 7
     ) {
         self.vendorLeaf = vendorLeaf
         self.signature = signature
-        self.features = features
+        self.features = xcr0 & 0xE6 == 0xE6 ? features : features.subtracting(.avx512)
         self.physicalAddressBits = physicalAddressBits
         self.xcr0 = xcr0
+        // Intel's places: MPX's components 3 and 4 are in front of AVX-512's.
         components = [CPUIDLeaf(eax: 256, ebx: 576)]
+        if xcr0 & 0xE0 != 0 {
+            components += [
+                CPUIDLeaf(), CPUIDLeaf(), CPUIDLeaf(eax: 64, ebx: 1088), CPUIDLeaf(eax: 512, ebx: 1152),
+                CPUIDLeaf(eax: 1024, ebx: 1664),
+            ]
+        }
         caches = [CPUIDLeaf(eax: 0x1C00_4121, ebx: 0x01C0_003F, ecx: 0x3F)]
         cacheLeaf5 = CPUIDLeaf()
         cacheLeaf6 = CPUIDLeaf()
@@ -95,6 +102,7 @@ extension CPUFeatures {
         self[.leaf7EBX] = leaf(7, 0).ebx
         self[.leaf7ECX] = leaf(7, 0).ecx
         self[.leaf7EDX] = leaf(7, 0).edx
+        if leaf(7, 0).eax >= 1 { self[.leaf7Sub1EAX] = leaf(7, 1).eax }
         self[.leafD1EAX] = leaf(0xD, 1).eax
         self[.extended1ECX] = extended(0x8000_0001, 0).ecx
         self[.extended1EDX] = extended(0x8000_0001, 0).edx

@@ -100,6 +100,29 @@ public final class ParavirtualClock: Sendable {
         return true
     }
 
+    /// What the guest's clock says now, for a saved state.
+    public func reading() -> UInt64 {
+        state.withLock { state in
+            let now = read()
+            return state.line?.value(at: now.counter) ?? now.nanoseconds &- state.origin
+        }
+    }
+
+    /// A state has been loaded into the CPU: the clock goes on from what it said then.
+    /// - Parameters:
+    ///   - nanoseconds: the clock's reading, `nil` to keep the present one's.
+    ///   - systemTime: the CPU's KVM_SYSTEM_TIME. One that could not have been written turns the page off.
+    public func restore(nanoseconds: UInt64?, systemTime: UInt64, tscOffset: UInt64) {
+        timer.withLock { $0 }?.cancel()
+        state.withLock { state in
+            if let nanoseconds { state = State(origin: read().nanoseconds &- nanoseconds) }
+            state.page = nil
+            // A guest that was stopped while it read its page has to see that the page has changed.
+            if systemTime & 1 != 0, let version = memory.load(systemTime & ~1, as: UInt32.self) { state.version = version }
+        }
+        if systemTime & 1 != 0 { _ = writeSystemTime(systemTime, tscOffset: tscOffset) }
+    }
+
     /// The machine starts again: the page is forgotten and time counts from zero.
     public func reset() {
         timer.withLock { $0 }?.cancel()

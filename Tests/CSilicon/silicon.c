@@ -17,6 +17,8 @@
 __attribute__((visibility("hidden"))) uint64_t silicon_code_target, silicon_host_stack, silicon_host_fs;
 __attribute__((visibility("hidden"))) struct silicon_state *silicon_in, *silicon_out;
 __attribute__((visibility("hidden"))) uint64_t silicon_scratch[2];
+// The components of XCR0 that are loaded and stored: x87, SSE, AVX and, where the CPU has it, AVX-512.
+__attribute__((visibility("hidden"))) uint32_t silicon_components;
 // Where 32-bit code starts, with its selector; and the selectors of fs and gs there.
 struct far_pointer {
     uint32_t offset;
@@ -35,6 +37,8 @@ _Static_assert(__builtin_offsetof(struct silicon_state, rip) == 128, "layout");
 _Static_assert(__builtin_offsetof(struct silicon_state, rflags) == 136, "layout");
 _Static_assert(__builtin_offsetof(struct silicon_state, fs_base) == 144, "layout");
 _Static_assert(__builtin_offsetof(struct silicon_state, gs_base) == 152, "layout");
+_Static_assert(__builtin_offsetof(struct silicon_state, error) == 168, "layout");
+_Static_assert(__builtin_offsetof(struct silicon_state, selectors) == 184, "layout");
 _Static_assert(__builtin_offsetof(struct silicon_state, xsave) == 192, "layout");
 
 __asm__(
@@ -45,7 +49,7 @@ __asm__(
     "  rdfsbase %rax\n"
     "  mov %rax, silicon_host_fs(%rip)\n"
     "  mov silicon_in(%rip), %r15\n"
-    "  mov $7, %eax\n"
+    "  mov silicon_components(%rip), %eax\n"
     "  xor %edx, %edx\n"
     "  xrstor64 192(%r15)\n"
     ".endm\n"
@@ -74,6 +78,11 @@ __asm__(
     ".hidden silicon_enter\n"
     "silicon_enter:\n"
     "  enter_begin\n"
+    "  xor %eax, %eax\n"
+    "  mov %eax, %ds\n"
+    "  mov %eax, %es\n"
+    "  mov %eax, %fs\n"
+    "  mov %eax, %gs\n"
     "  mov 144(%r15), %rax\n"
     "  wrfsbase %rax\n"
     "  mov 152(%r15), %rax\n"
@@ -117,6 +126,11 @@ __asm__(
     "  mov %r14, 112(%r15)\n"
     "  mov silicon_scratch(%rip), %rax\n"
     "  mov %rax, 120(%r15)\n"
+    "  movw %es, 184(%r15)\n"
+    "  movw %ds, 186(%r15)\n"
+    "  movw %fs, 188(%r15)\n"
+    "  movw %gs, 190(%r15)\n"
+    "  movw %ss, 174(%r15)\n"
     "  mov silicon_host_stack(%rip), %rsp\n"
     "  pushf\n"
     "  pop %rax\n"
@@ -128,7 +142,7 @@ __asm__(
     "  mov %rax, 144(%r15)\n"
     "  rdgsbase %rax\n"
     "  mov %rax, 152(%r15)\n"
-    "  mov $7, %eax\n"
+    "  mov silicon_components(%rip), %eax\n"
     "  xor %edx, %edx\n"
     "  xsave64 192(%r15)\n"
     ".globl silicon_leave_fault\n"
@@ -174,6 +188,10 @@ static volatile int is_inside;
 static const int frame_places[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                      REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
 
+// AVX-512's components in the signal frame, and the frame's bytes up to the last.
+static struct { uint32_t bytes, offset; } wide[3];
+static uint32_t image_bytes;
+
 static void take_fault(int number, siginfo_t *info, void *raw) {
     (void)number;
     (void)info;
@@ -194,19 +212,43 @@ static void take_fault(int number, siginfo_t *info, void *raw) {
     out->rip = (uint64_t)registers[REG_RIP];
     out->rflags = (uint64_t)registers[REG_EFL];
     out->vector = (uint64_t)registers[REG_TRAPNO];
-    out->error = (uint64_t)registers[REG_ERR];
+    // Linux has kept CS and SS; the others are still in place.
+    uint64_t selectors = (uint64_t)registers[REG_CSGSFS], es, ds, fs, gs;
+    out->error = (registers[REG_ERR] & 0xFFFFFFFF) | (selectors & 0xFFFF) << 32 | (selectors >> 48) << 48;
+    __asm__ volatile("mov %%es, %k0; mov %%ds, %k1; mov %%fs, %k2; mov %%gs, %k3" : "=r"(es), "=r"(ds), "=r"(fs), "=r"(gs));
+    out->selectors = (es & 0xFFFF) | (ds & 0xFFFF) << 16 | (fs & 0xFFFF) << 32 | (gs & 0xFFFF) << 48;
     out->fault_address = (uint64_t)registers[REG_CR2];
     // The kernel saves in the standard format; a component that is in its initial state may be left out.
     const uint8_t *image = (const uint8_t *)context->uc_mcontext.fpregs;
-    memcpy(out->xsave, image, SILICON_XSAVE_BYTES);
+    memcpy(out->xsave, image, image_bytes);
     uint64_t present;
     memcpy(&present, image + 512, sizeof present);
     if (!(present & 2)) memset(out->xsave + 160, 0, 256);
     if (!(present & 4)) memset(out->xsave + 576, 0, 256);
+    for (int i = 5; i < 8; i++) {
+        if (!(present & 1u << i) && wide[i - 5].bytes) memset(out->xsave + wide[i - 5].offset, 0, wide[i - 5].bytes);
+    }
     registers[REG_RIP] = (greg_t)(uintptr_t)silicon_leave_fault;
     registers[REG_EFL] = 2;
     // Back to 64-bit code.
     registers[REG_CSGSFS] = (registers[REG_CSGSFS] & 0xFFFFFFFF0000) | 0x33 | (greg_t)0x2B << 48;
+}
+
+static void find_components(void) {
+    silicon_components = 7;
+    uint32_t low, high, a, b, c, d;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    image_bytes = 832;
+    if ((low & 0xE0) != 0xE0) return;
+    silicon_components |= 0xE0;
+    for (uint32_t i = 5; i < 8; i++) {
+        a = 0xD, c = i;
+        __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+        wide[i - 5].bytes = a;
+        wide[i - 5].offset = b;
+        if (a + b > image_bytes) image_bytes = a + b;
+    }
+    if (image_bytes > SILICON_XSAVE_BYTES) _exit(97);
 }
 
 static void run_case(struct silicon_case *one) {
@@ -215,6 +257,8 @@ static void run_case(struct silicon_case *one) {
     size_t behind = (SILICON_ARENA_READ_ONLY_PAGE + 1) * 4096;
     memcpy((void *)(uintptr_t)(SILICON_ARENA + behind), served->patterns[one->pattern % SILICON_PATTERNS] + behind,
            SILICON_ARENA_BYTES - behind);
+    if (one->patch_count <= SILICON_PATCH_BYTES)
+        memcpy((void *)(uintptr_t)(SILICON_ARENA + one->patch_offset), one->patch, one->patch_count);
     silicon_in = &one->in;
     silicon_out = &one->out;
     one->out.vector = SILICON_DONE;
@@ -245,9 +289,11 @@ static void run_case(struct silicon_case *one) {
 }
 
 // A data segment of the process, for fs and gs: in the LDT or, by the call of 32-bit programs, in the GDT.
-static uint16_t make_segment(unsigned number, uint32_t base) {
-    struct user_desc segment = {.entry_number = number, .base_addr = base, .limit = 0xFFFFF, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
-    if (syscall(SYS_modify_ldt, 1, &segment, sizeof segment) == 0) return (uint16_t)(number << 3 | 7);
+static int describe_segment(unsigned number, struct user_desc *segment);
+static uint16_t make_segment(unsigned number) {
+    struct user_desc segment;
+    describe_segment(number, &segment);
+    if (syscall(SYS_modify_ldt, 0x11, &segment, sizeof segment) == 0) return (uint16_t)(number << 3 | 7);
     segment.entry_number = (unsigned)-1;
     // The arena lies where 32-bit programs reach it.
     struct user_desc *low = (struct user_desc *)(uintptr_t)SILICON_ARENA;
@@ -257,19 +303,67 @@ static uint16_t make_segment(unsigned number, uint32_t base) {
     return result == 0 ? (uint16_t)(low->entry_number << 3 | 3) : 0;
 }
 
-static int add_segment(unsigned selector, uint32_t base, uint32_t limit, int is_code, int is_wide) {
-    struct user_desc segment = {.entry_number = selector >> 3, .base_addr = base, .limit = limit, .contents = is_code ? 2 : 0, .seg_32bit = is_wide != 0, .useable = 1};
-    return syscall(SYS_modify_ldt, 1, &segment, sizeof segment) == 0;
+// The LDT: fs and gs, data and code of the modes, and the special ones.
+static int describe_segment(unsigned number, struct user_desc *segment) {
+    *segment = (struct user_desc){.entry_number = number, .limit = 0xFFFF, .useable = 1};
+    if (number == 0 || number == 1) {
+        segment->base_addr = number ? SILICON_GS_BASE : SILICON_FS_BASE;
+        segment->limit = 0xFFFFF;
+        segment->seg_32bit = segment->limit_in_pages = 1;
+        return 1;
+    }
+    if (number == SILICON_DATA_16 >> 3 || number == SILICON_DATA_32 >> 3) {
+        segment->base_addr = SILICON_ARENA;
+        segment->limit = SILICON_ARENA_BYTES - 1;
+        segment->seg_32bit = number == SILICON_DATA_32 >> 3;
+        return 1;
+    }
+    for (unsigned is_wide = 0; is_wide < 2; is_wide++) {
+        unsigned first = (is_wide ? SILICON_CODE_32 : SILICON_CODE_16) >> 3;
+        if (number < first || number >= first + SILICON_CASES) continue;
+        segment->base_addr = SILICON_CODE + (number - first) * SILICON_CASE_BYTES;
+        segment->contents = 2;
+        segment->seg_32bit = is_wide;
+        return 1;
+    }
+    // contents: 0 data, 1 expand-down data, 2 code, 3 conforming code, which Linux takes only when it is not present.
+    static const struct {
+        uint8_t contents, is_wide, is_limited, in_pages, is_absent;
+        uint32_t base, limit;
+    } special[SILICON_SPECIAL_SEGMENT_COUNT] = {
+        {1, 1, 0, 0, 0, SILICON_ARENA, 0x0FFF}, {1, 0, 0, 0, 0, SILICON_ARENA, 0x0FFF}, {0, 1, 1, 0, 0, SILICON_ARENA, 0x3FFF},
+        {1, 1, 1, 0, 0, SILICON_ARENA, 0x2FFF}, {2, 1, 1, 0, 0, SILICON_CODE, 0xFFFF},  {2, 0, 1, 0, 0, SILICON_CODE, 0xFFFF},
+        {2, 1, 0, 0, 1, SILICON_CODE, 0xFFFF},  {0, 1, 0, 0, 1, SILICON_ARENA, 0xFFFF}, {3, 1, 0, 0, 1, SILICON_CODE, 0xFFFF},
+        {0, 0, 0, 0, 0, SILICON_ARENA, 0x007F}, {0, 1, 0, 1, 0, 0, 0xFFFFF},            {0, 1, 0, 1, 0, SILICON_ARENA, 0x00001},
+    };
+    if (number < SILICON_SPECIAL_SEGMENTS || number >= SILICON_SEGMENT_COUNT) return 0;
+    unsigned index = number - SILICON_SPECIAL_SEGMENTS;
+    segment->contents = special[index].contents;
+    segment->seg_32bit = special[index].is_wide;
+    segment->read_exec_only = special[index].is_limited;
+    segment->limit_in_pages = special[index].in_pages;
+    segment->seg_not_present = special[index].is_absent;
+    segment->base_addr = special[index].base;
+    segment->limit = special[index].limit;
+    return 1;
+}
+
+uint64_t silicon_descriptor(uint32_t number) {
+    struct user_desc s;
+    if (!describe_segment(number, &s)) return 0;
+    // Linux marks them as accessed.
+    uint64_t access = 0xF1u | (!s.read_exec_only << 1) | s.contents << 2;
+    if (s.seg_not_present) access &= ~0x80ull;
+    uint64_t flags = (uint64_t)s.useable | (uint64_t)s.seg_32bit << 2 | (uint64_t)s.limit_in_pages << 3;
+    return (s.limit & 0xFFFF) | (uint64_t)(s.base_addr & 0xFFFFFF) << 16 | access << 40 | (uint64_t)(s.limit >> 16 & 15) << 48 | flags << 52 |
+           (uint64_t)(s.base_addr >> 24) << 56;
 }
 
 // Segments that are not flat, if this kernel lets programs have them.
 static uint32_t make_segments(void) {
-    for (int is_wide = 0; is_wide < 2; is_wide++) {
-        if (!add_segment(is_wide ? SILICON_DATA_32 : SILICON_DATA_16, SILICON_ARENA, SILICON_ARENA_BYTES - 1, 0, is_wide)) return 0;
-        for (unsigned slot = 0; slot < SILICON_CASES; slot++) {
-            unsigned selector = (is_wide ? SILICON_CODE_32 : SILICON_CODE_16) + slot * 8;
-            if (!add_segment(selector, SILICON_CODE + slot * SILICON_CASE_BYTES, 0xFFFF, 1, is_wide)) return 0;
-        }
+    for (unsigned number = 2; number < SILICON_SEGMENT_COUNT; number++) {
+        struct user_desc segment;
+        if (describe_segment(number, &segment) && syscall(SYS_modify_ldt, 0x11, &segment, sizeof segment) != 0) return 0;
     }
     return 1;
 }
@@ -302,11 +396,12 @@ static void serve(pid_t parent, int descriptor) {
         uint64_t target = (uint64_t)(uintptr_t)silicon_leave;
         memcpy(gate + SILICON_GATE_POINTER, &target, sizeof target);
         silicon_write_exit(gate);
-        served->fs_selector = silicon_fs_selector = make_segment(0, SILICON_FS_BASE);
-        served->gs_selector = silicon_gs_selector = make_segment(1, SILICON_GS_BASE);
+        served->fs_selector = silicon_fs_selector = make_segment(0);
+        served->gs_selector = silicon_gs_selector = make_segment(1);
         served->has_segments = make_segments();
     }
 
+    find_components();
     uint32_t done = 0;
     int is_prepared = 0;
     for (;;) {

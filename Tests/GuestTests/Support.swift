@@ -9,6 +9,7 @@ import Testing
 enum Paths {
     static let root = String(#filePath.dropLast("Tests/GuestTests/Support.swift".count))
     static let vmctl = variable("VMCTL") ?? root + ".build/release/vmctl"
+    static let vmd = variable("VMD") ?? root + ".build/release/vmd"
     static let guests = variable("VMD_GUESTS") ?? root + ".build-guests"
     static let kernel = guests + "/vmlinuz"
     static let initrd = guests + "/initramfs.cpio"
@@ -99,6 +100,12 @@ final class Scratch {
     }
 
     private var files: [String] = []
+
+    /// A symbolic link to an absolute path.
+    func link(_ name: String, to target: String) throws {
+        guard symlink(target, "\(path)/\(name)") == 0 else { throw GuestFailure(description: "\(path)/\(name): \(errno)") }
+        files.append("\(path)/\(name)")
+    }
 
     /// A file with that content, stretched with a hole to `byteCount`.
     func file(_ name: String, _ content: [UInt8] = [], byteCount: Int? = nil, mode: mode_t = 0o600) throws -> String {

@@ -1,6 +1,7 @@
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 import VMM
 
@@ -49,7 +50,7 @@ private let echo: @Sendable (FakeCPU) throws -> Exit = { cpu in
 }
 
 /// One at a time: they share the process's terminal guard.
-@Suite("Foreground", .serialized, .timeLimit(.minutes(1))) struct ForegroundTests {
+@Suite("Foreground", .serialized, .terminalTurn, .timeLimit(.minutes(1))) struct ForegroundTests {
     private let kernel = TemporaryFile(bzImage())
 
     /// Starts a session on a thread; the result is its status.

@@ -49,11 +49,23 @@ func text(_ words: UInt32...) -> String {
     }
 
     @Test func `model that the engine cannot run is refused in the engine's name`() throws {
-        let error = try #require(throws: CPUPolicyError.self) { _ = try policy(intelName, .v4) }
+        let engine = EngineFeatures(name: "small", supported: EngineFeatures.translator.supported.subtracting([.avx512bw, .avx512vl]))
+        let error = try #require(throws: CPUPolicyError.self) {
+            _ = try CPUPolicy(model: .v4, engine: engine, host: host(intelName, xcr0: 0xE7), tscFrequencyHz: nil)
+        }
         #expect(
             error.description
-                == "CPU model x86-64-v4: the translator engine lacks avx512f avx512dq avx512cd avx512bw avx512vl "
-                + "on this host; use x86-64-v3")
+                == "CPU model x86-64-v4: the small engine lacks avx512bw avx512vl on this host; use x86-64-v3")
+    }
+
+    @Test func `model with AVX-512 is refused where the CPU or its kernel has none`() throws {
+        let text = "CPU model x86-64-v4: this host's CPU lacks avx512f avx512dq avx512cd avx512bw avx512vl; use x86-64-v3"
+        for host in [host(intelName), host(intelName, without: [.avx512f, .avx512dq, .avx512cd, .avx512bw, .avx512vl], xcr0: 0xE7)] {
+            let error = try #require(throws: CPUPolicyError.self) {
+                _ = try CPUPolicy(model: .v4, engine: .translator, host: host, tscFrequencyHz: nil)
+            }
+            #expect(error.description == text)
+        }
     }
 
     @Test func `host without the base level gets no CPU at all`() throws {
@@ -178,6 +190,28 @@ func text(_ words: UInt32...) -> String {
         #expect(policy.cpuid(0xD, 2, cr4: 0, xcr0: 7) == CPUIDLeaf(eax: 256, ebx: 576))
         for index: UInt32 in [3, 4, 5, 8, 9, 10, 62, 63, ~0] {
             #expect(policy.cpuid(0xD, index, cr4: 0, xcr0: 7) == CPUIDLeaf())
+        }
+    }
+
+    @Test(arguments: [CPUModel.v3, .v4, .host])
+    func `AVX-512 is shown with its components or not at all`(model: CPUModel) throws {
+        let policy = try CPUPolicy(model: model, engine: .translator, host: host(intelName, xcr0: 0xE7), tscFrequencyHz: nil)
+        let isShown = model != .v3
+        let seven = policy.cpuid(7, 0, cr4: 0, xcr0: 7)
+        for bit in [16, 17, 21, 28, 30, 31] { #expect((seven.ebx >> bit & 1 != 0) == isShown, "7:EBX \(bit)") }
+        for bit in [1, 6, 11, 12, 14] { #expect((seven.ecx >> bit & 1 != 0) == isShown, "7:ECX \(bit)") }
+        for bit in [8, 23] { #expect((seven.edx >> bit & 1 != 0) == isShown, "7:EDX \(bit)") }
+        #expect(seven.eax == (isShown ? 1 : 0))
+        #expect(policy.cpuid(7, 1, cr4: 0, xcr0: 7) == CPUIDLeaf(eax: isShown ? 1 << 5 : 0))
+        #expect(policy.cpuid(0xD, 0, cr4: 0, xcr0: 7) == CPUIDLeaf(eax: isShown ? 0xE7 : 7, ebx: 832, ecx: isShown ? 2688 : 832))
+        guard isShown else { return }
+        #expect(policy.cpuid(0xD, 0, cr4: 0, xcr0: 0xE7).ebx == 2688)
+        #expect(policy.cpuid(0xD, 1, cr4: 0, xcr0: 0xE7).ebx == 576 + 256 + 64 + 512 + 1024)
+        for (index, size, offset) in [(5, 64, 1088), (6, 512, 1152), (7, 1024, 1664)] as [(UInt32, UInt32, UInt32)] {
+            #expect(policy.cpuid(0xD, index, cr4: 0, xcr0: 7) == CPUIDLeaf(eax: size, ebx: offset))
+        }
+        for (value, isTaken) in [(0xE7, true), (7, true), (0xE3, false), (0x67, false), (0xE5, false), (0x1E7, false)] as [(UInt64, Bool)] {
+            #expect(policy.allowsXCR0(value) == isTaken, "\(value)")
         }
     }
 

@@ -138,6 +138,42 @@ private final class HandClock: Clock {
         #expect(memory.load(0x5000, as: UInt32.self) == 0)
     }
 
+    /// On virtual time: the counter is the clock, 1 GHz or whatever the host's frequency makes of it.
+    @Test func `restored clock goes on from its reading at the page it had`() throws {
+        let clock = clock
+        let pvclock = ParavirtualClock(memory: memory, clock: clock) { .init(counter: clock.now(), nanoseconds: clock.now()) }
+        clock.advance(7_000_000_000)
+        #expect(pvclock.reading() == 7_000_000_000)
+        // The state's page was being read when the guest was stopped.
+        memory.store(0x5000, 40 as UInt32)
+        let other = ParavirtualClock(memory: memory, clock: clock) { .init(counter: clock.now(), nanoseconds: clock.now()) }
+        clock.advance(1_000_000_000)
+        other.restore(nanoseconds: 7_000_000_000, systemTime: 0x5001, tscOffset: 500)
+        #expect(other.reading() == 7_000_000_000)
+        #expect(try guestTime(0x5000, counter: clock.now() + 500) == 7_000_000_000)
+        let version = try #require(memory.load(0x5000, as: UInt32.self))
+        #expect(version > 40)
+        // Corrections go on.
+        clock.advance(1_000_000_000)
+        #expect(try #require(memory.load(0x5000, as: UInt32.self)) > version)
+        // Switched off in the state: the page is left alone, and time goes on.
+        let reading = other.reading()
+        other.restore(nanoseconds: nil, systemTime: 0, tscOffset: 500)
+        memory.store(0x5000, 7 as UInt32)
+        clock.advance(100_000_000_000)
+        #expect(memory.load(0x5000, as: UInt32.self) == 7)
+        #expect(other.reading() >= reading)
+    }
+
+    @Test func `state with a page that no guest can have given leaves the clock without one`() {
+        for systemTime in [0xFFFF_0001, 0xF_FFF1, .max] as [UInt64] {
+            let pvclock = makeClock()
+            pvclock.restore(nanoseconds: 1, systemTime: systemTime, tscOffset: 0)
+            clock.advance(100_000_000_000)
+        }
+        #expect((0..<256).allSatisfy { memory.load($0 * 4096 + 8, as: UInt64.self) == 0 })
+    }
+
     @Test func `page is written anew when the correction is due`() throws {
         let pvclock = makeClock()
         #expect(pvclock.writeSystemTime(0x5001, tscOffset: 0))

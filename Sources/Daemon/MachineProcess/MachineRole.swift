@@ -19,6 +19,8 @@ final class MachineRole {
     private let mailbox: Mailbox<News>
     private var machine: Machine?
     private var console: ConsoleServer?
+    private var hub: ConsoleHub?
+    private let timeChange: TimeChangeDescriptor
     private var isVerbose = false
     private var isShuttingDown = false
 
@@ -26,11 +28,16 @@ final class MachineRole {
         self.loop = loop
         self.monitor = monitor
         mailbox = try Mailbox()
+        timeChange = try TimeChangeDescriptor()
         monitor.onMessage = { [unowned self] in handle($0, &$1) }
         // Whoever started us is gone: so is the guest, as with a host whose power is cut.
         monitor.onEnd = { _ in exit(1) }
         try loop.watch(mailbox.descriptor, .readable) { [unowned self] in
             for news in mailbox.takeAll() { handle(news) }
+        }
+        // Also after the host has slept: guests that know vmmci set their clocks.
+        try loop.watch(timeChange.raw, .readable) { [unowned self] in
+            if timeChange.clear() { machine?.synchronizeClock() }
         }
     }
 
@@ -56,6 +63,7 @@ final class MachineRole {
         case .unpause: machine?.unpause { [mailbox] in if $0 { mailbox.post(.paused(false)) } }
         case .attachConsole(let client, let holder): attach(client, holder)
         case .log(let isVerbose): self.isVerbose = isVerbose
+        case .sendBreak: hub?.sendBreak()
         }
     }
 
@@ -87,6 +95,7 @@ final class MachineRole {
             throw MachineError("\(error)")
         }
         self.machine = machine
+        self.hub = hub
         if setup.probes { probe() }
         try machine.start { [mailbox] in mailbox.post(.event($0)) }
     }

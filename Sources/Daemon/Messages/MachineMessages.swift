@@ -13,6 +13,8 @@ enum MachineCommand: Message, Hashable {
     /// Make a stream of the console for `client`, whom messages call `holder`.
     case attachConsole(client: UInt32, holder: String)
     case log(isVerbose: Bool)
+    /// A BREAK on the first serial port.
+    case sendBreak
 
     var kind: UInt16 {
         switch self {
@@ -22,6 +24,7 @@ enum MachineCommand: Message, Hashable {
         case .unpause: 4
         case .attachConsole: 5
         case .log: 6
+        case .sendBreak: 7
         }
     }
 
@@ -32,7 +35,7 @@ enum MachineCommand: Message, Hashable {
     func writeFields(to writer: inout MessageWriter) {
         switch self {
         case .setUp(let setup): setup.write(to: &writer)
-        case .shutDown, .pause, .unpause: break
+        case .shutDown, .pause, .unpause, .sendBreak: break
         case .attachConsole(let client, let holder):
             writer.put(client)
             writer.put(holder)
@@ -48,6 +51,7 @@ enum MachineCommand: Message, Hashable {
         case 4: self = .unpause
         case 5: self = .attachConsole(client: try reader.number(), holder: try reader.string())
         case 6: self = .log(isVerbose: try reader.bool())
+        case 7: self = .sendBreak
         default: throw MalformedMessage("unknown command \(kind)")
         }
     }

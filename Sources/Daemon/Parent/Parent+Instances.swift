@@ -58,7 +58,7 @@ extension StartRequest {
         var options: [InstanceAllowance.Option] = []
         if kernel != nil || initrd != nil || commandLine != nil || bootDevice != nil { options.append(.boot) }
         if memory != nil { options.append(.memory) }
-        if cpus != nil { options.append(.cpus) }
+        if cpus != nil || cpuModel != nil || engine != nil { options.append(.cpus) }
         if !disks.isEmpty { options.append(.disk) }
         if cdrom != nil { options.append(.cdrom) }
         if interfaceCount != nil || !interfaces.isEmpty { options.append(.interface) }

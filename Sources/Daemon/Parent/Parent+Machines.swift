@@ -53,6 +53,8 @@ extension Parent {
     func askToEnd(_ record: MachineRecord) {
         guard let process = record.process else { return }
         process.isStopping = true
+        // A guest that stands still cannot answer.
+        if process.isPaused { tell(process, .unpause) }
         tell(process, .shutDown)
     }
 

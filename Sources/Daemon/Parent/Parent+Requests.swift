@@ -60,6 +60,10 @@ extension Parent {
             let (_, process) = try running(machine, peer)
             process.consoleClients.insert(client)
             tell(process, .attachConsole(client: client, holder: name(of: peer)))
+        case .sendBreak(let machine):
+            let (_, process) = try running(machine, peer)
+            tell(process, .sendBreak)
+            reply(client, .done)
         case .load(let path):
             try requireAdministrator(peer, "load a configuration")
             try load(path)
@@ -154,6 +158,7 @@ extension Request {
         case .pause(let machine): "pause of \(machine)"
         case .unpause(let machine): "unpause of \(machine)"
         case .console(let machine): "console of \(machine)"
+        case .sendBreak(let machine): "break on \(machine)"
         case .load(let path): "load of \(path)"
         case .reload: "reload"
         case .reset(let scope): "reset of \(scope)"

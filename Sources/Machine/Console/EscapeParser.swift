@@ -3,8 +3,8 @@
 /// Everything else is for the guest, also a tilde with a character that is no command, so nothing typed is lost.
 /// Shells ask the terminal where the cursor is when they prompt, and its answer (CPR, ECMA-48 8.3.14: `ESC [ row ; column
 /// R`) comes as input: it does not count as something on the line.
-struct EscapeParser {
-    enum Action: Hashable {
+public struct EscapeParser {
+    public enum Action: Hashable {
         case send([UInt8])
         case sendBreak
         case leave
@@ -14,17 +14,23 @@ struct EscapeParser {
     private enum State { case middle, lineStart, tilde, escape, report }
     private var state = State.lineStart
 
+    public init() {}
+
     /// What `~?` prints.
-    static let help = """
+    /// - Parameter leaving: what `~.` does.
+    public static func help(leaving: String) -> String {
+        """
         The escape sequences, at the start of a line:
-        ~.      end the machine and leave
+        ~.      \(leaving)
         ~#      send BREAK
         ~~      send ~
         ~?      this list
 
         """
+    }
 
-    mutating func parse(_ bytes: some Sequence<UInt8>) -> [Action] {
+    /// What to do about the next bytes that were typed, in order.
+    public mutating func parse(_ bytes: some Sequence<UInt8>) -> [Action] {
         var actions: [Action] = []
         var text: [UInt8] = []
         func act(_ action: Action) {

@@ -1,6 +1,5 @@
 import Glibc
 import Linux
-import Synchronization
 import VMM
 
 /// Runs one machine on the terminal (or pipes, or files) that the process was started with, until the guest, the
@@ -57,15 +56,15 @@ public final class Foreground {
         do {
             // Before any thread starts: threads inherit what is blocked.
             let signals = try SignalDescriptor(streams.takesSignals ? handledSignals : [])
-            Terminal.guardExits()
+            UserTerminal.guardExits()
             let (engine, features) = try engine.make()
             let session = try Foreground(configuration, engine, features, streams) { text in
-                if isVerbose { say(text) }
+                if isVerbose { UserTerminal.say(text) }
             }
             return try session.run(signals)
         } catch {
-            Terminal.release()
-            say("\(error)")
+            UserTerminal.release()
+            UserTerminal.say("\(error)")
             return 1
         }
     }
@@ -99,34 +98,18 @@ public final class Foreground {
         try loop.watch(signalDescriptor, .readable) { [unowned self] in
             while let number = SignalDescriptor.next(in: signalDescriptor) { handleSignal(number) }
         }
-        if isTerminal { try Terminal.guardModes(of: streams.input) }
+        if isTerminal { try UserTerminal.guardModes(of: streams.input) }
         takeTerminal()
         try machine.start { [mailbox] event in
             if case .ended(let outcome) = event { mailbox.post(.machineEnded(outcome)) }
         }
         try loop.run()
 
-        Terminal.release()
-        Self.isRaw.store(false, ordering: .relaxed)
+        UserTerminal.release()
         if hasMachineEnded { machine.join() }
         clock.stop()
-        if let complaint { Self.say(complaint) }
+        if let complaint { UserTerminal.say(complaint) }
         return status
-    }
-
-    // MARK: - Messages to the user
-
-    /// Whether a newline must bring its own carriage return. Global like the terminal.
-    private static let isRaw = Atomic(false)
-
-    /// Prints one line to standard error.
-    public static func say(_ text: String) {
-        // A path may hold anything; a message is one line and leaves the terminal alone.
-        var line = String.UnicodeScalarView()
-        for scalar in text.unicodeScalars {
-            line.append(scalar.properties.generalCategory == .control ? "?" : scalar)
-        }
-        StandardStreams.writeError("vmctl: \(String(line))\(isRaw.load(ordering: .relaxed) ? "\r\n" : "\n")")
     }
 
     // MARK: - Events
@@ -192,9 +175,7 @@ public final class Foreground {
     private func handleSignal(_ number: CInt) {
         switch number {
         case SIGTSTP:
-            Terminal.restore()
-            Self.isRaw.store(false, ordering: .relaxed)
-            kill(getpid(), SIGSTOP)
+            UserTerminal.stopJob()
         case SIGCONT:
             takeTerminal()
         default:
@@ -206,10 +187,8 @@ public final class Foreground {
     /// background it stays with the shell, and is not read, which would stop the job.
     private func takeTerminal() {
         guard isTerminal else { return resumeInput() }
-        guard Terminal.isForeground(streams.input) else { return pauseInput() }
         do {
-            try Terminal.enterRawMode()
-            Self.isRaw.store(true, ordering: .relaxed)
+            guard try UserTerminal.take(streams.input) else { return pauseInput() }
         } catch {
             log("terminal: \(error)")
         }
@@ -250,7 +229,7 @@ public final class Foreground {
             switch action {
             case .send(let bytes): hasRoom = console.enqueue(bytes)
             case .sendBreak: console.enqueueBreak()
-            case .help: console.print("\r\n" + EscapeParser.help.replacing("\n", with: "\r\n"))
+            case .help: console.print("\r\n" + EscapeParser.help(leaving: "end the machine and leave").replacing("\n", with: "\r\n"))
             case .leave:
                 console.print("\r\n[EOT]\r\n")
                 return leave(0)

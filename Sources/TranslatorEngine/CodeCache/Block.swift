@@ -15,6 +15,8 @@ package struct BlockMode: Hashable {
     package static let noSSE: UInt64 = 1 << 5
     /// CR4.OSXSAVE clear or XCR0 without AVX: VEX vector instructions raise #UD.
     package static let noAVX: UInt64 = 1 << 6
+    /// The same without AVX-512: EVEX and opmask instructions raise #UD.
+    package static let noAVX512: UInt64 = 1 << 27
     /// Outside of 64-bit code, with any segment but fs and gs that is not flat, or 16 bits of code or stack: accesses
     /// and branches are checked against their segments.
     package static let segmented: UInt64 = 1 << 7
@@ -84,6 +86,8 @@ package struct Site {
     package var stub: UInt32
     /// The branch goes on in another page than its block's.
     package var movesPage: Bool
+    /// It goes backward: what it leads to may be a loop's first part.
+    package var isBackward: Bool
     /// The block that it is in, and the one that it is linked to (0 for none).
     package var block: UInt32
     package var target: UInt32

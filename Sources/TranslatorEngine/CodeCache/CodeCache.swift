@@ -5,9 +5,12 @@ package import Linux
 /// them.
 ///
 /// The code memory is cut into segments, each with its share of the arrays. Blocks are made in one segment until
-/// something in it is full; then the oldest segment's blocks are dropped and it is next. So the cache is bounded, what
-/// was made last survives, what is still in use is made again when it is reached, and dropping costs what a segment
-/// holds. Removed blocks give their room back when their segment's turn comes.
+/// something in it is full; then another segment's blocks are dropped and it is next. So the cache is bounded, and
+/// dropping costs what a segment holds. Removed blocks give their room back when their segment's turn comes.
+///
+/// What is dropped is noted (`ghosts`). A block that has to be made again is one that is still in use: it goes into
+/// segments of their own, which may be half of all. New code passes through the others. So the hot half stays,
+/// however much code runs once beside it, and nothing is counted while code runs (the "2Q" of Johnson and Shasha, 1994).
 ///
 /// Index 0 of each array is never used, so 0 means none.
 package final class CodeCache {
@@ -21,9 +24,22 @@ package final class CodeCache {
     /// What has been used of a segment.
     private struct Segment {
         var code: Int
+        /// When it was begun, 0 while it is empty.
+        var age: UInt32 = 0
+        /// It has blocks that were made again.
+        var isHot = false
         var blockCount = 0
         var siteCount = 0
         var mapCount = 0
+    }
+
+    /// A block that was dropped to make room.
+    private struct Ghost {
+        /// Part of its key.
+        var tag: UInt32
+        /// Which segment was begun with that, counted from the first. Once so many others have been begun as there are,
+        /// it was not missed soon.
+        var age: UInt32
     }
 
     package let memory: CodeMemory
@@ -42,8 +58,15 @@ package final class CodeCache {
     private let siteLimit: Int
     private let mapLimit: Int
     package let segmentCount: Int
-    /// The segment that blocks are made in.
+    /// The segment that blocks are made in: one of `open`.
     package private(set) var segment = 0
+    /// The segments that have room, for new blocks and for those that are made again; -1 for none yet.
+    private var open = (cold: 0, hot: -1)
+    private var age: UInt32 = 1
+    /// Blocks that were dropped to make room, by a part of their key.
+    private let ghosts: UnsafeMutablePointer<Ghost>
+    /// Blocks made so far.
+    package private(set) var madeCount = 0
     /// How often blocks were dropped to make room: block and site numbers hold only until the next time.
     package private(set) var evictionCount = 0
     /// Code below this is thunks and stays.
@@ -68,6 +91,7 @@ package final class CodeCache {
             (segmentCount * mapLimit + 1) * MemoryLayout<MapEntry>.stride,
             2 * (segmentCount * blockLimit + 1) * MemoryLayout<PageNode>.stride,
             (1 << Self.hashBits) * 4, pageCount * 4,
+            (1 << Self.hashBits) * MemoryLayout<Ghost>.stride,
         ].map(align)
         storage = try MemoryMapping(
             byteCount: sizes.reduce(0, +), protection: PROT_READ | PROT_WRITE,
@@ -84,10 +108,13 @@ package final class CodeCache {
         hash = offset.assumingMemoryBound(to: UInt32.self)
         offset += sizes[4]
         pages = offset.assumingMemoryBound(to: UInt32.self)
+        offset += sizes[5]
+        ghosts = offset.assumingMemoryBound(to: Ghost.self)
         segments = .allocate(capacity: segmentCount)
         for index in 0..<segmentCount {
             (segments + index).initialize(to: Segment(code: firstBlockOffset + index * byteCount))
         }
+        segments[0].age = age
     }
     deinit { segments.deallocate() }
 
@@ -104,14 +131,51 @@ package final class CodeCache {
             && s.siteCount + Self.siteLimit <= siteLimit && s.mapCount + 2 * BlockWorkspace.instructionLimit + 1 <= mapLimit
     }
 
-    /// Makes room in the next segment by dropping its blocks. Nothing may run or remember them afterwards.
+    /// Chooses the segment for the block to be made at a physical address: by whether it was there before.
+    /// - Returns: `false` when there is none, so that `advance` has to find one.
+    package func choose(_ physical: UInt64, _ mode: BlockMode, isIsolated: Bool) -> Bool {
+        let (place, tag) = ghost(physical, mode)
+        let isGhost = !isIsolated && ghosts[place].tag == tag
+        if isGhost { ghosts[place].tag = 0 }
+        isHot = isGhost && age &- ghosts[place].age <= segmentCount
+        let chosen = isHot ? open.hot : open.cold
+        if chosen < 0 { return false }
+        segment = chosen
+        return true
+    }
+    /// The block that `choose` was asked for last was there before.
+    private var isHot = false
+
+    /// Makes room for the block that `choose` was asked for, in an empty segment or by dropping the oldest one's blocks:
+    /// one of those for blocks that were made again when these have half of all. Nothing may run or remember them afterwards.
     /// - Returns: whether there were any.
     package func advance() -> Bool {
-        segment += 1
-        if segment == segmentCount { segment = 0 }
+        var hotCount = 0
+        var empty = -1
+        var oldest = (cold: -1, hot: -1)
+        for index in 0..<segmentCount {
+            let candidate = segments[index]
+            if candidate.age == 0 {
+                if empty < 0 { empty = index }
+            } else if candidate.isHot {
+                hotCount += 1
+                if oldest.hot < 0 || candidate.age < segments[oldest.hot].age { oldest.hot = index }
+            } else if oldest.cold < 0 || candidate.age < segments[oldest.cold].age {
+                oldest.cold = index
+            }
+        }
+        let mayGrow = hotCount < segmentCount / 2
+        segment = empty >= 0 && (!isHot || mayGrow) ? empty : isHot && !mayGrow ? oldest.hot : oldest.cold
+        if segment == open.cold { open.cold = -1 }
         let count = segments[segment].blockCount
-        for index in firstBlock(segment)..<firstBlock(segment) + count { remove(index) }
-        segments[segment] = Segment(code: firstBlockOffset + segment * byteCount)
+        for index in firstBlock(segment)..<firstBlock(segment) + count where blocks[index].isAlive {
+            let (place, tag) = ghost(blocks[index].physical, blocks[index].mode)
+            ghosts[place] = Ghost(tag: tag, age: age)
+            remove(index)
+        }
+        age &+= 1
+        segments[segment] = Segment(code: firstBlockOffset + segment * byteCount, age: age, isHot: isHot)
+        if isHot { open.hot = segment } else { open.cold = segment }
         if count > 0 { evictionCount &+= 1 }
         return count > 0
     }
@@ -122,6 +186,9 @@ package final class CodeCache {
         memset(pages, 0, pageCount * 4)
         for index in 0..<segmentCount { segments[index] = Segment(code: firstBlockOffset + index * byteCount) }
         segment = 0
+        open = (0, -1)
+        age &+= 1
+        segments[0].age = age
         evictionCount &+= 1
     }
 
@@ -129,9 +196,16 @@ package final class CodeCache {
 
     // MARK: Look-up
 
+    @inline(__always) private func key(_ physical: UInt64, _ mode: BlockMode) -> UInt64 {
+        (physical ^ mode.rawValue << 20) &* 0x9E37_79B9_7F4A_7C15
+    }
     @inline(__always) private func slot(_ physical: UInt64, _ mode: BlockMode) -> Int {
-        let key = (physical ^ mode.rawValue << 20) &* 0x9E37_79B9_7F4A_7C15
-        return Int(truncatingIfNeeded: key >> UInt64(64 - Self.hashBits))
+        Int(truncatingIfNeeded: key(physical, mode) >> UInt64(64 - Self.hashBits))
+    }
+    /// Where a block's ghost lies, and what it is, never 0.
+    @inline(__always) private func ghost(_ physical: UInt64, _ mode: BlockMode) -> (place: Int, tag: UInt32) {
+        let key = key(physical, mode)
+        return (Int(truncatingIfNeeded: key >> 32) & (1 << Self.hashBits - 1), UInt32(truncatingIfNeeded: key) | 1)
     }
 
     /// The block at a physical address, 0 when there is none.
@@ -181,9 +255,9 @@ package final class CodeCache {
     package var nextSite: Int { 1 + segment * siteLimit + segments[segment].siteCount }
 
     /// A way out of the block that is being made.
-    package func addSite(displacement: Int, stub: Int, movesPage: Bool) {
+    package func addSite(displacement: Int, stub: Int, movesPage: Bool, isBackward: Bool = false) {
         sites[nextSite] = Site(
-            displacement: UInt32(displacement), stub: UInt32(stub), movesPage: movesPage, block: UInt32(nextBlock), target: 0,
+            displacement: UInt32(displacement), stub: UInt32(stub), movesPage: movesPage, isBackward: isBackward, block: UInt32(nextBlock), target: 0,
             next: 0, previous: 0)
         segments[segment].siteCount += 1
     }
@@ -194,6 +268,7 @@ package final class CodeCache {
         let index = nextBlock
         blocks[index] = block
         segments[segment].blockCount += 1
+        madeCount &+= 1
         segments[segment].mapCount += Int(block.mapCount)
         segments[segment].code = (Int(block.end) + 15) & ~15
         if !block.isAlive { return index }

@@ -41,6 +41,8 @@ package enum Access {
     package static let x87: UInt8 = 16
     /// Outside of 64-bit code: not through a segment that was checked, so an access that passes 4 GB passes the limit.
     package static let flat: UInt8 = 32
+    /// Under a mask that keeps what it leaves out from faulting: `MemoryDescriptor.slot` is an `AccessMask`.
+    package static let masked: UInt8 = 64
 
     /// What #AC wants an access's address to be a multiple of (SDM Vol. 3, table 6-7): its size up to 16, 8 for
     /// ten bytes, 4 or 2 for the x87 environment and state. Accesses that raise #GP when misaligned want nothing here.
@@ -68,7 +70,7 @@ package struct MemoryDescriptor {
     package var size: UInt16
     /// Offset of the guest instruction from the code page.
     package var guest: UInt16
-    /// One more than the number of the slot that the site may give up, 0 for none.
+    /// One more than the number of the slot that the site may give up, 0 for none. Under `Access.masked` an `AccessMask`.
     package var slot: UInt16
     package static let size = 12
 }
@@ -95,6 +97,8 @@ package struct Thunks {
     package var refill: [54 of Int] = .init(repeating: 0)
     /// Called at the first vector instruction of a block when the guest's vectors are in the context.
     package var restoreVectors = 0
+    /// Called behind it at the first AVX-512 instruction of a block when that state does not count yet.
+    package var beginWideState = 0
     package var signalDescriptor = 0
     package var resumeDescriptor = 0
     /// Called in the middle of a block for an instruction of the system half.
@@ -121,7 +125,7 @@ package struct Thunks {
     ///   - bounceHelper: `(owner)`: writes the bounce buffer back.
     ///   - systemHelper: `(owner, descriptor) -> 0` to leave, 1 to go on behind the descriptor.
     package init(
-        in memory: CodeMemory, wideVectors: Bool, hasBMI2: Bool, memoryHelper: UInt64, bounceHelper: UInt64, systemHelper: UInt64
+        in memory: CodeMemory, vectors extent: VectorExtent, hasBMI2: Bool, memoryHelper: UInt64, bounceHelper: UInt64, systemHelper: UInt64
     ) {
         var code = Emitter(at: memory.writableBase)
         func offset(_ code: Emitter) -> Int { code.cursor - memory.writableBase }
@@ -150,7 +154,7 @@ package struct Thunks {
         code.saveRegisters()
         code.testContext32(ContextOffset.vectorsSaved)
         let saved = code.jump(if: Condition.notEqual)
-        code.saveVectors(wide: wideVectors)
+        code.saveVectors(extent)
         code.bind(saved)
         let leave = offset(code)
         code.loadContext(HostRegister.rsp, ContextOffset.hostStack)
@@ -195,11 +199,16 @@ package struct Thunks {
         }
 
         restoreVectors = offset(code)
-        code.restoreVectors(wide: wideVectors)
+        code.restoreVectors(extent)
         code.ret()
         let saveVectors = offset(code)
-        code.saveVectors(wide: wideVectors)
+        code.saveVectors(extent)
         code.ret()
+        if extent.hasAVX512 {
+            beginWideState = offset(code)
+            code.beginWideState()
+            code.ret()
+        }
 
         // The slow path of memory accesses. On entry the address register holds address - tag, the scratch
         // register the TLB entry's offset, the stack the descriptor's address.

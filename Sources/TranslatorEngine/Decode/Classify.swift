@@ -150,7 +150,9 @@ enum Classifier {
     ) {
         switch decoded.pointee.encoding {
         case ZYDIS_INSTRUCTION_ENCODING_LEGACY: break
-        case ZYDIS_INSTRUCTION_ENCODING_VEX where !mode.has(BlockMode.eightySix): break
+        case ZYDIS_INSTRUCTION_ENCODING_VEX where !mode.has(BlockMode.eightySix),
+            ZYDIS_INSTRUCTION_ENCODING_EVEX where !mode.has(BlockMode.eightySix):
+            break
         default:
             raise(6, &result)
             return
@@ -182,16 +184,20 @@ enum Classifier {
         case ZYDIS_ISA_EXT_AVX, ZYDIS_ISA_EXT_AVX2, ZYDIS_ISA_EXT_AVX2GATHER, ZYDIS_ISA_EXT_AVXAES, ZYDIS_ISA_EXT_F16C,
             ZYDIS_ISA_EXT_FMA, ZYDIS_ISA_EXT_VAES, ZYDIS_ISA_EXT_VPCLMULQDQ:
             isVector = true
+        case ZYDIS_ISA_EXT_AVX512EVEX, ZYDIS_ISA_EXT_AVX512VEX:
+            isVector = true
+            result.usesWideState = true
         default: break
         }
         if !isVector && usesControl(decoded.pointee.mnemonic) { isVector = true }
         if isVector {
             result.usesVectors = true
-            if decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX {
-                // A move of 64 bits to or from a general register, which 32-bit code does not have.
-                let isWide = decoded.pointee.raw.vex.W != 0 && mode.codeSize != 0 && decoded.pointee.opcode_map == ZYDIS_OPCODE_MAP_0F3A
+            if decoded.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY {
+                // A move of 64 bits to or from a general register, which 32-bit code does not have. EVEX.W is ignored there.
+                let isWide =
+                    decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX && decoded.pointee.raw.vex.W != 0 && mode.codeSize != 0 && decoded.pointee.opcode_map == ZYDIS_OPCODE_MAP_0F3A
                     && (decoded.pointee.opcode == 0x16 || decoded.pointee.opcode == 0x22)
-                if mode.has(BlockMode.noAVX) || isWide {
+                if mode.has(result.usesWideState ? BlockMode.noAVX512 : BlockMode.noAVX) || isWide {
                     raise(6, &result)
                     return
                 }
@@ -217,13 +223,15 @@ enum Classifier {
         }
     }
 
-    /// Gathers and moves under a mask, which the system half does element by element.
+    /// Gathers, scatters and AVX's moves under a mask, which the system half does element by element.
     private static func touchesElements(_ mnemonic: ZydisMnemonic) -> Bool {
         switch mnemonic {
         case ZYDIS_MNEMONIC_VMASKMOVPS, ZYDIS_MNEMONIC_VMASKMOVPD, ZYDIS_MNEMONIC_VPMASKMOVD, ZYDIS_MNEMONIC_VPMASKMOVQ,
             ZYDIS_MNEMONIC_MASKMOVDQU, ZYDIS_MNEMONIC_VMASKMOVDQU, ZYDIS_MNEMONIC_MASKMOVQ, ZYDIS_MNEMONIC_VGATHERDPS,
             ZYDIS_MNEMONIC_VGATHERDPD, ZYDIS_MNEMONIC_VGATHERQPS, ZYDIS_MNEMONIC_VGATHERQPD, ZYDIS_MNEMONIC_VPGATHERDD,
-            ZYDIS_MNEMONIC_VPGATHERDQ, ZYDIS_MNEMONIC_VPGATHERQD, ZYDIS_MNEMONIC_VPGATHERQQ:
+            ZYDIS_MNEMONIC_VPGATHERDQ, ZYDIS_MNEMONIC_VPGATHERQD, ZYDIS_MNEMONIC_VPGATHERQQ, ZYDIS_MNEMONIC_VSCATTERDPS,
+            ZYDIS_MNEMONIC_VSCATTERDPD, ZYDIS_MNEMONIC_VSCATTERQPS, ZYDIS_MNEMONIC_VSCATTERQPD, ZYDIS_MNEMONIC_VPSCATTERDD,
+            ZYDIS_MNEMONIC_VPSCATTERDQ, ZYDIS_MNEMONIC_VPSCATTERQD, ZYDIS_MNEMONIC_VPSCATTERQQ:
             return true
         default: return false
         }

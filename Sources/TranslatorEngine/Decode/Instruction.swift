@@ -25,6 +25,8 @@ package struct Instruction {
     package var vector: UInt8
     package var length: UInt8
     package var usesVectors: Bool
+    /// AVX-512: EVEX, or an opmask register.
+    package var usesWideState = false
     /// From the start of the code page.
     package var offset: Int
     /// Arithmetic flags (RFLAGS bits) read, surely written, and live before it.

@@ -75,11 +75,52 @@ package struct InstructionSets: Sendable {
             ZYDIS_ISA_SET_SVM, ZYDIS_ISA_SET_TBM, ZYDIS_ISA_SET_TDX, ZYDIS_ISA_SET_TSX_LDTRK, ZYDIS_ISA_SET_UINTR,
             ZYDIS_ISA_SET_VMFUNC, ZYDIS_ISA_SET_VTX, ZYDIS_ISA_SET_WAITPKG, ZYDIS_ISA_SET_XOP:
             nil
-        default: isAVX512(set) ? nil : []
+        default: isAVX512(set) ? neededByAVX512(set) : []
         }
     }
 
     private static func isAVX512(_ set: ZydisISASet) -> Bool {
         set.rawValue >= ZYDIS_ISA_SET_AVX512BW_128.rawValue && set.rawValue <= ZYDIS_ISA_SET_AVX512_VPOPCNTDQ_512.rawValue
+    }
+
+    /// AVX-512: shorter vectors than 512 bits are AVX512VL's, but for those that have no longer form.
+    private static func neededByAVX512(_ set: ZydisISASet) -> CPUFeatures? {
+        switch set {
+        case ZYDIS_ISA_SET_AVX512F_128, ZYDIS_ISA_SET_AVX512F_256: [.avx512f, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512F_128N, ZYDIS_ISA_SET_AVX512F_512, ZYDIS_ISA_SET_AVX512F_KOP, ZYDIS_ISA_SET_AVX512F_SCALAR: [.avx512f]
+        case ZYDIS_ISA_SET_AVX512BW_128, ZYDIS_ISA_SET_AVX512BW_256: [.avx512f, .avx512bw, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512BW_128N, ZYDIS_ISA_SET_AVX512BW_512, ZYDIS_ISA_SET_AVX512BW_KOP: [.avx512f, .avx512bw]
+        case ZYDIS_ISA_SET_AVX512DQ_128, ZYDIS_ISA_SET_AVX512DQ_256: [.avx512f, .avx512dq, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512DQ_128N, ZYDIS_ISA_SET_AVX512DQ_512, ZYDIS_ISA_SET_AVX512DQ_KOP, ZYDIS_ISA_SET_AVX512DQ_SCALAR:
+            [.avx512f, .avx512dq]
+        case ZYDIS_ISA_SET_AVX512CD_128, ZYDIS_ISA_SET_AVX512CD_256: [.avx512f, .avx512cd, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512CD_512: [.avx512f, .avx512cd]
+        case ZYDIS_ISA_SET_AVX512_IFMA_128, ZYDIS_ISA_SET_AVX512_IFMA_256: [.avx512f, .avx512ifma, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_IFMA_512: [.avx512f, .avx512ifma]
+        case ZYDIS_ISA_SET_AVX512_VBMI_128, ZYDIS_ISA_SET_AVX512_VBMI_256: [.avx512f, .avx512vbmi, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_VBMI_512: [.avx512f, .avx512vbmi]
+        case ZYDIS_ISA_SET_AVX512_VBMI2_128, ZYDIS_ISA_SET_AVX512_VBMI2_256: [.avx512f, .avx512vbmi2, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_VBMI2_512: [.avx512f, .avx512vbmi2]
+        case ZYDIS_ISA_SET_AVX512_VNNI_128, ZYDIS_ISA_SET_AVX512_VNNI_256: [.avx512f, .avx512vnni, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_VNNI_512: [.avx512f, .avx512vnni]
+        case ZYDIS_ISA_SET_AVX512_BITALG_128, ZYDIS_ISA_SET_AVX512_BITALG_256: [.avx512f, .avx512bitalg, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_BITALG_512: [.avx512f, .avx512bitalg]
+        case ZYDIS_ISA_SET_AVX512_VPOPCNTDQ_128, ZYDIS_ISA_SET_AVX512_VPOPCNTDQ_256: [.avx512f, .avx512vpopcntdq, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_VPOPCNTDQ_512: [.avx512f, .avx512vpopcntdq]
+        case ZYDIS_ISA_SET_AVX512_BF16_128, ZYDIS_ISA_SET_AVX512_BF16_256: [.avx512f, .avx512bf16, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_BF16_512: [.avx512f, .avx512bf16]
+        case ZYDIS_ISA_SET_AVX512_FP16_128, ZYDIS_ISA_SET_AVX512_FP16_256: [.avx512f, .avx512fp16, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_FP16_128N, ZYDIS_ISA_SET_AVX512_FP16_512, ZYDIS_ISA_SET_AVX512_FP16_SCALAR: [.avx512f, .avx512fp16]
+        case ZYDIS_ISA_SET_AVX512_VP2INTERSECT_128, ZYDIS_ISA_SET_AVX512_VP2INTERSECT_256: [.avx512f, .avx512vp2intersect, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_VP2INTERSECT_512: [.avx512f, .avx512vp2intersect]
+        case ZYDIS_ISA_SET_AVX512_GFNI_128, ZYDIS_ISA_SET_AVX512_GFNI_256: [.avx512f, .gfni, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_GFNI_512: [.avx512f, .gfni]
+        case ZYDIS_ISA_SET_AVX512_VAES_128, ZYDIS_ISA_SET_AVX512_VAES_256: [.avx512f, .vaes, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_VAES_512: [.avx512f, .vaes]
+        case ZYDIS_ISA_SET_AVX512_VPCLMULQDQ_128, ZYDIS_ISA_SET_AVX512_VPCLMULQDQ_256: [.avx512f, .vpclmulqdq, .avx512vl]
+        case ZYDIS_ISA_SET_AVX512_VPCLMULQDQ_512: [.avx512f, .vpclmulqdq]
+        // Xeon Phi's: exponentials, prefetching gathers, operands of four registers.
+        default: nil
+        }
     }
 }

@@ -56,9 +56,16 @@ extension Emitter {
         byte(store ? 0x11 : 0x10)
         absolute(register, offset)
     }
-    /// The guest's vector registers and MXCSR to the context; the host's MXCSR takes over.
-    package mutating func saveVectors(wide: Bool) {
+    /// The guest's vector registers and MXCSR to the context; the host's MXCSR takes over. Clobbers flags.
+    package mutating func saveVectors(_ extent: VectorExtent) {
+        let wide = extent != .sse
         for register in 0..<16 { vector(register, store: true, wide: wide) }
+        if extent.hasAVX512 {
+            testContext32(ContextOffset.wideState)
+            let skip = jump(if: Condition.equal)
+            moveWideState(extent, store: true)
+            bind(skip)
+        }
         byte(0x65)
         byte(0x0F)
         byte(0xAE)
@@ -75,8 +82,15 @@ extension Emitter {
             byte(0x77)
         }
     }
-    package mutating func restoreVectors(wide: Bool) {
-        for register in 0..<16 { vector(register, store: false, wide: wide) }
+    /// The reverse. The VEX moves clear what is above their 256 bits, as the initial state wants it.
+    package mutating func restoreVectors(_ extent: VectorExtent) {
+        for register in 0..<16 { vector(register, store: false, wide: extent != .sse) }
+        if extent.hasAVX512 {
+            testContext32(ContextOffset.wideState)
+            let skip = jump(if: Condition.equal)
+            moveWideState(extent, store: false)
+            bind(skip)
+        }
         byte(0x65)
         byte(0x0F)
         byte(0xAE)

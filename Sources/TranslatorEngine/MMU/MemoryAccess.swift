@@ -16,6 +16,8 @@ struct BounceState {
     var second = AccessPart(host: nil, physical: 0, count: 0)
     var buffer: UnsafeMutableRawPointer?
     var continuation: UInt64 = 0
+    /// Of a masked access, the bytes that it writes.
+    var active: UInt64 = ~0
 }
 
 /// What generated code calls, as C function addresses.
@@ -47,8 +49,10 @@ extension TranslatorCPU {
         context.pointee.spill[3] = operation
         let size = Int(descriptor.size)
         let writes = descriptor.access & Access.write != 0
-        if descriptor.slot != 0 { retireSlot(descriptor, pointer, operation) }
+        let isMasked = descriptor.access & Access.masked != 0
+        if descriptor.slot != 0 && !isMasked { retireSlot(descriptor, pointer, operation) }
         do throws(GuestException) {
+            if isMasked { return try maskedAccess(linear, descriptor, operation, pointer) }
             if descriptor.access & Access.stack != 0 && context.pointee.isLongMode && !Self.isCanonical(linear) {
                 throw beforePaging(linear, descriptor) ?? .stackFault()
             }
@@ -100,16 +104,19 @@ extension TranslatorCPU {
     }
 
     /// #AC comes before a page fault, but not before the fault of an address that is not canonical.
-    private func checkAlignment(_ linear: UInt64, _ size: Int, _ access: UInt8) throws(GuestException) {
+    func checkAlignment(_ linear: UInt64, _ size: Int, _ access: UInt8) throws(GuestException) {
         if Int(truncatingIfNeeded: linear) & (Access.alignment(size: size, access) - 1) == 0 { return }
         if context.pointee.isLongMode && !(Self.isCanonical(linear) && Self.isCanonical(linear &+ UInt64(size - 1))) {
+            throw access & Access.stack != 0 ? .stackFault() : .generalProtection()
+        }
+        if access & Access.flat != 0 && linear &+ UInt64(size - 1) > 0xFFFF_FFFF {
             throw access & Access.stack != 0 ? .stackFault() : .generalProtection()
         }
         throw .alignmentCheck
     }
 
     /// The fault that comes before a page fault or #AC on the same instruction (SDM Vol. 3, table 6-2).
-    private func beforePaging(_ linear: UInt64, _ descriptor: MemoryDescriptor) -> GuestException? {
+    func beforePaging(_ linear: UInt64, _ descriptor: MemoryDescriptor) -> GuestException? {
         if descriptor.access & Access.aligned != 0 && linear & UInt64(descriptor.size &- 1) != 0 { return .generalProtection() }
         if descriptor.access & Access.x87 != 0 {
             saveExtendedState(to: xsaveArea + 1024, mask: 1)
@@ -119,20 +126,20 @@ extension TranslatorCPU {
         return nil
     }
 
-    private func leaveForFault() -> UInt64 {
+    func leaveForFault() -> UInt64 {
         context.pointee.exitReason = cache.memory.executableBase + UInt64(thunks.pointee.faultDescriptor)
         return 0
     }
 
     /// A breakpoint's trap comes behind this instruction, so the block may not go on.
-    private func leaveToRunAlone() -> UInt64 {
+    func leaveToRunAlone() -> UInt64 {
         debugHits = 0
         pendingException = nil
         return leaveForFault()
     }
 
     /// Finds memory for an access inside one page, and fills the TLB when it is RAM.
-    private func resolve(
+    func resolve(
         _ linear: UInt64, count: Int, writes: Bool, table: Int
     ) throws(GuestException) -> AccessPart {
         if context.pointee.isLongMode && !Self.isCanonical(linear) { throw .generalProtection() }
@@ -203,6 +210,12 @@ extension TranslatorCPU {
         // The access runs from the slot, and comes back through the bounce thunk.
         bounce = BounceState(
             first: first, second: second, buffer: buffer, continuation: operation + UInt64(descriptor.operationLength))
+        fillBounceSlot(descriptor, operation)
+        return UInt64(UInt(bitPattern: buffer))
+    }
+
+    /// Copies the instruction that makes the access to where it runs on the bounce buffer, and sends the block there.
+    func fillBounceSlot(_ descriptor: MemoryDescriptor, _ operation: UInt64) {
         let base = cache.memory.writableBase
         let slot = thunks.pointee.bounceSlot
         let source = Int(operation - cache.memory.executableBase)
@@ -211,10 +224,9 @@ extension TranslatorCPU {
         var code = Emitter(at: base + slot + count)
         code.call(to: base + thunks.pointee.bounceFinish)
         context.pointee.spill[3] = cache.memory.executableBase + UInt64(slot)
-        return UInt64(UInt(bitPattern: buffer))
     }
 
-    private func take(_ part: AccessPart, into buffer: UnsafeMutableRawPointer, reads: Bool) {
+    func take(_ part: AccessPart, into buffer: UnsafeMutableRawPointer, reads: Bool) {
         if let host = part.host {
             buffer.copyMemory(from: host, byteCount: part.count)
         } else if reads {
@@ -225,13 +237,17 @@ extension TranslatorCPU {
     /// Behind the bounced instruction: what it wrote goes where it belongs.
     func finishBounce() {
         guard let buffer = bounce.buffer else { return }
-        put(bounce.first, from: buffer)
-        if bounce.second.count > 0 { put(bounce.second, from: buffer + bounce.first.count) }
+        if bounce.active != ~0 {
+            putActive(buffer)
+        } else {
+            put(bounce.first, from: buffer)
+            if bounce.second.count > 0 { put(bounce.second, from: buffer + bounce.first.count) }
+        }
         context.pointee.spill[3] = bounce.continuation
         bounce.buffer = nil
     }
 
-    private func put(_ part: AccessPart, from buffer: UnsafeMutableRawPointer) {
+    func put(_ part: AccessPart, from buffer: UnsafeMutableRawPointer) {
         if let host = part.host {
             host.copyMemory(from: buffer, byteCount: part.count)
         } else {
@@ -386,71 +402,5 @@ extension TranslatorCPU {
         guard tlb.flush(page: linear) else { return }
         crossings.flush(global: true)
         dropReturns()
-    }
-
-    // MARK: Extended state
-
-    /// The x87 state from the host CPU to the image, and back.
-    private func saveX87() {
-        unsafeBitCast(
-            Int(cache.memory.executableBase) + thunks.pointee.xsave,
-            to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)(x87Image, 1)
-    }
-    private func loadX87() {
-        unsafeBitCast(
-            Int(cache.memory.executableBase) + thunks.pointee.xrstor,
-            to: (@convention(c) (UnsafeMutableRawPointer, UInt64) -> Void).self)(x87Image, 1)
-    }
-
-    /// `run` begins and ends: between runs the thread may do other things, and the next run may be on another one.
-    func takeHost() {
-        loadX87()
-        x87InHost = true
-    }
-    func leaveHost() {
-        saveX87()
-        x87InHost = false
-    }
-
-    /// Moves the guest's x87, SSE and AVX state into an XSAVE image of standard format (64-byte aligned, at least
-    /// 832 bytes): `mask` says which components. The x87 state is in the host CPU while `run` is under way, else in
-    /// `x87Image`; the vectors are in the context.
-    package func saveExtendedState(to area: UnsafeMutableRawPointer, mask: UInt64) {
-        if mask & 1 != 0 {
-            if x87InHost { saveX87() }
-            // FCW to FDP, and the registers behind MXCSR.
-            area.copyMemory(from: x87Image, byteCount: 24)
-            (area + 32).copyMemory(from: x87Image + 32, byteCount: 128)
-        }
-        let vectors = UnsafeRawPointer(context) + ContextOffset.ymm
-        if mask & 6 != 0 {
-            area.storeBytes(of: context.pointee.mxcsr, toByteOffset: 24, as: UInt32.self)
-            area.storeBytes(of: 0xFFFF, toByteOffset: 28, as: UInt32.self)
-        }
-        if mask & 2 != 0 {
-            for register in 0..<16 { (area + 160 + register * 16).copyMemory(from: vectors + register * 32, byteCount: 16) }
-        }
-        if mask & 4 != 0 {
-            for register in 0..<16 { (area + 576 + register * 16).copyMemory(from: vectors + register * 32 + 16, byteCount: 16) }
-        }
-    }
-
-    /// The reverse of `saveExtendedState`. MXCSR comes with component 1 or 2 and must be valid.
-    package func restoreExtendedState(from area: UnsafeRawPointer, mask: UInt64) {
-        if mask & 1 != 0 {
-            memset(x87Image, 0, 576)
-            x87Image.copyMemory(from: area, byteCount: 24)
-            (x87Image + 32).copyMemory(from: area + 32, byteCount: 128)
-            x87Image.storeBytes(of: 1, toByteOffset: 512, as: UInt64.self)
-            if x87InHost { loadX87() }
-        }
-        let vectors = UnsafeMutableRawPointer(context) + ContextOffset.ymm
-        if mask & 6 != 0 { context.pointee.mxcsr = area.load(fromByteOffset: 24, as: UInt32.self) & 0xFFFF }
-        if mask & 2 != 0 {
-            for register in 0..<16 { (vectors + register * 32).copyMemory(from: area + 160 + register * 16, byteCount: 16) }
-        }
-        if mask & 4 != 0 {
-            for register in 0..<16 { (vectors + register * 32 + 16).copyMemory(from: area + 576 + register * 16, byteCount: 16) }
-        }
     }
 }

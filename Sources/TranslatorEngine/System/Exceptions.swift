@@ -35,6 +35,8 @@ extension TranslatorCPU {
                     returnAddress: context.pointee.rip)
                 return
             } catch {
+                // A page fault that ends in a double fault has overwritten CR2 all the same (SDM Vol. 3, 6.15).
+                if error.vector == 14 { context.pointee.cr2 = error.address }
                 guard let next = Self.combined(current, error) else {
                     throw TripleFault(
                         reason: "\(Self.describe(error)) while delivering a double fault after "

@@ -2,8 +2,8 @@ internal import VMM
 
 // XSAVEC, XSAVES, XRSTORS, and XRSTOR of what they wrote (SDM Vol. 1, 13.8.2 and 13.10 to 13.12).
 //
-// With x87, SSE and AVX state the compacted format has every component where the standard one has it. IA32_XSS has no
-// bits, so XSAVES differs from XSAVEC by its privilege. Both leave out components in their initial state; neither
+// x87, SSE and AVX state lie where they do in the standard format; AVX-512's components follow. IA32_XSS has no bits, so
+// XSAVES differs from XSAVEC by its privilege. Both leave out components in their initial state; neither
 // makes use of the modified optimisation, which is a CPU's choice.
 extension TranslatorCPU {
     private static let compacted: UInt64 = 1 << 63
@@ -14,19 +14,19 @@ extension TranslatorCPU {
         try requireXSAVE()
         if isSupervisor { try requireSupervisor() }
         let requested = context.pointee.xcr0 & pair
-        let size: UInt64 = requested & Component.avx != 0 ? 832 : 576
+        let size = compactedSize(requested)
         let address = try area(instruction, count: size, alignment: 64, write: true)
         try withImage { (image) throws(GuestException) in
             let fresh = image
-            self.captureState(fresh, Component.known)
+            self.captureState(fresh, self.imageComponents)
             let written = requested & self.inUseWithControl(fresh)
             try self.withImage { (old) throws(GuestException) in
                 let user = self.isUser
                 try self.load(
                     address, into: UnsafeMutableRawBufferPointer(start: old, count: Int(size)), user: user)
                 // MXCSR belongs to SSE here, not to AVX.
-                self.merge(
-                    fresh, into: old, written, written & ~Component.avx, instruction.pointee.operandSize)
+                self.merge(fresh, into: old, written, written & ~Component.avx)
+                self.mergeWide(fresh, into: old, written, compacted: requested)
                 old.storeBytes(of: written, toByteOffset: 512, as: UInt64.self)
                 old.storeBytes(of: requested | Self.compacted, toByteOffset: 520, as: UInt64.self)
                 try self.store(address, from: UnsafeRawBufferPointer(start: old, count: Int(size)), user: user)
@@ -39,14 +39,18 @@ extension TranslatorCPU {
         try requireXSAVE()
         try requireSupervisor()
         let requested = context.pointee.xcr0 & pair
-        let size: UInt64 = requested & Component.avx != 0 ? 832 : 576
-        let address = try area(instruction, count: size, alignment: 64, write: false)
+        let address = try area(instruction, count: compactedSize(requested), alignment: 64, write: false)
         try withImage { (image) throws(GuestException) in
-            try self.load(
-                address, into: UnsafeMutableRawBufferPointer(start: image, count: Int(size)), user: self.isUser)
+            try self.readArea(address, requested, into: image)
             if image.load(fromByteOffset: 520, as: UInt64.self) & Self.compacted == 0 { throw .generalProtection() }
             try self.restoreCompacted(image, requested)
         }
+    }
+
+    private func compactedSize(_ requested: UInt64) -> UInt64 {
+        var size: UInt64 = requested & Component.avx != 0 ? 832 : 576
+        wideLayout.forEach(in: requested) { size += UInt64($0.count) }
+        return size
     }
 
     /// Loads a copy of an image whose XCOMP_BV has bit 63.
@@ -57,6 +61,8 @@ extension TranslatorCPU {
             throw .generalProtection()
         }
         let half = context.pointee.is64Bit ? 256 : 128
+        // First: without AVX they lie where it would.
+        takeWide(image, present: present, requested: requested, compacted: held)
         if !context.pointee.is64Bit { keepHighRegisters(image) }
         if present & Component.x87 == 0 { Self.initialiseX87(image) }
         if present & Component.sse == 0 {

@@ -1,3 +1,4 @@
+import Glibc
 internal import VMM
 
 /// The XSAVE image that state passes through: 64-byte aligned room on the stack, no guest memory.
@@ -5,6 +6,8 @@ struct ExtendedImage {
     /// Legacy region, header and AVX (SDM Vol. 1, 13.4): 832 bytes and 64 for alignment.
     static let byteCount = 832
     var storage: [112 of UInt64] = .init(repeating: 0)
+    /// Room for one with AVX-512, at Intel's places or AMD's.
+    static let wideByteCount = 4096
 }
 
 /// Bits of XCR0 and of XSTATE_BV (SDM Vol. 1, 13.1).
@@ -13,6 +16,36 @@ enum Component {
     static let sse: UInt64 = 2
     static let avx: UInt64 = 4
     static let known = x87 | sse | avx
+    /// AVX-512: the opmask registers, the upper halves of ZMM0-15, and ZMM16-31. Enabled together.
+    static let opmask: UInt64 = 0x20
+    static let zmmHigh: UInt64 = 0x40
+    static let zmmUpper: UInt64 = 0x80
+    static let wide = opmask | zmmHigh | zmmUpper
+}
+
+/// Where the components of AVX-512 lie in an XSAVE area of standard format, as the guest's CPUID says.
+struct WideLayout {
+    typealias Part = (component: UInt64, offset: Int, field: Int, count: Int)
+    /// Component, place in the area, place in the context, bytes.
+    let parts: [3 of Part]
+
+    init(_ policy: CPUPolicy) {
+        func offset(_ leaf: UInt32) -> Int { Int(policy.cpuid(0xD, leaf, cr4: 0, xcr0: 0).ebx) }
+        parts = [
+            (Component.opmask, offset(5), ContextOffset.opmask, 64), (Component.zmmHigh, offset(6), ContextOffset.zmmHigh, 512),
+            (Component.zmmUpper, offset(7), ContextOffset.zmmUpper, 1024),
+        ]
+    }
+
+    /// The parts of the components in a set, in the order of their numbers.
+    @inline(__always) func forEach(in components: UInt64, _ body: (Part) -> Void) {
+        for index in 0..<3 where components & parts[index].component != 0 { body(parts[index]) }
+    }
+
+    /// Bytes of a part that code can reach: outside of 64-bit code there are eight registers (SDM Vol. 1, 13.5.4).
+    static func reach(_ part: Part, is64Bit: Bool) -> Int {
+        is64Bit || part.component == Component.opmask ? part.count : part.component == Component.zmmHigh ? 256 : 0
+    }
 }
 
 // FXSAVE, FXRSTOR, XSAVE, XSAVEOPT, XRSTOR in the standard format (SDM Vol. 1, chapter 13, and Vol. 2); the compacted
@@ -26,19 +59,30 @@ extension TranslatorCPU {
 
     /// Lends `body` a zeroed, aligned image.
     @inline(__always)
-    func withImage(
-        _ body: (UnsafeMutableRawPointer) throws(GuestException) -> Void
-    ) throws(GuestException) {
+    func withImage<Failure: Error>(
+        _ body: (UnsafeMutableRawPointer) throws(Failure) -> Void
+    ) throws(Failure) {
+        if context.pointee.xcr0 & Component.wide != 0 {
+            let base = wideImages + wideImagesLent * ExtendedImage.wideByteCount
+            memset(base, 0, ExtendedImage.wideByteCount)
+            wideImagesLent += 1
+            defer { wideImagesLent -= 1 }
+            return try body(base)
+        }
         var image = ExtendedImage()
-        try withUnsafeMutableBytes(of: &image) { (raw) throws(GuestException) in
+        try withUnsafeMutableBytes(of: &image) { (raw) throws(Failure) in
             guard let base = raw.baseAddress else { return }
             try body(base.alignedUp(toMultipleOf: 64))
         }
     }
+    /// What `withImage`'s images have room for.
+    var imageComponents: UInt64 { Component.known | context.pointee.xcr0 & Component.wide }
 
     /// Fills an image with the guest's state.
     func captureState(_ image: UnsafeMutableRawPointer, _ mask: UInt64) {
-        saveExtendedState(to: image, mask: mask)
+        // What is in its initial state is there already: zeros.
+        let wide = context.pointee.wideState != 0 ? mask : mask & ~Component.wide
+        saveExtendedState(to: image, mask: wide)
         hidePointers(image)
     }
 
@@ -67,6 +111,13 @@ extension TranslatorCPU {
         if control != 0x37F || !Self.isZero(image, 8..<24) || !Self.isZero(image, 32..<160) { bits |= Component.x87 }
         if !Self.isZero(image, 160..<160 &+ half) { bits |= Component.sse }
         if !Self.isZero(image, 576..<576 &+ half) { bits |= Component.avx }
+        if context.pointee.wideState != 0 && context.pointee.xcr0 & Component.wide != 0 {
+            let is64Bit = context.pointee.is64Bit
+            wideLayout.forEach(in: Component.wide) { part in
+                let end = part.offset + WideLayout.reach(part, is64Bit: is64Bit)
+                if !Self.isZero(image, part.offset..<end) { bits |= part.component }
+            }
+        }
         return bits
     }
 
@@ -77,13 +128,12 @@ extension TranslatorCPU {
     }
 
     func extendedStateInUse() -> UInt64 {
-        var image = ExtendedImage()
-        return withUnsafeMutableBytes(of: &image) { raw in
-            guard let base = raw.baseAddress else { return Component.known }
-            let aligned = base.alignedUp(toMultipleOf: 64)
-            captureState(aligned, Component.known)
-            return inUseWithControl(aligned)
+        var used: UInt64 = 0
+        withImage { image in
+            captureState(image, imageComponents)
+            used = inUseWithControl(image)
         }
+        return used
     }
 
     // MARK: Checks
@@ -125,11 +175,11 @@ extension TranslatorCPU {
         let optimised = instruction.pointee.kind == .xsaveopt
         if optimised && !policy.features.contains(.xsaveopt) { throw .invalidOpcode }
         let requested = context.pointee.xcr0 & pair
-        let size: UInt64 = requested & Component.avx != 0 ? 832 : 576
+        let size = standardSize(requested)
         let address = try area(instruction, count: size, alignment: 64, write: true)
         try withImage { (image) throws(GuestException) in
             let fresh = image
-            self.captureState(fresh, Component.known)
+            self.captureState(fresh, self.imageComponents)
             let used = self.inUse(fresh)
             let written = optimised ? requested & used : requested
             try self.withImage { (old) throws(GuestException) in
@@ -137,7 +187,8 @@ extension TranslatorCPU {
                 let user = self.isUser
                 try self.load(
                     address, into: UnsafeMutableRawBufferPointer(start: old, count: Int(size)), user: user)
-                self.merge(fresh, into: old, written, requested, instruction.pointee.operandSize)
+                self.merge(fresh, into: old, written, requested)
+                self.mergeWide(fresh, into: old, written, compacted: nil)
                 let header = old.load(fromByteOffset: 512, as: UInt64.self)
                 old.storeBytes(of: header & ~requested | used & requested, toByteOffset: 512, as: UInt64.self)
                 try self.store(address, from: UnsafeRawBufferPointer(start: old, count: Int(size)), user: user)
@@ -147,8 +198,7 @@ extension TranslatorCPU {
 
     /// Copies the components of `written`; MXCSR comes along with SSE or AVX.
     func merge(
-        _ fresh: UnsafeMutableRawPointer, into old: UnsafeMutableRawPointer, _ written: UInt64, _ requested: UInt64,
-        _ size: UInt8
+        _ fresh: UnsafeMutableRawPointer, into old: UnsafeMutableRawPointer, _ written: UInt64, _ requested: UInt64
     ) {
         if written & Component.x87 != 0 {
             old.copyMemory(from: fresh, byteCount: 24)
@@ -167,17 +217,87 @@ extension TranslatorCPU {
         }
     }
 
+    // MARK: AVX-512
+
+    /// Bytes of a standard area for these components.
+    func standardSize(_ requested: UInt64) -> UInt64 {
+        if requested & Component.wide != 0 { return UInt64(policy.xsaveAreaSize(requested)) }
+        return requested & Component.avx != 0 ? 832 : 576
+    }
+
+    /// Where a component lies in an area: in its standard place or, compacted, behind those before it that `held` names
+    /// (SDM Vol. 1, 13.4.3).
+    private func place(_ part: WideLayout.Part, compacted held: UInt64?) -> Int {
+        guard let held else { return part.offset }
+        var offset = held & Component.avx != 0 ? 832 : 576
+        wideLayout.forEach(in: held & (part.component &- 1)) { offset += $0.count }
+        return offset
+    }
+
+    /// Copies the components of `written` into an area.
+    func mergeWide(
+        _ fresh: UnsafeMutableRawPointer, into old: UnsafeMutableRawPointer, _ written: UInt64, compacted held: UInt64?
+    ) {
+        guard written & Component.wide != 0 else { return }
+        let is64Bit = context.pointee.is64Bit
+        wideLayout.forEach(in: written) { part in
+            (old + place(part, compacted: held)).copyMemory(
+                from: fresh + part.offset, byteCount: WideLayout.reach(part, is64Bit: is64Bit))
+        }
+    }
+
+    /// Brings the components of an image that was read to their standard places, those that are not `present` in their
+    /// initial state, and what code cannot reach as it is.
+    func takeWide(_ image: UnsafeMutableRawPointer, present: UInt64, requested: UInt64, compacted held: UInt64?) {
+        guard requested & Component.wide != 0 else { return }
+        let is64Bit = context.pointee.is64Bit
+        // From the last on: standard places are never in front of compacted ones.
+        for index in (0..<3).reversed() {
+            let part = wideLayout.parts[index]
+            if present & part.component == 0 {
+                Self.clear(image, part.offset, part.count)
+            } else {
+                memmove(image + part.offset, image + place(part, compacted: held), part.count)
+            }
+            let reach = WideLayout.reach(part, is64Bit: is64Bit)
+            if reach < part.count {
+                (image + part.offset + reach).copyMemory(
+                    from: UnsafeRawPointer(context) + part.field + reach, byteCount: part.count - reach)
+            }
+        }
+    }
+
     // MARK: XRSTOR
+
+    /// Reads an area of whichever format.
+    func readArea(
+        _ address: UInt64, _ requested: UInt64, into image: UnsafeMutableRawPointer
+    ) throws(GuestException) {
+        let user = isUser
+        func read(_ range: Range<Int>) throws(GuestException) {
+            try load(
+                address &+ UInt64(range.lowerBound), into: UnsafeMutableRawBufferPointer(start: image + range.lowerBound, count: range.count),
+                user: user)
+        }
+        guard context.pointee.xcr0 & Component.wide != 0 else { return try read(0..<Int(standardSize(requested))) }
+        // How long it is depends on the format.
+        try read(0..<576)
+        var end = Int(standardSize(requested))
+        let held = image.load(fromByteOffset: 520, as: UInt64.self)
+        if held >> 63 != 0 {
+            end = held & requested & Component.avx != 0 ? 832 : 576
+            wideLayout.forEach(in: held & requested) { end = place($0, compacted: held) + $0.count }
+        }
+        try read(576..<end)
+    }
 
     func restoreXState(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
         try requireXSAVE()
         let xcr0 = context.pointee.xcr0
         let requested = xcr0 & pair
-        let size: UInt64 = requested & Component.avx != 0 ? 832 : 576
-        let address = try area(instruction, count: size, alignment: 64, write: false)
+        let address = try area(instruction, count: standardSize(requested), alignment: 64, write: false)
         try withImage { (image) throws(GuestException) in
-            try self.load(
-                address, into: UnsafeMutableRawBufferPointer(start: image, count: Int(size)), user: self.isUser)
+            try self.readArea(address, requested, into: image)
             let present = image.load(fromByteOffset: 512, as: UInt64.self)
             if image.load(fromByteOffset: 520, as: UInt64.self) >> 63 != 0 && self.policy.features.contains(.xsavec) {
                 try self.restoreCompacted(image, requested)
@@ -192,6 +312,7 @@ extension TranslatorCPU {
             if present & Component.x87 == 0 { Self.initialiseX87(image) }
             if present & Component.sse == 0 { Self.clear(image, 160, self.context.pointee.is64Bit ? 256 : 128) }
             if present & Component.avx == 0 { Self.clear(image, 576, self.context.pointee.is64Bit ? 256 : 128) }
+            self.takeWide(image, present: present, requested: requested, compacted: nil)
             if requested & (Component.sse | Component.avx) != Component.sse | Component.avx {
                 self.keepUnrequested(image, requested)
             }

@@ -85,8 +85,8 @@ extension TranslatorCPU {
         context.pointee.rip = code.isLong ? target : target & 0xFFFF_FFFF
         if !stackComesAlong {
             setStackPointer(pointer)
-        } else if code.isLong || is64Bit && size == 8 {
-            // Also into compatibility mode: IRETQ loads all of RSP.
+        } else if code.isLong || is64Bit && size == 8 && context.pointee.ss.isBig {
+            // Also into compatibility mode IRETQ loads all of RSP, but of a 16-bit stack's only SP.
             context.pointee.gpr[4] = frame[3]
         } else {
             setStackPointer(frame[3])

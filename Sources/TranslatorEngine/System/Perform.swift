@@ -61,6 +61,8 @@ extension TranslatorCPU {
         case .maskedMove: try maskedMove(instruction)
         case .maskedBytes: try maskedBytes(instruction)
         case .gather: try gather(instruction)
+        case .maskedGather: try maskedGather(instruction)
+        case .scatter: try scatter(instruction)
         case .cpuid: identify()
         case .rdmsr: try readModelSpecific()
         case .wrmsr: try writeModelSpecific()

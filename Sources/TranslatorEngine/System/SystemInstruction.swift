@@ -25,7 +25,7 @@ package struct SystemInstruction {
         // Instructions of user programs that are seldom worth generated code
         case enter, xlat, bound, daa, das, aaa, aas, aam, aad, salc, pushAll, popAll
         // Vector instructions whose elements touch memory one by one
-        case maskedMove, maskedBytes, gather
+        case maskedMove, maskedBytes, gather, maskedGather, scatter
         case movs, cmps, scas, lods, stos
 
         /// MOVS, CMPS, SCAS, LODS, STOS: the translator has faster ways for the usual cases.

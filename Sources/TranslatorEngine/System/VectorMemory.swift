@@ -1,6 +1,6 @@
 import CZydis
 
-// Vector instructions whose elements touch memory one by one: gathers, and moves under a mask. The inline TLB check
+// Vector instructions whose elements touch memory one by one: gathers, scatters, and AVX's moves under a mask. The inline TLB check
 // is made for one run of bytes, and what the mask leaves out must not fault.
 
 extension SystemInstruction {
@@ -19,9 +19,15 @@ extension SystemInstruction {
         case ZYDIS_MNEMONIC_VGATHERQPS, ZYDIS_MNEMONIC_VPGATHERQD: (kind, element, index) = (.gather, 4, 8)
         case ZYDIS_MNEMONIC_VGATHERDPD, ZYDIS_MNEMONIC_VPGATHERDQ: (kind, element, index) = (.gather, 8, 4)
         case ZYDIS_MNEMONIC_VGATHERQPD, ZYDIS_MNEMONIC_VPGATHERQQ: (kind, element, index) = (.gather, 8, 8)
+        case ZYDIS_MNEMONIC_VSCATTERDPS, ZYDIS_MNEMONIC_VPSCATTERDD: (kind, element, index) = (.scatter, 4, 4)
+        case ZYDIS_MNEMONIC_VSCATTERQPS, ZYDIS_MNEMONIC_VPSCATTERQD: (kind, element, index) = (.scatter, 4, 8)
+        case ZYDIS_MNEMONIC_VSCATTERDPD, ZYDIS_MNEMONIC_VPSCATTERDQ: (kind, element, index) = (.scatter, 8, 4)
+        case ZYDIS_MNEMONIC_VSCATTERQPD, ZYDIS_MNEMONIC_VPSCATTERQQ: (kind, element, index) = (.scatter, 8, 8)
         default: return nil
         }
-        self.init(kind: kind)
+        // Under an opmask register.
+        let isMasked = decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX
+        self.init(kind: kind == .gather && isMasked ? .maskedGather : kind)
         length = decoded.pointee.length
         operandSize = element
         addressSize = decoded.pointee.address_width / 8
@@ -34,7 +40,7 @@ extension SystemInstruction {
             if operand.type == ZYDIS_OPERAND_TYPE_MEMORY {
                 if number == 0 { isStore = true }
                 takeAddress(operand.mem)
-                if kind == .gather { self.index = Self.vectorNumber(operand.mem.index) }
+                if index != 0 { self.index = Self.vectorNumber(operand.mem.index) }
             } else if operand.type == ZYDIS_OPERAND_TYPE_REGISTER && Operand.isVector(operand.reg.value) && count < 2 {
                 registers[count] = Self.vectorNumber(operand.reg.value)
                 count += 1
@@ -48,23 +54,30 @@ extension SystemInstruction {
         case .maskedMove, .gather: (register, rm) = (registers[0], registers[1])
         default: (register, rm) = (registers[0], registers[1])
         }
-        if kind == .gather {
-            // The wider of data and indices names the vector length.
-            if decoded.pointee.avx.vector_length == 256 { byteCount = 32 } else { byteCount = 16 }
-        }
+        // The wider of data and indices names the vector length.
+        if index != 0 { byteCount = Int(decoded.pointee.avx.vector_length) / 8 }
+        if isMasked { rm = decoded.pointee.raw.evex.aaa }
         immediate = Int64(byteCount) | Int64(index) << 8 | (isStore ? 1 << 16 : 0)
     }
 
     private static func vectorNumber(_ register: ZydisRegister) -> UInt8 {
-        UInt8(truncatingIfNeeded: Int(ZydisRegisterGetId(register))) & 15
+        UInt8(truncatingIfNeeded: Int(ZydisRegisterGetId(register))) & 31
     }
 }
 
 extension TranslatorCPU {
-    private var vectors: UnsafeMutableRawPointer { UnsafeMutableRawPointer(context) + ContextOffset.ymm }
+    /// Where a byte of a vector register is in the context.
+    @inline(__always) private func place(_ vector: UInt8, _ offset: Int) -> UnsafeMutableRawPointer {
+        let number = Int(vector)
+        let field =
+            number >= 16
+            ? ContextOffset.zmmUpper + (number - 16) * 64
+            : offset < 32 ? ContextOffset.ymm + number * 32 : ContextOffset.zmmHigh - 32 + number * 32
+        return UnsafeMutableRawPointer(context) + field + offset
+    }
 
     private func element(_ vector: UInt8, _ number: Int, _ size: Int) -> UInt64 {
-        let at = vectors + Int(vector) * 32 + number * size
+        let at = place(vector, number * size)
         switch size {
         case 8: return at.load(as: UInt64.self)
         case 4: return UInt64(at.load(as: UInt32.self))
@@ -72,7 +85,7 @@ extension TranslatorCPU {
         }
     }
     private func setElement(_ vector: UInt8, _ number: Int, _ size: Int, _ value: UInt64) {
-        let at = vectors + Int(vector) * 32 + number * size
+        let at = place(vector, number * size)
         if size == 8 { at.storeBytes(of: value, as: UInt64.self) } else { at.storeBytes(of: UInt32(truncatingIfNeeded: value), as: UInt32.self) }
     }
     private func isChosen(_ mask: UInt8, _ number: Int, _ size: Int) -> Bool {
@@ -190,8 +203,50 @@ extension TranslatorCPU {
 
     /// VEX instructions clear what is above their result.
     private func clearAbove(_ vector: UInt8, _ byteCount: Int) {
-        for offset in stride(from: byteCount, to: 32, by: 4) {
-            (vectors + Int(vector) * 32 + offset).storeBytes(of: 0, as: UInt32.self)
+        for offset in stride(from: byteCount, to: context.pointee.wideState != 0 ? 64 : 32, by: 4) {
+            place(vector, offset).storeBytes(of: 0, as: UInt32.self)
+        }
+    }
+
+    /// The elements of an EVEX gather or scatter from the first on: done, they leave the mask, so that after a fault the
+    /// instruction goes on. `body` gets the element's number and its address.
+    private func forEachElement(
+        _ i: SystemInstruction, write: Bool, _ body: (Int, UInt64) throws(GuestException) -> Void
+    ) throws(GuestException) {
+        context.pointee.wideState = 1
+        let size = Int(i.operandSize), mask = Int(i.rm & 7)
+        let indexSize = Int(i.immediate >> 8 & 0xFF)
+        let count = Int(i.immediate & 0xFF) / max(size, indexSize)
+        var scalar = i
+        scalar.index = SystemInstruction.none
+        let base = withUnsafePointer(to: scalar) { effectiveAddress($0) }
+        for number in 0..<count where context.pointee.opmask[mask] >> UInt64(number) & 1 != 0 {
+            let raw = element(i.index, number, indexSize)
+            let index = indexSize == 4 ? UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: raw))) : raw
+            let address = (base &+ index &* UInt64(max(1, i.scale))) & Self.mask(i.addressSize)
+            try body(number, try linear(i, address, 0, size, write: write))
+            context.pointee.opmask[mask] &= ~(1 << UInt64(number))
+        }
+        context.pointee.opmask[mask] = 0
+    }
+
+    /// VGATHER and VPGATHER under an opmask register (SDM Vol. 2).
+    func maskedGather(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        let i = instruction.pointee
+        if i.register == i.index { throw .invalidOpcode }
+        let size = Int(i.operandSize)
+        try forEachElement(i, write: false) { (number, address) throws(GuestException) in
+            setElement(i.register, number, size, try load(address, byteCount: size, user: isUser))
+        }
+        clearAbove(i.register, Int(i.immediate & 0xFF) / max(size, Int(i.immediate >> 8 & 0xFF)) * size)
+    }
+
+    /// VSCATTER and VPSCATTER.
+    func scatter(_ instruction: UnsafePointer<SystemInstruction>) throws(GuestException) {
+        let i = instruction.pointee
+        let size = Int(i.operandSize)
+        try forEachElement(i, write: true) { (number, address) throws(GuestException) in
+            try store(address, element(i.register, number, size), byteCount: size, user: isUser)
         }
     }
 

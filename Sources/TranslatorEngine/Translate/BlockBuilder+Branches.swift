@@ -7,8 +7,8 @@ struct PendingExit {
         case chain
         /// To `target` by way of the run loop.
         case poll
-        /// To the address in the first temporary, by way of the run loop.
-        case pollIndirect
+        /// To the address in a register or, without one, in the first temporary, by way of the run loop.
+        case pollIndirect(register: Int?)
     }
     var kind: Kind
     /// The branch's displacement.
@@ -18,6 +18,8 @@ struct PendingExit {
     var pageDistance: Int32
     /// `target` is in another page than the block.
     var movesPage: Bool
+    /// It may close a loop.
+    var isBackward: Bool
     /// The guest's flags are in the host's flags.
     var inHost: Bool
 }
@@ -52,12 +54,12 @@ extension BlockBuilder {
 
     private mutating func addExit(
         _ kind: PendingExit.Kind, _ displacement: UnsafeMutablePointer<UInt8>, to target: Int, pageDistance: Int32 = 0,
-        movesPage: Bool
+        movesPage: Bool, isBackward: Bool = false
     ) {
         (work.exits + exitCount).initialize(
             to: PendingExit(
                 kind: kind, displacement: displacement, target: target, pageDistance: pageDistance, movesPage: movesPage,
-                inHost: flagsInHost))
+                isBackward: isBackward, inHost: flagsInHost))
         exitCount += 1
     }
 
@@ -72,7 +74,7 @@ extension BlockBuilder {
                 flagsInHost = false
                 movePage(distance)
                 code.testContext32(ContextOffset.interruptRequest)
-                addExit(.chain, code.jump(if: Condition.equal), to: target & 0xFFF, movesPage: distance != 0)
+                addExit(.chain, code.jump(if: Condition.equal), to: target & 0xFFF, movesPage: distance != 0, isBackward: true)
                 exit(.goto, value: target & 0xFFF)
             } else {
                 movePage(distance)
@@ -97,11 +99,11 @@ extension BlockBuilder {
     // MARK: Calls and returns
 
     /// Puts the guest's return address, which is in the scratch register, onto the return stack: the host's follows
-    /// with the call. Leaves instead, to `target` or to the first temporary, when an interrupt is to be looked at or
-    /// the stack is full. The flags are put away already.
-    private mutating func pushReturn(leavingTo target: Int?) {
+    /// with the call. Leaves instead when an interrupt is to be looked at or the stack is full. The flags are put away
+    /// already.
+    private mutating func pushReturn(leavingBy kind: PendingExit.Kind, to target: Int = 0) {
         code.arithmeticContext(.cmp, HostRegister.rsp, ContextOffset.returnLimit)
-        addExit(target == nil ? .pollIndirect : .poll, code.jump(if: Condition.belowOrEqual), to: target ?? 0, movesPage: false)
+        addExit(kind, code.jump(if: Condition.belowOrEqual), to: target, movesPage: false)
         code.push(scratch)
     }
 
@@ -122,25 +124,36 @@ extension BlockBuilder {
         guard !isIsolated, Int32(exactly: target) != nil, let distance = pageDistance(target) else {
             return directExit(to: target, isBackward: target <= here)
         }
-        pushReturn(leavingTo: target)
+        pushReturn(leavingBy: .poll, to: target)
         movePage(distance)
         addExit(.chain, code.call(), to: target & 0xFFF, movesPage: distance != 0)
         landing()
     }
 
     mutating func indirect(_ operand: UnsafePointer<ZydisDecodedOperand>, isCall: Bool) {
-        loadTarget(operand)
+        // A register's value is still there behind the push.
+        var register: Int?
+        if is64Bit && isCall && operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER {
+            let guest = Operand.general(operand.pointee.reg.value)
+            if !RegisterMap.isDisplaced(guest) && guest != 4 { register = RegisterMap.host(guest) }
+        }
+        if register == nil { loadTarget(operand) }
         if isCall {
-            code.storeContext(ContextOffset.temporary, address)
+            if register == nil { code.storeContext(ContextOffset.temporary, address) }
             clobberFlags()
             pushReturnAddress()
-            if !isIsolated { pushReturn(leavingTo: nil) }
-            code.loadContext(address, ContextOffset.temporary)
+            if !isIsolated { pushReturn(leavingBy: .pollIndirect(register: register)) }
+            loadPushedTarget(register)
         }
         putFlagsAway()
         flagsInHost = false
         lookUp(isCall: isCall)
         if isCall && !isIsolated { landing() }
+    }
+
+    /// The target of an indirect call into the address register, behind its push.
+    private mutating func loadPushedTarget(_ register: Int?) {
+        if let register { code.move(address, register) } else { code.loadContext(address, ContextOffset.temporary) }
     }
 
     mutating func ret(extra: Int) {
@@ -206,12 +219,12 @@ extension BlockBuilder {
                 code.exitDescriptor(.chain, flagsInHost: pending.inHost, value: Int32(truncatingIfNeeded: pending.target))
                 code.dword(Int32(truncatingIfNeeded: cache.nextSite))
                 let stub = code.cursor - origin - 5 - ExitDescriptor.size - 4
-                cache.addSite(displacement: displacement - origin, stub: stub, movesPage: pending.movesPage)
+                cache.addSite(displacement: displacement - origin, stub: stub, movesPage: pending.movesPage, isBackward: pending.isBackward)
             case .poll:
                 code.call(to: origin + thunks.pointee.exitSaved)
                 code.exitDescriptor(.goto, flagsInHost: false, value: Int32(truncatingIfNeeded: pending.target))
-            case .pollIndirect:
-                code.loadContext(address, ContextOffset.temporary)
+            case .pollIndirect(let register):
+                loadPushedTarget(register)
                 code.jumpTo(origin + thunks.pointee.indirectMiss)
             }
         }

@@ -1,19 +1,5 @@
 import CZydis
 
-/// What takes the place of an instruction's register-or-memory operand.
-private enum Place {
-    /// As it is: a register whose number is in the original encoding or given.
-    case register(Int)
-    /// `[address]`.
-    case address
-    /// `[address + displacement]`, in a run.
-    case held(Int32)
-    /// `[base]` of an instruction that may not have a REX prefix.
-    case legacyBase(Int)
-    /// `gs:[offset]`: a guest register that lives in the context.
-    case context(Int)
-}
-
 /// Instructions that are copied, with other registers where the guest's are displaced.
 extension BlockBuilder {
     /// Emits a copy of an instruction whose effects the silicon gets right by itself.
@@ -34,7 +20,7 @@ extension BlockBuilder {
         // Guest registers 13-15 that have to be loaded before and stored behind.
         var loads: UInt32 = 0, stores: UInt32 = 0
         var displaced = false
-        var rmWidth = 0, rmIsWritten = false
+        var rmIsWritten = false
         let count = Int(instruction.pointee.operand_count)
         for index in 0..<count {
             let operand = operands + index
@@ -73,7 +59,6 @@ extension BlockBuilder {
             case ZYDIS_OPERAND_ENCODING_MODRM_REG: reg = number
             case ZYDIS_OPERAND_ENCODING_MODRM_RM:
                 rm = number
-                rmWidth = Int(operand.pointee.size)
                 rmIsWritten = isWritten
             case ZYDIS_OPERAND_ENCODING_NDSNDD: vvvv = number
             case ZYDIS_OPERAND_ENCODING_OPCODE: low = number
@@ -84,7 +69,7 @@ extension BlockBuilder {
         let touchesStackPointer = used & (1 << 4) != 0
         if memory < 0 && !displaced && !touchesStackPointer && !isShortIncrement(instruction)
             && !isByteAlias(instruction) && !isPlainScan(instruction) && mode.codeSize != 2
-            && (is64Bit || instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
+            && (is64Bit || instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
         {
             needFlags(for: info)
             for index in 0..<Int(info.length) { code.byte(bytes[index]) }
@@ -95,7 +80,19 @@ extension BlockBuilder {
         var place = Place.register(rm)
         if memory >= 0 && isHeld {
             let displacement = operands[memory].mem.disp
+            let index = operands[memory].mem.index
+            var base = address
+            if !runHasIndex && index != ZYDIS_REGISTER_NONE {
+                // Those clobber the scratch register.
+                needFlags(for: info)
+                keptInScratch = -1
+                base = scratch
+                code.lea(
+                    base, base: address, index: RegisterMap.host(Operand.general(index)),
+                    scale: Int(operands[memory].mem.scale).trailingZeroBitCount, 0)
+            }
             place = .held(
+                base: base,
                 Int32(truncatingIfNeeded: heldOffset + (displacement.has_displacement != 0 ? Int(displacement.value) : 0)))
         } else if memory >= 0 {
             let operand = operands + memory
@@ -104,8 +101,11 @@ extension BlockBuilder {
             let writes = actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
             clobberFlags()
             emitAddress(operand.pointee.mem, withSegment: true)
+            // A store that leaves out what its mask says keeps what was there.
+            let mask = AccessMask(instruction, operand)
+            let merges = writes && instruction.pointee.raw.evex.aaa != 0 && instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && mask == nil
             // A CMPXCHG that fails writes the old value back: it is a write to the paging unit as well.
-            let access = (reads ? Access.read : 0) | (writes ? Access.write : 0) | Self.stackBit(operand.pointee.mem)
+            let access = (reads || merges ? Access.read : 0) | (writes ? Access.write : 0) | Self.stackBit(operand.pointee.mem)
             let isX87 = Self.waitsForX87(instruction, operands)
             let isAligned =
                 (info.usesVectors || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B)
@@ -113,43 +113,37 @@ extension BlockBuilder {
             beginAccess(
                 size: Int(operand.pointee.size) / 8,
                 access: access | (isAligned ? Access.aligned : 0) | (isX87 ? Access.x87 : 0),
-                stackDistance: Self.stackDistance(operand.pointee.mem))
+                stackDistance: Self.stackDistance(operand.pointee.mem), mask: mask)
             place = .address
         }
         needFlags(for: info)
 
-        // A displaced register in the register-or-memory place of a plain instruction is used where it lies: but when it
-        // is written, only as a whole, since a load of eight bytes waits long for the stores of its parts.
-        if memory < 0, rm >= 13 && rm < 16, !rmIsWritten || rmWidth == 64, Self.takesContextOperand(instruction) {
+        // A displaced register that is only read is used where it lies, unless a register has it already.
+        if memory < 0, rm >= 13 && rm < 16, !rmIsWritten, reg != rm && vvvv != rm && low != rm, kept(rm) < 0,
+            Self.takesContextOperand(instruction)
+        {
             place = .context(RegisterMap.slot(rm))
-            let others = (reg == rm ? 1 : 0) + (vvvv == rm ? 1 : 0) + (low == rm ? 1 : 0)
-            if others == 0 {
-                loads &= ~(1 << UInt32(rm))
-                stores &= ~(1 << UInt32(rm))
-            } else if rmIsWritten {
-                // Both places name it: the written one must be a register, unless only `rm` is written.
-                if reg == rm && Self.writesOnlyRM(operands, count) {
-                    stores &= ~(1 << UInt32(rm))
-                    loads |= 1 << UInt32(rm)
-                } else {
-                    place = .register(rm)
-                }
-            }
+            loads &= ~(1 << UInt32(rm))
         }
 
         // Host registers for the displaced ones.
-        var hosts = (-1, -1, -1)
-        var free: [2 of Int] = [scratch, memory < 0 && !isHeld ? address : -1]
+        var hosts: [3 of Int] = .init(repeating: -1)
+        let wanted = loads | stores
+        let addressIsFree = memory < 0 && !isHeld
+        // Those that are there already; then the register whose value is not wanted now.
+        for guest in 13..<16 where wanted & (1 << UInt32(guest)) != 0 { hosts[guest - 13] = kept(guest) }
         var borrowed: (register: Int, slot: Int) = (-1, -1)
         var borrowed2: (register: Int, slot: Int) = (-1, -1)
-        for guest in 13..<16 where (loads | stores) & (1 << UInt32(guest)) != 0 {
+        for guest in 13..<16 where wanted & (1 << UInt32(guest)) != 0 && hosts[guest - 13] < 0 {
+            let scratchIsFree = hosts[0] != scratch && hosts[1] != scratch && hosts[2] != scratch
+            let mayUseAddress = addressIsFree && hosts[0] != address && hosts[1] != address && hosts[2] != address
             var host = -1
-            if free[0] >= 0 {
-                host = free[0]
-                free[0] = -1
-            } else if free[1] >= 0 {
-                host = free[1]
-                free[1] = -1
+            if scratchIsFree && !(mayUseAddress && keptInAddress < 0 && keptInScratch >= 0) {
+                host = scratch
+                keptInScratch = guest
+            } else if mayUseAddress {
+                host = address
+                keptInAddress = guest
             } else {
                 // Rare: three displaced registers, or two and memory.
                 host = 3
@@ -158,22 +152,13 @@ extension BlockBuilder {
                 code.storeContext(ContextOffset.temporary + slot * 8, host)
                 if borrowed.register < 0 { borrowed = (host, slot) } else { borrowed2 = (host, slot) }
             }
-            switch guest {
-            case 13: hosts.0 = host
-            case 14: hosts.1 = host
-            default: hosts.2 = host
-            }
+            hosts[guest - 13] = host
             if loads & (1 << UInt32(guest)) != 0 { code.loadContext(host, RegisterMap.slot(guest)) }
         }
         func host(_ guest: Int) -> Int {
             if guest < 0 { return -1 }
             if guest >= 16 { return guest - 16 }
-            switch guest {
-            case 13: return hosts.0
-            case 14: return hosts.1
-            case 15: return hosts.2
-            default: return RegisterMap.host(guest)
-            }
+            return RegisterMap.isDisplaced(guest) ? hosts[guest - 13] : RegisterMap.host(guest)
         }
 
         if case .address = place, hasHighByte {
@@ -246,13 +231,15 @@ extension BlockBuilder {
     private mutating func hideInstructionPointer(_ instruction: UnsafePointer<ZydisDecodedInstruction>) {
         guard instruction.pointee.mnemonic == ZYDIS_MNEMONIC_FNSTENV || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_FNSAVE
         else { return }
-        // The 16-bit form has words from offset 6, the 32-bit form double words from offset 12 (SDM Vol. 1, 8.1.10).
+        // The 16-bit form has words from offset 6, the 32-bit form double words from offset 12 (SDM Vol. 1, 8.1.10). In
+        // protected mode the upper half of the last, reserved, is stored as ones like those of the first three.
+        let reserved: Int32 = mode.has(BlockMode.eightySix) ? 0 : -0x1_0000
         let isNarrow = instruction.pointee.operand_width == 16
         for offset in isNarrow ? stride(from: Int32(6), to: 14, by: 4) : stride(from: Int32(12), to: 28, by: 4) {
             code.rex(w: false, reg: 0, base: address)
             code.byte(0xC7)
             code.memory(0, base: address, offset)
-            code.dword(0)
+            code.dword(offset == 24 ? reserved : 0)
         }
     }
 
@@ -284,10 +271,11 @@ extension BlockBuilder {
 
     /// Whether a vector instruction's memory operand must be aligned (SDM Vol. 1, 11.4.4 and 14.9).
     private static func needsAlignment(_ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bits: UInt16) -> Bool {
-        if instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX {
+        if instruction.pointee.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY {
             switch instruction.pointee.mnemonic {
             case ZYDIS_MNEMONIC_VMOVAPS, ZYDIS_MNEMONIC_VMOVAPD, ZYDIS_MNEMONIC_VMOVDQA, ZYDIS_MNEMONIC_VMOVNTPS,
-                ZYDIS_MNEMONIC_VMOVNTPD, ZYDIS_MNEMONIC_VMOVNTDQ, ZYDIS_MNEMONIC_VMOVNTDQA:
+                ZYDIS_MNEMONIC_VMOVNTPD, ZYDIS_MNEMONIC_VMOVNTDQ, ZYDIS_MNEMONIC_VMOVNTDQA, ZYDIS_MNEMONIC_VMOVDQA32,
+                ZYDIS_MNEMONIC_VMOVDQA64:
                 return true
             default: return false
             }
@@ -299,196 +287,6 @@ extension BlockBuilder {
             ZYDIS_MNEMONIC_PCMPESTRI, ZYDIS_MNEMONIC_PCMPESTRM, ZYDIS_MNEMONIC_PCMPISTRI, ZYDIS_MNEMONIC_PCMPISTRM:
             return false
         default: return true
-        }
-    }
-
-    /// Whether the only general register written is the one in the register-or-memory place.
-    private static func writesOnlyRM(_ operands: UnsafePointer<ZydisDecodedOperand>, _ count: Int) -> Bool {
-        for index in 0..<count {
-            let operand = operands + index
-            guard operand.pointee.type == ZYDIS_OPERAND_TYPE_REGISTER,
-                Operand.general(operand.pointee.reg.value) >= 0,
-                operand.pointee.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0
-            else { continue }
-            if operand.pointee.encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM { return false }
-        }
-        return true
-    }
-
-    /// INC and DEC in one byte: in 64-bit code those bytes are REX prefixes.
-    private func isShortIncrement(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
-        !is64Bit && instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY
-            && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode & 0xF0 == 0x40
-    }
-    /// Opcode 82 is another name for 80, which 64-bit code does not have.
-    private func isByteAlias(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
-        !is64Bit && instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY
-            && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && instruction.pointee.opcode == 0x82
-    }
-
-    /// Whether VEX.W is the width of a general register.
-    private static func hasGeneralWidth(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
-        let set = instruction.pointee.meta.isa_ext
-        if set == ZYDIS_ISA_EXT_BMI1 || set == ZYDIS_ISA_EXT_BMI2 { return true }
-        switch instruction.pointee.mnemonic {
-        case ZYDIS_MNEMONIC_VCVTSI2SS, ZYDIS_MNEMONIC_VCVTSI2SD, ZYDIS_MNEMONIC_VCVTSS2SI, ZYDIS_MNEMONIC_VCVTSD2SI,
-            ZYDIS_MNEMONIC_VCVTTSS2SI, ZYDIS_MNEMONIC_VCVTTSD2SI, ZYDIS_MNEMONIC_VMOVD, ZYDIS_MNEMONIC_VPCMPESTRI,
-            ZYDIS_MNEMONIC_VPCMPESTRM:
-            return true
-        default: return false
-        }
-    }
-
-    /// VZEROUPPER and VZEROALL outside of 64-bit code: registers 8 to 15 keep their values.
-    private mutating func clearNarrow(_ instruction: UnsafePointer<ZydisDecodedInstruction>) {
-        for register in 0..<8 as Range<UInt8> {
-            code.byte(0xC5)
-            if instruction.pointee.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER {
-                // vmovaps xmm, xmm
-                code.byte(0xF8)
-                code.byte(0x28)
-            } else {
-                // vxorps xmm, xmm, xmm
-                code.byte(0x80 | (~register & 15) << 3)
-                code.byte(0x57)
-            }
-            code.byte(0xC0 | register << 3 | register)
-        }
-    }
-
-    /// BSF and BSR, where the host may have TZCNT and LZCNT: a prefix before them is not copied.
-    private func isPlainScan(_ instruction: UnsafePointer<ZydisDecodedInstruction>) -> Bool {
-        instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSF || instruction.pointee.mnemonic == ZYDIS_MNEMONIC_BSR
-    }
-
-    /// Writes the instruction anew with other registers and operand places; -1 keeps what the original has.
-    private mutating func reencode(
-        _ instruction: UnsafePointer<ZydisDecodedInstruction>, _ bytes: UnsafePointer<UInt8>, _ info: Instruction,
-        reg: Int, place: Place, vvvv: Int, low: Int
-    ) {
-        let raw = instruction.pointee.raw
-        let length = Int(info.length)
-        if isShortIncrement(instruction) {
-            if instruction.pointee.operand_width == 16 { code.byte(0x66) }
-            code.rex(w: false, reg: 0, base: low)
-            code.byte(0xFF)
-            code.modRM(3, instruction.pointee.opcode & 8 == 0 ? 0 : 1, low)
-            return
-        }
-        let hasModRM = raw.modrm.offset != 0
-        // What follows ModRM, SIB and displacement is copied as it is.
-        var immediate = length
-        if raw.disp.size != 0 && hasModRM {
-            immediate = Int(raw.disp.offset) + Int(raw.disp.size) / 8
-        } else if raw.sib.offset != 0 {
-            immediate = Int(raw.sib.offset) + 1
-        } else if hasModRM {
-            immediate = Int(raw.modrm.offset) + 1
-        } else if raw.imm.0.size != 0 {
-            immediate = Int(raw.imm.0.offset)
-        }
-        var regField = 0, rmField = 0
-        var b = 0
-
-        if instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX {
-            let vex = Int(raw.vex.offset)
-            let short = bytes[vex] == 0xC5
-            let first = bytes[vex + 1]
-            var second = short ? first & 0x7F : bytes[vex + 2]
-            let map: UInt8 = short ? 1 : first & 0x1F
-            let originalR = first & 0x80 == 0 ? 8 : 0
-            // Outside of 64-bit code B, the top of vvvv and, for general registers, W are ignored; in the copy they
-            // would name other registers and another width.
-            let originalB = short || first & 0x20 != 0 || !is64Bit ? 0 : 8
-            if !is64Bit {
-                second |= 0x40
-                if Self.hasGeneralWidth(instruction) { second &= 0x7F }
-            }
-            let opcodeAt = vex + (short ? 2 : 3)
-            regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | originalR
-            switch place {
-            case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7 | originalB
-            case .address, .held: rmField = address
-            case .legacyBase(let base): rmField = base
-            case .context: rmField = 4
-            }
-            let v = vvvv >= 0 ? UInt8(truncatingIfNeeded: ~vvvv & 15) : second >> 3 & 15
-            if case .context = place { code.byte(0x65) } else { b = rmField & 8 }
-            code.byte(0xC4)
-            code.byte((regField & 8 == 0 ? 0x80 : 0) | 0x40 | (b == 0 ? 0x20 : 0) | map)
-            code.byte(second & 0x87 | v << 3)
-            code.byte(bytes[opcodeAt])
-        } else {
-            // Prefixes that mean something to the copy: operand size, lock, and what F2 and F3 say.
-            if case .context = place { code.byte(0x65) }
-            // Each once: the copy may need bytes more than the original has, and 15 is the limit.
-            // In 16-bit code the prefix means the other size.
-            let isTurned = mode.codeSize == 2 && takesOperandSize(instruction)
-            var position = 0
-            var rexByte: UInt8 = 0
-            var hasOperandSize = false, hasLock = false
-            var repetition: UInt8 = 0
-            while position < length {
-                let prefix = bytes[position]
-                if prefix == 0x66 || prefix == 0xF0 || prefix == 0xF2 || prefix == 0xF3 {
-                    if prefix == 0x66 { hasOperandSize = true } else if prefix == 0xF0 { hasLock = true } else { repetition = prefix }
-                    rexByte = 0
-                } else if mode.codeSize == 0 && prefix & 0xF0 == 0x40 {
-                    rexByte = prefix
-                } else if prefix == 0x26 || prefix == 0x2E || prefix == 0x36 || prefix == 0x3E || prefix == 0x64
-                    || prefix == 0x65 || prefix == 0x67
-                {
-                    rexByte = 0
-                } else {
-                    break
-                }
-                position += 1
-            }
-            if isTurned { hasOperandSize = instruction.pointee.operand_width == 16 }
-            if hasOperandSize { code.byte(0x66) }
-            if hasLock { code.byte(0xF0) }
-            if repetition != 0 && (repetition != 0xF3 || !isPlainScan(instruction)) { code.byte(repetition) }
-            let w = rexByte & 8
-            if hasModRM {
-                regField = reg >= 0 ? reg : Int(raw.modrm.reg) & 7 | Int(rexByte & 4) << 1
-                switch place {
-                case .register(let number): rmField = number >= 0 ? number : Int(raw.modrm.rm) & 7 | Int(rexByte & 1) << 3
-                case .address, .held: rmField = address
-                case .legacyBase(let base): rmField = base
-                case .context: rmField = 4
-                }
-                if case .context = place {} else { b = rmField & 8 }
-            } else {
-                b = low >= 0 ? low & 8 : Int(rexByte & 1) << 3
-            }
-            let rex = 0x40 | w | UInt8(truncatingIfNeeded: (regField & 8) >> 1 | b >> 3)
-            if rex != 0x40 || rexByte != 0 { code.byte(rex) }
-            // Escape bytes and the opcode: everything up to ModRM or, without it, the immediate.
-            let opcodeEnd = hasModRM ? Int(raw.modrm.offset) : immediate
-            while position < opcodeEnd {
-                var value = isByteAlias(instruction) ? 0x80 : bytes[position]
-                if !hasModRM && low >= 0 && position == opcodeEnd - 1 {
-                    value = value & 0xF8 | UInt8(truncatingIfNeeded: low & 7)
-                }
-                code.byte(value)
-                position += 1
-            }
-        }
-        if hasModRM {
-            switch place {
-            case .register: code.modRM(3, regField, rmField)
-            case .address: code.modRM(0, regField, rmField)
-            case .held(let displacement): code.memory(regField, base: rmField, displacement)
-            case .legacyBase(let base): code.modRM(0, regField, base)
-            case .context(let offset): code.absolute(regField, Int32(truncatingIfNeeded: offset))
-            }
-        }
-        for index in immediate..<length { code.byte(bytes[index]) }
-        if !is64Bit && instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX
-            && instruction.pointee.opcode_map == ZYDIS_OPCODE_MAP_0F3A && (0x4A...0x4C).contains(instruction.pointee.opcode)
-        {
-            // A register in the immediate: its top bit is ignored too.
-            code.maskLastByte(0x7F)
         }
     }
 }

@@ -14,12 +14,25 @@ struct RunRole {
     var writes = false
     /// Guest general registers that it writes.
     var written: UInt32 = 0
+    /// A register that it leaves with no more than a small number, -1 for none, and that number.
+    var bounded = -1
+    var bound = 0
+    /// Only if the register had no more than a byte before: it changes the lowest.
+    var keepsUpper = false
+    /// Names none of the registers that lie in the context.
+    var isUndisplaced = true
     /// The one of them that only moves by a known distance, -1 for none, and that distance.
     var moved = -1
     var distance = 0
 
     func isSameAddress(_ other: RunRole) -> Bool {
         base == other.base && index == other.index && scale == other.scale
+    }
+    /// What is known of small numbers in registers behind it.
+    func follow(_ bounds: inout [16 of Int]) {
+        let before = bounded >= 0 ? bounds[bounded] : -1
+        for register in 0..<16 where written & (1 << UInt32(register)) != 0 { bounds[register] = -1 }
+        if bounded >= 0 && (!keepsUpper || before >= 0 && before < 256) { bounds[bounded] = bound }
     }
     func writes(_ register: Int) -> Bool { register >= 0 && written & (1 << UInt32(register)) != 0 }
 }
@@ -31,6 +44,9 @@ struct RunRole {
 /// the block checks each access by itself: so faults are as precise as without runs.
 ///
 /// A run may begin in front of its first access, where fewer flags are live: the check needs none there.
+///
+/// Accesses with an index join a run without one when the index is a small number that was made inside the run (a
+/// comparison's result, a few bits): the check is for all that they may reach.
 struct AccessRun {
     var first: Int
     var last: Int
@@ -45,7 +61,7 @@ struct AccessRun {
     var displacement: UnsafeMutablePointer<UInt8>?
     var start: UnsafeMutablePointer<UInt8>?
     var end: UnsafeMutablePointer<UInt8>?
-    var stateAtStart = (flagsInHost: false, flagsSaved: false, vectorsReady: false)
+    var stateAtStart = (flagsInHost: false, flagsSaved: false, vectorsReady: false, wideStateReady: false)
     var stateAtEnd = (flagsInHost: false, flagsSaved: false)
     var liveAtEnd: UInt32 = 0
 }
@@ -73,6 +89,7 @@ extension BlockWorkspace {
                 first: at, last: at, operand: at, low: lead.displacement, byteCount: lead.size, writes: lead.writes)
             var shift = 0
             var next = at
+            var bounds: [16 of Int] = .init(repeating: -1)
             while true {
                 // What the instruction just taken does to the registers of the address.
                 if roles[next].writes(lead.index) { break }
@@ -80,13 +97,20 @@ extension BlockWorkspace {
                     if roles[next].moved != lead.base { break }
                     shift += roles[next].distance
                 }
+                roles[next].follow(&bounds)
                 next += 1
                 guard next < count, roles[next].isPlain, abs(shift) < Self.runByteLimit * 4 else { break }
                 let role = roles[next]
                 guard role.hasAccess else { continue }
-                guard role.isSameAddress(lead) else { break }
+                var reach = role.size
+                if !role.isSameAddress(lead) {
+                    guard lead.index < 0, role.base == lead.base, role.isUndisplaced, role.index >= 0 && role.index < 13,
+                        bounds[role.index] >= 0
+                    else { break }
+                    reach += bounds[role.index] * Int(role.scale)
+                }
                 let low = min(run.low, role.displacement + shift)
-                let high = max(run.low + run.byteCount, role.displacement + shift + role.size)
+                let high = max(run.low + run.byteCount, role.displacement + shift + reach)
                 guard high - low <= Self.runByteLimit else { break }
                 run.low = low
                 run.byteCount = high - low
@@ -134,6 +158,7 @@ extension BlockWorkspace {
             let number = Operand.general(operand.pointee.reg.value)
             if number < 0 { continue }
             let isHigh = Operand.isHighByte(operand.pointee.reg.value)
+            if RegisterMap.isDisplaced(number) { role.isUndisplaced = false }
             if operand.pointee.actions & UInt8(truncatingIfNeeded: ZYDIS_OPERAND_ACTION_MASK_WRITE.rawValue) != 0 {
                 role.written |= 1 << UInt32(isHigh ? number - 4 : number)
             }
@@ -170,6 +195,7 @@ extension BlockWorkspace {
             }
         default:
             if memory >= 0 { return withAccess(role, operands + memory, decoded) }
+            noteBound(&role, decoded, operands)
             // ADD and SUB of a constant.
             if decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && decoded.pointee.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT,
                 decoded.pointee.opcode == 0x83 || decoded.pointee.opcode == 0x81, operands.pointee.size == 64,
@@ -183,6 +209,28 @@ extension BlockWorkspace {
         }
         role.isPlain = true
         return role
+    }
+
+    /// A register made zero, the bits of one that a mask leaves, and what a SETcc makes of one that has no more than a byte.
+    private func noteBound(
+        _ role: inout RunRole, _ decoded: UnsafePointer<ZydisDecodedInstruction>, _ operands: UnsafePointer<ZydisDecodedOperand>
+    ) {
+        guard decoded.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY, operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER else { return }
+        let register = Operand.general(operands[0].reg.value)
+        guard register >= 0, !Operand.isHighByte(operands[0].reg.value) else { return }
+        if decoded.pointee.meta.category == ZYDIS_CATEGORY_SETCC {
+            (role.bounded, role.bound, role.keepsUpper) = (register, 1, true)
+        } else if operands[0].size >= 32 {
+            if decoded.pointee.mnemonic == ZYDIS_MNEMONIC_XOR, operands[1].type == ZYDIS_OPERAND_TYPE_REGISTER,
+                operands[1].reg.value == operands[0].reg.value
+            {
+                (role.bounded, role.bound) = (register, 0)
+            } else if decoded.pointee.mnemonic == ZYDIS_MNEMONIC_AND, operands[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE,
+                operands[1].imm.value.u < 256
+            {
+                (role.bounded, role.bound) = (register, Int(operands[1].imm.value.u))
+            }
+        }
     }
 
     private func setMove(_ role: inout RunRole, _ register: Int, _ distance: Int) {
@@ -202,7 +250,7 @@ extension BlockWorkspace {
             memory.base != ZYDIS_REGISTER_RIP && memory.base != ZYDIS_REGISTER_EIP,
             !Operand.is32Bit(memory.base), !Operand.is32Bit(memory.index), Operand.general(memory.base) >= 0,
             // The environment and state of the x87 are changed behind their store.
-            size > 0, size <= 32, decoded.pointee.meta.isa_ext != ZYDIS_ISA_EXT_X87 || size <= 8,
+            size > 0, size <= 64, AccessMask(decoded, operand) == nil, decoded.pointee.meta.isa_ext != ZYDIS_ISA_EXT_X87 || size <= 8,
             abs(displacement) < 1 << 24
         else { return RunRole() }
         var role = plain
@@ -245,9 +293,11 @@ extension BlockBuilder {
             run.slot == 0
             ? code.checkTLB(table: mode.table, writes: run.writes, size: run.byteCount, hasBMI2: hasBMI2)
             : code.checkSlot(run.slot, size: run.byteCount, mayRetire: false, hasBMI2: hasBMI2)
+        forgetKept()
         run.start = code.cursor
-        run.stateAtStart = (flagsInHost, flagsSaved, vectorsReady)
+        run.stateAtStart = (flagsInHost, flagsSaved, vectorsReady, wideStateReady)
         isHeld = true
+        runHasIndex = lead.index >= 0
         heldOffset = 0 - run.low
         work.runs[number] = run
     }
@@ -259,6 +309,8 @@ extension BlockBuilder {
         if role.moved >= 0 && role.moved == work.roles[work.runs[number].operand].base { heldOffset += role.distance }
         guard instruction == work.runs[number].last else { return }
         isHeld = false
+        // The copy comes back here too.
+        forgetKept()
         work.runs[number].end = code.cursor
         work.runs[number].stateAtEnd = (flagsInHost, flagsSaved)
         work.runs[number].liveAtEnd = liveBehind
@@ -269,8 +321,9 @@ extension BlockBuilder {
         let run = work.runs[number]
         guard let displacement = run.displacement, let start = run.start else { return }
         code.bind(displacement)
+        forgetKept()
         if run.slot != 0 { refillSlot(run.slot, size: run.byteCount, writes: run.writes, to: start) }
-        (flagsInHost, flagsSaved, vectorsReady) = run.stateAtStart
+        (flagsInHost, flagsSaved, vectorsReady, wideStateReady) = run.stateAtStart
     }
 
     /// Goes back into the block, with the flags where it expects them.

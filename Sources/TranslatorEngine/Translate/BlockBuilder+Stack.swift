@@ -219,11 +219,15 @@ extension BlockBuilder {
             operands[1].mem, withSegment: false, into: isDirect ? RegisterMap.host(guest) : address,
             isNarrow: isDirect && width == 32)
         if isDirect { return }
+        if keptInScratch == guest { keptInScratch = -1 }
         switch (width, RegisterMap.isDisplaced(guest)) {
-        case (64, _): code.storeContext(RegisterMap.slot(guest), address)
+        case (64, _):
+            code.storeContext(RegisterMap.slot(guest), address)
+            keptInAddress = guest
         case (32, true):
             code.move32(address, address)
             code.storeContext(RegisterMap.slot(guest), address)
+            keptInAddress = guest
         case (32, false): code.move32(RegisterMap.host(guest), address)
         case (_, true):
             code.byte(0x65)

@@ -13,6 +13,8 @@ struct SlowPath {
     var slot: Int
     /// The site may turn to the TLB for good.
     var mayRetire: Bool
+    /// Under `Access.masked`, 0 otherwise.
+    var mask: UInt16
     /// Of the jump that the alignment check makes, under `BlockMode.alignmentCheck`.
     var misaligned: UnsafeMutablePointer<UInt8>?
 }
@@ -35,6 +37,8 @@ struct BlockWorkspace {
     let operands = UnsafeMutablePointer<ZydisDecodedOperand>.allocate(
         capacity: (instructionLimit + 1) * Decoder.operandLimit)
     let instructions = UnsafeMutablePointer<Instruction>.allocate(capacity: instructionLimit + 1)
+    /// Which instruction of the block a branch leads to, -1 for none.
+    let targets = UnsafeMutablePointer<Int>.allocate(capacity: instructionLimit + 1)
     let roles = UnsafeMutablePointer<RunRole>.allocate(capacity: instructionLimit)
     let runs = UnsafeMutablePointer<AccessRun>.allocate(capacity: instructionLimit)
     let slowPaths = UnsafeMutablePointer<SlowPath>.allocate(capacity: instructionLimit * 4)
@@ -43,10 +47,15 @@ struct BlockWorkspace {
     /// A copy of the code that the block is made from.
     static let byteLimit = instructionLimit * 15 + 16
     let bytes = UnsafeMutablePointer<UInt8>.allocate(capacity: byteLimit)
+    /// The instruction that begins at an offset of the page.
+    func index(ofOffset offset: Int, count: Int) -> Int? {
+        (0..<count).first { instructions[$0].offset == offset }
+    }
     func deallocate() {
         decoded.deallocate()
         operands.deallocate()
         instructions.deallocate()
+        targets.deallocate()
         roles.deallocate()
         runs.deallocate()
         slowPaths.deallocate()
@@ -80,7 +89,11 @@ struct BlockBuilder {
     var flagsSaved = false
     /// Flags live at the point of emission.
     var live: UInt32 = arithmeticFlags
-    var vectorsReady = false
+    var vectorsReady = false {
+        didSet { if !vectorsReady { wideStateReady = false } }
+    }
+    /// The state of AVX-512 counts: from here on it does until a helper has run.
+    var wideStateReady = false
     var slowPathCount = 0
     /// The block jumps back into itself: its accesses have slots.
     var isLoop = false
@@ -88,6 +101,12 @@ struct BlockBuilder {
     /// bytes behind it.
     var isHeld = false
     var heldOffset = 0
+    /// The run's check has added its index.
+    var runHasIndex = false
+    /// The displaced registers (`RegisterMap`) whose values the scratch and the address register still have, -1 for none:
+    /// copies of what lies in the context, which spare the next instruction the way through memory.
+    var keptInScratch = -1
+    var keptInAddress = -1
     /// Where `storeToAddress` and `loadFromAddress` go, from the address register.
     var accessOffset: Int32 = 0
     /// Spreads the accesses of loops over the slots.
@@ -126,6 +145,7 @@ struct BlockBuilder {
     /// `lea` on the stack pointer: outside 64-bit code it has 32 or 16 bits.
     @inline(__always) mutating func moveStack(_ destination: Int, _ distance: Int) {
         if mode.has(BlockMode.smallStack) { return moveSmallStack(destination, from: RegisterMap.guestStack, distance) }
+        if distance == 0 && is64Bit { return code.move(destination, RegisterMap.guestStack) }
         code.lea(destination, base: RegisterMap.guestStack, Int32(truncatingIfNeeded: distance), wide: is64Bit)
     }
 
@@ -137,25 +157,43 @@ struct BlockBuilder {
 
     /// Before code that changes the host's flags. Clobbers the scratch register.
     @inline(__always) mutating func clobberFlags() {
-        if live != 0 && flagsInHost && !flagsSaved {
-            code.saveFlags(scratch: scratch)
-            flagsSaved = true
-        }
+        putFlagsAway()
         flagsInHost = false
     }
     /// Before code that reads the host's flags, or writes only some. Clobbers the scratch register.
     @inline(__always) mutating func needFlags() {
         if !flagsInHost && flagsSaved {
             code.restoreFlags(scratch: scratch)
+            keptInScratch = -1
             flagsInHost = true
         }
     }
-    /// Before leaving through a path that has the flags in the context.
+    /// Before leaving through a path that has the flags in the context. Clobbers the scratch register.
     @inline(__always) mutating func putFlagsAway() {
         if live != 0 && flagsInHost && !flagsSaved {
             code.saveFlags(scratch: scratch)
+            keptInScratch = -1
             flagsSaved = true
         }
+    }
+
+    // MARK: Displaced registers
+
+    /// Before code that uses the scratch and the address register as it likes.
+    @inline(__always) mutating func forgetKept() {
+        keptInScratch = -1
+        keptInAddress = -1
+    }
+    /// The host register that still has a displaced register's value, -1 for none.
+    @inline(__always) func kept(_ guest: Int) -> Int {
+        guest < 13 ? -1 : keptInScratch == guest ? scratch : keptInAddress == guest ? address : -1
+    }
+    /// A displaced register's value, in a register that has it or from the context into a given one.
+    @inline(__always) private mutating func fetch(_ guest: Int, _ known: Int, into host: Int) -> Int {
+        if known >= 0 { return known }
+        code.loadContext(host, RegisterMap.slot(guest))
+        if host == scratch { keptInScratch = guest } else { keptInAddress = guest }
+        return host
     }
 
     // MARK: Memory
@@ -163,16 +201,20 @@ struct BlockBuilder {
     /// Turns the linear address in the address register into a host address, after the checks that an access of
     /// `size` bytes needs. Clobbers flags and the scratch register. The caller emits the access next, then calls
     /// `endAccess`.
-    /// - Parameter stackDistance: how far from the stack pointer the access is, when it is relative to it.
-    mutating func beginAccess(size: Int, access: UInt8, stackDistance: Int? = nil) {
+    /// - Parameters:
+    ///   - stackDistance: how far from the stack pointer the access is, when it is relative to it.
+    ///   - mask: which elements are accessed, under `Access.masked`.
+    mutating func beginAccess(size: Int, access: UInt8, stackDistance: Int? = nil, mask: AccessMask? = nil) {
         clobberFlags()
+        forgetKept()
         var access = access
         if pendingSegment >= 0 {
             checkSegment(size: size, writes: access & Access.write != 0)
         } else if !is64Bit {
             access |= Access.flat
         }
-        let slot = slot(size: size, writes: access & Access.write != 0, stackDistance: stackDistance)
+        let slot = mask != nil ? 0 : slot(size: size, writes: access & Access.write != 0, stackDistance: stackDistance)
+        if mask != nil { access |= Access.masked }
         let mayRetire = slot != 0 && stackDistance == nil
         // Under RFLAGS.AC, the mask of the low bits that must be clear.
         let low = mode.has(BlockMode.alignmentCheck) ? Access.alignment(size: size, access) - 1 : 0
@@ -185,7 +227,8 @@ struct BlockBuilder {
             : code.checkSlot(slot, size: size, mayRetire: mayRetire, hasBMI2: hasBMI2)
         work.slowPaths[slowPathCount] = SlowPath(
             displacement: displacement, operation: code.cursor, operationLength: 0, access: access, size: size,
-            guest: here, vectors: vectorsReady, slot: slot, mayRetire: mayRetire, misaligned: misaligned)
+            guest: here, vectors: vectorsReady, slot: slot, mayRetire: mayRetire, mask: mask?.rawValue ?? 0,
+            misaligned: misaligned)
         slowPathCount += 1
     }
 
@@ -227,7 +270,7 @@ struct BlockBuilder {
             code.byte(path.access)
             code.word(UInt16(truncatingIfNeeded: path.size))
             code.word(UInt16(truncatingIfNeeded: path.guest))
-            code.word(path.mayRetire ? TLBSlots.number(of: path.slot) : 0)
+            code.word(path.mayRetire ? TLBSlots.number(of: path.slot) : path.mask)
         }
         emitSegmentFaults()
     }
@@ -270,21 +313,14 @@ struct BlockBuilder {
         } else {
             var base = Operand.general(memory.base)
             var index = Operand.general(memory.index)
+            let keptIndex = kept(index)
             if base >= 0 {
-                if RegisterMap.isDisplaced(base) {
-                    code.loadContext(address, RegisterMap.slot(base))
-                    base = address
-                } else {
-                    base = RegisterMap.host(base)
-                }
+                base = RegisterMap.isDisplaced(base)
+                    ? fetch(base, kept(base), into: keptIndex == address ? scratch : address) : RegisterMap.host(base)
             }
             if index >= 0 {
-                if RegisterMap.isDisplaced(index) {
-                    code.loadContext(scratch, RegisterMap.slot(index))
-                    index = scratch
-                } else {
-                    index = RegisterMap.host(index)
-                }
+                index = RegisterMap.isDisplaced(index)
+                    ? fetch(index, keptIndex, into: base == scratch ? address : scratch) : RegisterMap.host(index)
             }
             let scale = memory.scale <= 1 ? 0 : memory.scale == 2 ? 1 : memory.scale == 4 ? 2 : 3
             let short = Int32(truncatingIfNeeded: displacement)
@@ -306,6 +342,7 @@ struct BlockBuilder {
         if !is64Bit && (Operand.is16Bit(memory.base) || Operand.is16Bit(memory.index)) {
             code.zeroExtend16(target)
         }
+        if target == address { keptInAddress = -1 }
         if withSegment { addSegment(memory, into: target) }
     }
 
@@ -324,10 +361,21 @@ struct BlockBuilder {
     /// a helper ran since. From here on slow paths bring them back themselves.
     mutating func readyVectors() {
         clobberFlags()
+        forgetKept()
         code.testContext32(ContextOffset.vectorsSaved)
         let ready = code.jump(if: Condition.equal)
         code.call(to: origin + thunks.pointee.restoreVectors)
         code.bind(ready)
         vectorsReady = true
+    }
+
+    /// The same before the first AVX-512 instruction, behind `readyVectors`: the state that it uses begins to count.
+    mutating func readyWideState() {
+        clobberFlags()
+        code.testContext32(ContextOffset.wideState)
+        let ready = code.jump(if: Condition.notEqual)
+        code.call(to: origin + thunks.pointee.beginWideState)
+        code.bind(ready)
+        wideStateReady = true
     }
 }

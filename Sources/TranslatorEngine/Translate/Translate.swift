@@ -6,12 +6,13 @@ extension TranslatorCPU {
     /// - Parameters:
     ///   - limit: how many instructions at most.
     ///   - isIsolated: runs once and comes back to the run loop; not to be found again.
+    ///   - isLoop: a jump backward leads to it.
     /// - Returns: the block's index.
     /// - Throws: the fault of fetching the first instruction.
     func translate(
-        _ linear: UInt64, page: CodePage, mode: BlockMode, limit: Int, isIsolated: Bool
+        _ linear: UInt64, page: CodePage, mode: BlockMode, limit: Int, isIsolated: Bool, isLoop: Bool = false
     ) throws(GuestException) -> Int {
-        if !cache.hasRoom || systemPool.isFull { makeRoom() }
+        makeRoom(page.physical + (linear & 0xFFF), mode, isIsolated: isIsolated)
         let start = Int(linear & 0xFFF)
         var count = 0
         var offset = start
@@ -103,7 +104,7 @@ extension TranslatorCPU {
         }
         return emit(
             count: count, source: source, start: start, end: offset, page: page, mode: mode, secondPage: secondPage,
-            isIsolated: isIsolated)
+            isIsolated: isIsolated, isLoop: isLoop)
     }
 
     /// In 64-bit code with 32-bit addresses Zydis 4.0 takes a SIB byte's "no base" under REX.B for r13d, and forgets the
@@ -127,7 +128,7 @@ extension TranslatorCPU {
 
     private func emit(
         count: Int, source: UnsafeMutablePointer<UInt8>, start: Int, end: Int, page: CodePage, mode: BlockMode, secondPage: Int,
-        isIsolated: Bool
+        isIsolated: Bool, isLoop: Bool
     ) -> Int {
         let last = work.instructions[count - 1]
         // Flags that the code behind the block's ways out reads.
@@ -137,33 +138,20 @@ extension TranslatorCPU {
         case .callIndirect, .jumpIndirect, .ret, .system, .exception: liveFallThrough = arithmeticFlags
         default: liveFallThrough = liveFlags(at: end, from: start, page: page, mode: mode)
         }
-        var live = liveFallThrough
-        for index in stride(from: count - 1, through: 0, by: -1) {
-            let instruction = work.instructions[index]
-            var read = instruction.flagsRead
-            switch instruction.kind {
-            case .call, .jump, .conditional, .counted:
-                let isPlain = BlockBuilder.isPlainTarget(mode, operandWidth: work.decoded[index].operand_width)
-                let taken = isPlain ? liveFlags(at: branchTarget(index), from: start, page: page, mode: mode) : arithmeticFlags
-                work.instructions[index].flagsTaken = taken
-                if instruction.kind == .call || instruction.kind == .jump { read = 0 }
-                read |= taken
-            default: break
-            }
-            live = live & ~instruction.flagsWritten | read
-            work.instructions[index].flagsLive = live
-        }
+        let live = findLiveFlags(count: count, fallThrough: liveFallThrough, start: start, page: page, mode: mode)
 
         let origin = cache.memory.writableBase
         var builder = BlockBuilder(
             code: Emitter(at: origin + cache.codeOffset), origin: origin, thunks: thunks, work: work, mode: mode,
             hasBMI2: hasBMI2, isIsolated: isIsolated)
         builder.slotNumber = cache.nextBlock &* 5
+        builder.isLoop = isLoop
         for index in 0..<count {
             switch work.instructions[index].kind {
             case .conditional, .jump, .counted:
+                // Into itself, or to a little way in front: the block is a loop's last part.
                 let target = branchTarget(index)
-                if target >= start && target < end { builder.isLoop = true }
+                if target <= work.instructions[index].offset && start - target < 256 { builder.isLoop = true }
             default: break
             }
         }
@@ -184,7 +172,12 @@ extension TranslatorCPU {
             builder.live = instruction.flagsLive
             builder.operandWidth = decoded.pointee.operand_width
             builder.addressWidth = decoded.pointee.address_width
+            switch instruction.kind {
+            case .generic, .nothing, .lea, .conditional: break
+            default: builder.forgetKept()
+            }
             if instruction.usesVectors && !builder.vectorsReady { builder.readyVectors() }
+            if instruction.usesVectors && instruction.usesWideState && !builder.wideStateReady { builder.readyWideState() }
             cache.map[mapStart + mapped] = MapEntry(
                 host: UInt16(truncatingIfNeeded: builder.code.cursor - origin - entry),
                 guest: UInt16(truncatingIfNeeded: instruction.offset) | (builder.flagsInHost && !builder.flagsSaved ? 0x8000 : 0))
@@ -305,6 +298,51 @@ extension TranslatorCPU {
                 cache.link(site, to: target, saved: descriptor.flagsInHost == 0)
             }
         }
+    }
+
+    /// Which arithmetic flags are live in front of each of the block's instructions, and which where its branches lead.
+    /// Inside the block that is found by going round until nothing changes: what a loop writes before it reads it is
+    /// dead where it begins.
+    /// - Returns: those that are live in front of the first.
+    private func findLiveFlags(count: Int, fallThrough: UInt32, start: Int, page: CodePage, mode: BlockMode) -> UInt32 {
+        for index in 0..<count {
+            work.instructions[index].flagsLive = 0
+            switch work.instructions[index].kind {
+            case .call, .jump, .conditional, .counted:
+                let isPlain = BlockBuilder.isPlainTarget(mode, operandWidth: work.decoded[index].operand_width)
+                let inside = isPlain ? work.index(ofOffset: branchTarget(index), count: count) : nil
+                work.targets[index] = inside ?? -1
+                if inside == nil {
+                    work.instructions[index].flagsTaken =
+                        isPlain ? liveFlags(at: branchTarget(index), from: start, page: page, mode: mode) : arithmeticFlags
+                }
+            default: break
+            }
+        }
+        var live = fallThrough
+        var isChanged = true
+        while isChanged {
+            isChanged = false
+            live = fallThrough
+            for index in stride(from: count - 1, through: 0, by: -1) {
+                let instruction = work.instructions[index]
+                var read = instruction.flagsRead
+                switch instruction.kind {
+                case .call, .jump, .conditional, .counted:
+                    let inside = work.targets[index]
+                    let taken = inside >= 0 ? work.instructions[inside].flagsLive : instruction.flagsTaken
+                    work.instructions[index].flagsTaken = taken
+                    read = instruction.kind == .call || instruction.kind == .jump ? taken : read | taken
+                default: break
+                }
+                live = live & ~instruction.flagsWritten | read
+                if live != instruction.flagsLive {
+                    work.instructions[index].flagsLive = live
+                    isChanged = true
+                }
+            }
+        }
+        return live
     }
 
     /// Bytes of the page that the block's code relies on beside its own.

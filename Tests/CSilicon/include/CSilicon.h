@@ -24,7 +24,9 @@ enum {
     SILICON_FS_BASE = SILICON_ARENA + 64,
     SILICON_GS_BASE = SILICON_ARENA + 4096,
     SILICON_CASES = 64,
-    SILICON_XSAVE_BYTES = 832,
+    // Up to the end of AVX-512's components, at Intel's places or AMD's.
+    SILICON_XSAVE_BYTES = 2688,
+    SILICON_PATCH_BYTES = 1024 - 16,
     // `vector` of a case that came to its end.
     SILICON_DONE = 256,
 };
@@ -44,14 +46,20 @@ enum {
     SILICON_CODE_16 = 8 << 3 | 7,
     SILICON_CODE_32 = 128 << 3 | 7,
     SILICON_CASE_BYTES = 8192,
+    // Entries of the LDT of all types and sizes that Linux lets programs have, for what looks at descriptors.
+    SILICON_SPECIAL_SEGMENTS = 192,
+    SILICON_SPECIAL_SEGMENT_COUNT = 12,
+    SILICON_SEGMENT_COUNT = SILICON_SPECIAL_SEGMENTS + SILICON_SPECIAL_SEGMENT_COUNT,
 };
 
 // Registers in encoding order. `fs_base` and `gs_base` are user-writable state too.
 struct silicon_state {
     uint64_t gpr[16];
     uint64_t rip, rflags, fs_base, gs_base;
+    // Above the error code: CS of a fault in bits 32 to 47, SS in the highest 16.
     uint64_t vector, error, fault_address;
-    uint64_t reserved;
+    // From bit 0 on: ES, DS, FS, GS.
+    uint64_t selectors;
     // Standard format (SDM Vol. 1, 13.4).
     _Alignas(64) uint8_t xsave[SILICON_XSAVE_BYTES];
 };
@@ -62,7 +70,9 @@ struct silicon_case {
     uint32_t pattern;
     // A `silicon_mode`. `in.rip` is an offset in the code segment.
     uint32_t mode;
-    uint32_t reserved[14];
+    // Bytes that lie in the arena instead of the pattern's.
+    uint32_t patch_offset, patch_count;
+    uint8_t patch[SILICON_PATCH_BYTES];
     uint8_t arena[SILICON_ARENA_BYTES];
 };
 
@@ -100,6 +110,15 @@ static inline void silicon_set_case(struct silicon_shared *shared, uint32_t slot
     shared->cases[slot].pattern = pattern;
     shared->cases[slot].mode = mode;
 }
+
+static inline void *silicon_patch(struct silicon_shared *shared, uint32_t slot, uint32_t offset, uint32_t count) {
+    shared->cases[slot].patch_offset = offset;
+    shared->cases[slot].patch_count = count;
+    return shared->cases[slot].patch;
+}
+
+// An entry of the process's LDT as it lies in memory; 0 for one that is not used.
+uint64_t silicon_descriptor(uint32_t number);
 
 // What the code of a case ends with: a jump out. At most this many bytes.
 enum { SILICON_EXIT_BYTES = 8 };

@@ -43,15 +43,33 @@ final class Fortress {
         let guardByteCount = 1 << 20
         for (base, count) in regions {
             let end = base + (count + 4095) / 4096 * 4096
-            for place in [base - guardByteCount - Self.canaryByteCount, end + guardByteCount] {
-                // MAP_FIXED_NOREPLACE: where something else lies already there is no room for a canary.
-                let got = mmap(place, Self.canaryByteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | 0x100000, -1, 0)
-                guard let got, got != MAP_FAILED, got == place else { continue }
-                memset(got, 0xC5, Self.canaryByteCount)
-                canaries.append(got)
+            for (place, step) in [(base - guardByteCount - Self.canaryByteCount, -Self.canaryByteCount), (end + guardByteCount, Self.canaryByteCount)] {
+                // Where something else lies already, the canary stands behind that.
+                var distance = 0
+                var canary = Self.canary(at: place)
+                while canary == nil && distance < Self.canaryDistance {
+                    distance += 1
+                    canary = Self.canary(at: place + distance * step)
+                }
+                if let canary { canaries.append(canary) } else { Issue.record("no place for a canary beside \(base)") }
             }
         }
     }
+    /// How far away a canary may stand, in canaries.
+    private static let canaryDistance = 1 << 15
+
+    private static func canary(at place: UnsafeMutableRawPointer) -> UnsafeMutableRawPointer? {
+        // MAP_FIXED_NOREPLACE
+        let got = mmap(place, canaryByteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | 0x100000, -1, 0)
+        guard let got, got != MAP_FAILED else { return nil }
+        guard got == place else {
+            munmap(got, canaryByteCount)
+            return nil
+        }
+        memset(got, 0xC5, canaryByteCount)
+        return got
+    }
+
     deinit { for canary in canaries { munmap(canary, Self.canaryByteCount) } }
 
     private static func thunks(_ cpu: TranslatorCPU) -> [UInt8] {

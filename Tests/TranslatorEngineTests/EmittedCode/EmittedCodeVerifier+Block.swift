@@ -153,7 +153,7 @@ extension EmittedCodeVerifier {
                         _ = try verifyExit(next, block)
                         position = next + ExitDescriptor.size
                         values = Self.atLabel
-                    } else if target == thunks.restoreVectors {
+                    } else if target == thunks.restoreVectors || target == thunks.beginWideState && target != 0 {
                         position = next
                     } else if let check = checks[position] {
                         try verifySlowPath(next, target, check, block)

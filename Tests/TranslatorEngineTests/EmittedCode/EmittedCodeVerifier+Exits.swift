@@ -78,12 +78,21 @@ extension EmittedCodeVerifier {
             throw Violation("operation that the bounce buffer cannot take")
         }
         // Whole instructions, none of which depends on where it stands.
+        var mask: AccessMask?
         var position = check.operation
         let end = position + Int(descriptor.operationLength)
         while position < end {
             guard decode(position, limit: end - position) else { throw Violation("operation ends inside an instruction") }
             if try branchTarget(0) != nil { throw Violation("branch in an operation") }
+            for index in 0..<Int(instruction.pointee.operand_count)
+            where operands[index].type == ZYDIS_OPERAND_TYPE_MEMORY && operands[index].mem.segment != ZYDIS_REGISTER_GS {
+                mask = mask ?? AccessMask(instruction, operands + index)
+            }
             position += Int(instruction.pointee.length)
+        }
+        // What the helper lets pass without a fault is what the instruction leaves out.
+        guard (descriptor.access & Access.masked != 0) == (mask != nil), mask == nil || mask?.rawValue == descriptor.slot else {
+            throw Violation("slow path of another mask")
         }
     }
 

@@ -13,6 +13,7 @@ extension EmittedCodeVerifier {
             ZYDIS_ISA_EXT_FMA, ZYDIS_ISA_EXT_BMI1, ZYDIS_ISA_EXT_BMI2, ZYDIS_ISA_EXT_LZCNT, ZYDIS_ISA_EXT_MOVBE,
             ZYDIS_ISA_EXT_ADOX_ADCX, ZYDIS_ISA_EXT_SHA, ZYDIS_ISA_EXT_PAUSE, ZYDIS_ISA_EXT_RDRAND, ZYDIS_ISA_EXT_RDSEED,
             ZYDIS_ISA_EXT_VAES, ZYDIS_ISA_EXT_VPCLMULQDQ, ZYDIS_ISA_EXT_GFNI, ZYDIS_ISA_EXT_AMD3DNOW_PREFETCH,
+            ZYDIS_ISA_EXT_AVX512EVEX, ZYDIS_ISA_EXT_AVX512VEX,
         ].map(\.rawValue))
 
     /// Kinds that never stand in a block, whatever their operands are.
@@ -67,7 +68,7 @@ extension EmittedCodeVerifier {
             let register = operands[index].reg.value
             switch ZydisRegisterGetClass(register) {
             case ZYDIS_REGCLASS_SEGMENT, ZYDIS_REGCLASS_CONTROL, ZYDIS_REGCLASS_DEBUG, ZYDIS_REGCLASS_TABLE, ZYDIS_REGCLASS_TEST,
-                ZYDIS_REGCLASS_BOUND, ZYDIS_REGCLASS_TMM, ZYDIS_REGCLASS_MASK:
+                ZYDIS_REGCLASS_BOUND, ZYDIS_REGCLASS_TMM:
                 throw Violation("system register")
             default: break
             }
@@ -98,6 +99,7 @@ extension EmittedCodeVerifier {
             let memory = operand.mem
             let base = number(memory.base), other = number(memory.index)
             if memory.type == ZYDIS_MEMOP_TYPE_AGEN {
+                if indexedHost(values) != nil { continue }
                 if base >= 0 && values[base].isHost || other >= 0 && values[other].isHost { throw Violation("host address in LEA") }
                 continue
             }
@@ -153,6 +155,40 @@ extension EmittedCodeVerifier {
         }
     }
 
+    /// `lea r13, [r14 + index * scale]` with a host address and an index that is known to be small: the host address of
+    /// what is left of the checked bytes in any case.
+    private func indexedHost(_ values: [Value]) -> Value? {
+        let memory = operands[1].mem
+        guard instruction.pointee.mnemonic == ZYDIS_MNEMONIC_LEA, operands[0].reg.value == ZYDIS_REGISTER_R13,
+            memory.base == ZYDIS_REGISTER_R14, case .host(let size, let write) = values[14], memory.disp.value == 0,
+            memory.index.rawValue >= ZYDIS_REGISTER_RAX.rawValue && memory.index.rawValue <= ZYDIS_REGISTER_R12.rawValue,
+            case .bounded(let bound) = values[number(memory.index)], size > bound * Int(memory.scale)
+        else { return nil }
+        return .host(size: size - bound * Int(memory.scale), write: write)
+    }
+
+    /// A register behind an instruction that leaves a small number in it.
+    private func bounded(_ values: [Value]) -> (register: Int, value: Value)? {
+        guard operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER else { return nil }
+        let register = operands[0].reg.value
+        let number = number(register)
+        // AH...BH are no low bytes.
+        guard number >= 0 && number < 13, register.rawValue < ZYDIS_REGISTER_AH.rawValue || register.rawValue > ZYDIS_REGISTER_BH.rawValue
+        else { return nil }
+        if instruction.pointee.meta.category == ZYDIS_CATEGORY_SETCC {
+            if case .bounded(0...255) = values[number] { return (number, .bounded(1)) }
+            return nil
+        }
+        guard operands[0].size >= 32 else { return nil }
+        switch instruction.pointee.mnemonic {
+        case ZYDIS_MNEMONIC_XOR where operands[1].type == ZYDIS_OPERAND_TYPE_REGISTER && operands[1].reg.value == register:
+            return (number, .bounded(0))
+        case ZYDIS_MNEMONIC_AND where operands[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && operands[1].imm.value.u < 256:
+            return (number, .bounded(Int(operands[1].imm.value.u)))
+        default: return nil
+        }
+    }
+
     /// The state behind an instruction that has passed.
     func follow(_ block: Block, _ values: inout [Value]) throws {
         let first = operands[0], second = operands[1]
@@ -201,10 +237,13 @@ extension EmittedCodeVerifier {
             default: break
             }
         }
+        let indexed = indexedHost(values), bounded = bounded(values)
         for index in 0..<Int(instruction.pointee.operand_count)
         where operands[index].type == ZYDIS_OPERAND_TYPE_REGISTER && isWritten(operands[index]) {
             let number = number(operands[index].reg.value)
             if number >= 0 { values[number] = .unknown }
         }
+        if let indexed { values[13] = indexed }
+        if let bounded { values[bounded.register] = bounded.value }
     }
 }

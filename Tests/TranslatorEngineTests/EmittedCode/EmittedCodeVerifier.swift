@@ -24,6 +24,8 @@ final class EmittedCodeVerifier {
     /// What is known of a host register.
     enum Value: Equatable {
         case unknown
+        /// At most so much.
+        case bounded(Int)
         /// An offset of an entry in the TLB.
         case tlbIndex
         /// A jump cache index; looked up; found equal.

@@ -54,6 +54,43 @@ import VMM
         fortress.checkAll()
     }
 
+    /// A few functions that are called again and again, between many that run once in a round.
+    @Test func `what is hot stays while cold code passes`() throws {
+        let machine = try Self.machine(codeByteCount: Self.smallest)
+        let fortress = Fortress(machine)
+        let hotCount = 50, slices = 60, sliceCount = 50
+        var code = GuestCode()
+        for slice in 0..<slices {
+            code.call("hot0")
+            code.call("cold\(slice * sliceCount)")
+        }
+        code.done()
+        var hot: [UInt64] = []
+        func function(_ name: String, _ index: Int, isLast: Bool) {
+            code.pad(to: (code.bytes.count + 63) / 64 * 64)
+            code.label(name + "\(index)")
+            if name == "hot" { hot.append(TestMachine.codePhysical + UInt64(code.bytes.count)) }
+            code.emit(0x05, 1, 0, 0, 0)  // add eax, 1
+            if isLast { code.emit(0xC3) } else { code.jump(name + "\(index + 1)") }
+        }
+        for index in 0..<hotCount { function("hot", index, isLast: index == hotCount - 1) }
+        for index in 0..<slices * sliceCount { function("cold", index, isLast: index % sliceCount == sliceCount - 1) }
+        #expect(code.bytes.count < 64 * 4096)
+        let cache = machine.cpu.cache
+        #expect(try machine.run(code).vector == Outcome.done)
+        let blocks = hot.map { cache.find($0, machine.cpu.mode) }
+        #expect(!blocks.contains(0))
+        let (evictions, made) = (cache.evictionCount, cache.madeCount)
+        #expect(try machine.run(from: code.base).vector == Outcome.done)
+        #expect(machine[.rax] == UInt64(2 * slices * (hotCount + sliceCount)))
+        // The cold code was made again, and threw only itself out.
+        #expect(cache.evictionCount > evictions + 2)
+        #expect(cache.madeCount - made >= slices * sliceCount)
+        #expect(cache.madeCount - made < slices * (sliceCount + 5))
+        #expect(hot.map { cache.find($0, machine.cpu.mode) } == blocks)
+        fortress.checkAll()
+    }
+
     @Test func `calls deeper than the return stack come back`() throws {
         let machine = try Self.machine(codeByteCount: 4 << 20)
         var code = GuestCode()

@@ -53,11 +53,11 @@ final class TestMachine {
 
     init(
         ramByteCount: UInt64 = 8 << 20, mmio: [MMIOBus.Claim] = [], ports: [PortBus.Claim] = [], codeByteCount: Int = 48 << 20,
-        interrupts: TestInterrupts = TestInterrupts(), model: CPUModel? = nil
+        interrupts: TestInterrupts = TestInterrupts(), model: CPUModel? = nil, host: HostCPU = .current
     ) throws {
         self.interrupts = interrupts
         memory = try GuestMemory(ranges: [(0, ramByteCount)])
-        let policy = try CPUPolicy(model: model, engine: .translator, tscFrequencyHz: 2_000_000_000)
+        let policy = try CPUPolicy(model: model, engine: .translator, host: host, tscFrequencyHz: 2_000_000_000)
         cpu = try TranslatorCPU(
             wiring: Wiring(
                 memory: memory, ports: PortBus(ports), mmio: MMIOBus(mmio), interrupts: interrupts, policy: policy),
@@ -68,7 +68,7 @@ final class TestMachine {
         c.pointee.cr3 = Self.pageTables
         c.pointee.cr4 = CR4.pae | CR4.pge | CR4.osfxsr | CR4.osxmmexcpt | CR4.osxsave | CR4.fsgsbase
         c.pointee.msr.efer = EFER.sce | EFER.lme | EFER.lma | EFER.nxe
-        c.pointee.xcr0 = 7
+        c.pointee.xcr0 = 7 | policy.xcr0Mask & 0xE0
         c.pointee.gdtr = DescriptorTableRegister(base: Self.kernelBase + Self.gdt, limit: 0xFF)
         c.pointee.idtr = DescriptorTableRegister(base: Self.kernelBase + Self.idt, limit: 0xFFF)
         c.pointee.tr = SegmentRegister(

@@ -8,9 +8,37 @@ struct SiliconPiece {
         case displacement(at: Int, target: UInt64)
         /// A displacement of `size` bytes at `at`, relative to `from`: leads to the piece of that index.
         case branch(at: Int, size: Int, from: Int, to: Int)
+        /// A far pointer at `at` to the piece of that index, whose code is of another mode.
+        case far(at: Int, size: Int, to: Int, SiliconMode)
     }
     var bytes: [UInt8]
     var fix = Fix.none
+    /// An end of the case, in code of that mode.
+    var landing: SiliconMode?
+
+    /// Where control may go instead of the case's end; what runs there says so in AL.
+    static func ends(_ mode: SiliconMode) -> [SiliconPiece] {
+        let end = [0xCD, 0x80] + [UInt8](repeating: 0x90, count: Int(SILICON_EXIT_BYTES) - 2)
+        return [SiliconPiece(bytes: [0xB0, 0xE0 | UInt8(mode.rawValue)]), SiliconPiece(bytes: end, landing: mode)]
+    }
+}
+
+/// Bytes that lie in the arena when a case begins, with addresses of its pieces among them.
+struct SiliconPatch {
+    /// In the arena.
+    var offset: Int
+    var bytes: [UInt8]
+    /// The address of a piece as code of a mode knows it; of no bytes: that code's selector.
+    var addresses: [(at: Int, size: Int, to: Int, mode: SiliconMode)] = []
+
+    func bytes(_ one: SiliconCase, at address: UInt64) -> [UInt8] {
+        var result = bytes
+        for (at, size, to, mode) in addresses {
+            let value = size == 0 ? UInt64(mode.codeSelector(at: address)) : mode.offset(of: address + UInt64(one.starts[to]))
+            for byte in 0..<(size == 0 ? 2 : size) { result[at + byte] = UInt8(truncatingIfNeeded: value >> UInt64(byte * 8)) }
+        }
+        return result
+    }
 }
 
 /// The kind of code that a case is.
@@ -18,6 +46,21 @@ enum SiliconMode: UInt32, CaseIterable, Sendable {
     case long, flat32, segmented16, segmented32
     /// Data and stack lie in segments of the arena, code in one that begins with its case's room.
     var isSegmented: Bool { self == .segmented16 || self == .segmented32 }
+
+    /// The selector of its code in the case that lies there.
+    func codeSelector(at address: UInt64) -> UInt16 {
+        let slot = UInt16((address - UInt64(SILICON_CODE)) / UInt64(SiliconCase.codeBytes))
+        switch self {
+        case .long: return 0x33
+        case .flat32: return 0x23
+        case .segmented16: return UInt16(SILICON_CODE_16) + slot * 8
+        case .segmented32: return UInt16(SILICON_CODE_32) + slot * 8
+        }
+    }
+    /// An address in that segment.
+    func offset(of address: UInt64) -> UInt64 {
+        isSegmented ? (address - UInt64(SILICON_CODE)) % UInt64(SiliconCase.codeBytes) : address
+    }
 }
 
 /// Code, registers and surroundings: everything that makes both sides do the same.
@@ -34,6 +77,8 @@ struct SiliconCase {
     var isHidden = false
     /// A memory operand of 16 bytes or more: which fault comes first is up to the CPU.
     var isWide = false
+    /// A memory operand under a mask of AVX-512.
+    var isMasked = false
     /// Zydis knows no such instruction.
     var isUndefined = false
     var mode = SiliconMode.long
@@ -45,19 +90,24 @@ struct SiliconCase {
     /// The guest's software TLB is empty at the start.
     var flushesTLB = true
 
+    var patch: SiliconPatch?
+    /// Places of the arena that hold addresses of the host's code.
+    var ignored: [Range<Int>] = []
+    /// The bases of FS and GS are the CPU model's choice.
+    var ignoresBases = false
+    /// Its pieces belong together.
+    var canBeReduced = true
+
     /// Room for each case's code.
     static let codeBytes = 8192
     static func codeBase(_ slot: Int) -> UInt64 { UInt64(SILICON_CODE) + UInt64(slot * codeBytes) }
 
+    /// Where each piece begins, and where the last one ends.
+    var starts: [Int] { pieces.reduce(into: [0]) { $0.append($0[$0.count - 1] + $1.bytes.count) } }
+
     /// The code as it runs at an address, without an end.
     func code(at address: UInt64) -> [UInt8] {
-        var starts: [Int] = []
-        var offset = 0
-        for piece in pieces {
-            starts.append(offset)
-            offset += piece.bytes.count
-        }
-        starts.append(offset)
+        let starts = starts
         var result: [UInt8] = []
         for (index, piece) in pieces.enumerated() {
             var bytes = piece.bytes
@@ -71,6 +121,9 @@ struct SiliconCase {
                 patch(at, 4, Int(Int64(bitPattern: target &- end)))
             case .branch(let at, let size, let from, let to):
                 patch(at, size, starts[to] - (starts[index] + from))
+            case .far(let at, let size, let to, let mode):
+                patch(at, size, Int(truncatingIfNeeded: mode.offset(of: address + UInt64(starts[to]))))
+                patch(at + size, 2, Int(mode.codeSelector(at: address)))
             }
             result += bytes
         }

@@ -4,7 +4,8 @@ import TranslatorEngine
 /// Which form the decoded instruction is of, and what to do with it.
 extension SiliconDecoder {
     /// Opcode, mnemonic, sizes, prefixes that matter, and what kinds of operands there are.
-    func addForm(to key: inout SiliconKey) {
+    /// - Parameter isThorough: with each kind of register as a part of addresses.
+    func addForm(to key: inout SiliconKey, isThorough: Bool) {
         let i = instruction
         key.add(UInt64(i.pointee.mnemonic.rawValue))
         key.add(UInt64(i.pointee.encoding.rawValue) << 32 | UInt64(i.pointee.opcode_map.rawValue) << 8 | UInt64(i.pointee.opcode))
@@ -14,6 +15,11 @@ extension SiliconDecoder {
         for mark in marks where i.pointee.attributes & UInt64(mark) != 0 { attributes |= UInt64(mark) }
         key.add(attributes)
         key.add(UInt64(i.pointee.avx.vector_length))
+        if i.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX {
+            let avx = i.pointee.avx
+            key.add(UInt64(avx.mask.mode.rawValue) << 32 | UInt64(avx.broadcast.mode.rawValue) << 8 | UInt64(avx.rounding.mode.rawValue))
+            key.add(UInt64(avx.has_sae))
+        }
         for number in 0..<Int(i.pointee.operand_count) {
             let operand = operands + number
             key.add(UInt64(operand.pointee.type.rawValue) << 32 | UInt64(operand.pointee.size))
@@ -22,7 +28,10 @@ extension SiliconDecoder {
             } else if operand.pointee.type == ZYDIS_OPERAND_TYPE_MEMORY {
                 let memory = operand.pointee.mem
                 key.add(UInt64(memory.type.rawValue) << 8 | (memory.disp.has_displacement != 0 ? 1 : 0))
-                key.add(kind(memory.base) << 8 | kind(memory.index))
+                // The forms of AVX-512 are many, and addresses are made alike for all instructions.
+                let isCoarse = i.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && !isThorough
+                let base = kind(memory.base), index = kind(memory.index)
+                key.add(isCoarse ? (base == 2 ? 2 : 1) << 8 | min(index, 1) : base << 8 | index)
                 key.add(UInt64(memory.segment == ZYDIS_REGISTER_FS || memory.segment == ZYDIS_REGISTER_GS ? 1 : 0))
             }
         }
@@ -33,6 +42,8 @@ extension SiliconDecoder {
             operands[$0].type == ZYDIS_OPERAND_TYPE_MEMORY && operands[$0].size >= 128
         }
     }
+
+    var isMasked: Bool { instruction.pointee.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && instruction.pointee.raw.evex.aaa != 0 }
 
     /// Registers that the translator treats alike.
     private func kind(_ register: ZydisRegister) -> UInt64 {

@@ -18,6 +18,7 @@ enum SiliconTreatment {
 final class SiliconDecoder {
     let mode: SiliconMode
     var isLong: Bool { mode == .long }
+    var hasAVX512: Bool { shown.contains(ZYDIS_ISA_SET_AVX512F_512) }
     private var decoder = ZydisDecoder()
     private var formatter = ZydisFormatter()
     let instruction = UnsafeMutablePointer<ZydisDecodedInstruction>.allocate(capacity: 1)
@@ -82,6 +83,8 @@ final class SiliconDecoder {
             ZYDIS_MNEMONIC_FRSTOR, ZYDIS_MNEMONIC_FBLD, ZYDIS_MNEMONIC_FBSTP, ZYDIS_MNEMONIC_MASKMOVQ, ZYDIS_MNEMONIC_MASKMOVDQU, ZYDIS_MNEMONIC_VMASKMOVDQU,
             ZYDIS_MNEMONIC_VGATHERDPS, ZYDIS_MNEMONIC_VGATHERDPD, ZYDIS_MNEMONIC_VGATHERQPS, ZYDIS_MNEMONIC_VGATHERQPD,
             ZYDIS_MNEMONIC_VPGATHERDD, ZYDIS_MNEMONIC_VPGATHERDQ, ZYDIS_MNEMONIC_VPGATHERQD, ZYDIS_MNEMONIC_VPGATHERQQ,
+            ZYDIS_MNEMONIC_VSCATTERDPS, ZYDIS_MNEMONIC_VSCATTERDPD, ZYDIS_MNEMONIC_VSCATTERQPS, ZYDIS_MNEMONIC_VSCATTERQPD,
+            ZYDIS_MNEMONIC_VPSCATTERDD, ZYDIS_MNEMONIC_VPSCATTERDQ, ZYDIS_MNEMONIC_VPSCATTERQD, ZYDIS_MNEMONIC_VPSCATTERQQ,
         ].map(\.rawValue))
 
     /// Flags that have a defined value behind the instruction whatever they were before.
@@ -94,7 +97,11 @@ final class SiliconDecoder {
     /// the system's registers, time and chance.
     var isComparable: Bool {
         let i = instruction.pointee
-        guard i.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY || i.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX else { return false }
+        switch i.encoding {
+        case ZYDIS_INSTRUCTION_ENCODING_LEGACY, ZYDIS_INSTRUCTION_ENCODING_VEX, ZYDIS_INSTRUCTION_ENCODING_EVEX: break
+        default: return false
+        }
+        guard shown.contains(i.meta.isa_set) || i.meta.isa_ext == ZYDIS_ISA_EXT_BASE else { return false }
         guard Self.extensions.contains(i.meta.isa_ext.rawValue), !Self.categories.contains(i.meta.category.rawValue),
             !Self.mnemonics.contains(i.mnemonic.rawValue)
         else { return false }
@@ -118,7 +125,8 @@ final class SiliconDecoder {
             ZYDIS_ISA_EXT_PCLMULQDQ, ZYDIS_ISA_EXT_AVX, ZYDIS_ISA_EXT_AVX2, ZYDIS_ISA_EXT_AVX2GATHER,
             ZYDIS_ISA_EXT_AVXAES, ZYDIS_ISA_EXT_F16C, ZYDIS_ISA_EXT_FMA, ZYDIS_ISA_EXT_BMI1, ZYDIS_ISA_EXT_BMI2,
             ZYDIS_ISA_EXT_LZCNT, ZYDIS_ISA_EXT_MOVBE, ZYDIS_ISA_EXT_ADOX_ADCX, ZYDIS_ISA_EXT_SHA, ZYDIS_ISA_EXT_PAUSE,
-            ZYDIS_ISA_EXT_RDWRFSGS, ZYDIS_ISA_EXT_CLFSH, ZYDIS_ISA_EXT_AMD3DNOW_PREFETCH,
+            ZYDIS_ISA_EXT_RDWRFSGS, ZYDIS_ISA_EXT_CLFSH, ZYDIS_ISA_EXT_AMD3DNOW_PREFETCH, ZYDIS_ISA_EXT_AVX512EVEX,
+            ZYDIS_ISA_EXT_AVX512VEX,
         ].map(\.rawValue))
 
     private static let categories: Set<UInt32> = Set(

@@ -26,11 +26,16 @@ final class SiliconForms {
     /// - Parameters:
     ///   - perForm: so many encodings of each form are kept.
     ///   - undefinedShare: so many in a hundred of what is no instruction are kept.
-    init(seed: UInt64, decoder: SiliconDecoder, perForm: Int = 1, undefinedShare: Int = 100) {
+    ///   - isWide: AVX-512's, and no others.
+    init(seed: UInt64, decoder: SiliconDecoder, perForm: Int = 1, undefinedShare: Int = 100, isWide: Bool = false) {
         random = SiliconRandom(seed: seed)
         self.decoder = decoder
         self.perForm = perForm
         self.undefinedShare = undefinedShare
+        if isWide {
+            wide()
+            return
+        }
         legacy()
         vectors()
         foreign()
@@ -80,7 +85,7 @@ final class SiliconForms {
             return 0
         }
         let mnemonic = decoder.mnemonic.rawValue
-        decoder.addForm(to: &key)
+        decoder.addForm(to: &key, isThorough: undefinedShare == 100)
         let count = keys[key.value] ?? 0
         guard count < perForm else { return mnemonic }
         keep(key.value, Array(UnsafeBufferPointer(start: buffer, count: decoder.length)), decoder.treatment)
@@ -222,7 +227,69 @@ final class SiliconForms {
         }
     }
 
-    /// What CPUID never shows here: 3DNow!, XOP, EVEX.
+    /// EVEX encodings, and the opmask instructions among VEX's.
+    private func wide() {
+        for map in [1, 2, 3, 5, 6] as [UInt8] {
+            for opcode in 0...255 as ClosedRange<UInt8> {
+                for prefix in 0..<4 as Range<UInt8> {
+                    // The same in all modes, but for their registers: a part of them does outside of 64-bit code.
+                    for form in 0..<8 as Range<UInt8> where decoder.isLong || undefinedShare == 100 || random.percent(20) {
+                        evex(map, opcode, prefix, form)
+                    }
+                }
+            }
+        }
+        for (map, opcodes) in [(1, 0x41...0x4B), (1, 0x90...0x93), (1, 0x98...0x99), (3, 0x30...0x33)] as [(UInt8, ClosedRange<UInt8>)] {
+            for opcode in opcodes {
+                for prefix in 0..<4 as Range<UInt8> {
+                    for form in 0..<4 as Range<UInt8> { vex(map, opcode, prefix, form, false) }
+                }
+            }
+        }
+    }
+
+    /// - Parameter form: bit 0 is W, bits 1 and 2 the length.
+    private func evex(_ map: UInt8, _ opcode: UInt8, _ prefix: UInt8, _ form: UInt8) {
+        let context = 12 << 24 | UInt64(map) << 32 | UInt64(opcode) << 16 | UInt64(prefix) << 12 | UInt64(form) << 8
+        func one(_ operand: Operand, reg: UInt8, hasRegister: Bool, broadcast: Bool = false, mask: UInt8 = 0, zero: Bool = false) -> UInt32 {
+            length = 0
+            if random.percent(6) { put(random.pick([0x64, 0x65, 0x67, 0x3E])) }
+            put(0x62)
+            // Registers above 15 as often as not; outside of 64-bit code the bits are nobody's, or BOUND's.
+            put((decoder.isLong ? random.byte() & 0xF0 : 0xC0 | (random.percent(90) ? 0x30 : random.byte() & 0x30)) | map)
+            put((form & 1) << 7 | (hasRegister ? random.byte() & 0x78 : 0x78) | 4 | prefix)
+            put(
+                (zero ? 0x80 : 0) | (form >> 1) << 5 | (broadcast ? 0x10 : 0) | (hasRegister && decoder.isLong ? random.byte() & 8 : 8)
+                    | mask)
+            put(opcode)
+            putOperand(operand, reg: reg)
+            return take(context | (operand == .register ? 1 : 0) | (hasRegister ? 2 : 0) | (broadcast ? 4 : 0) | (mask != 0 ? 8 : 0) | (zero ? 16 : 0))
+        }
+        let isGroup = opcode >= 0x71 && opcode <= 0x73 && map == 1 || opcode & 0xFE == 0xC6 && map == 2
+        for hasRegister in [false, true] {
+            var kinds: Set<UInt32> = []
+            for reg in 0..<(isGroup ? 8 : 1) as Range<UInt8> {
+                kinds.insert(one(.register, reg: reg, hasRegister: hasRegister))
+                kinds.insert(one(.base, reg: reg, hasRegister: hasRegister))
+                kinds.insert(one(.sib, reg: reg, hasRegister: hasRegister, mask: 1))
+            }
+            guard kinds != [0] else { continue }
+            for operand in Operand.allCases {
+                for reg in 0..<(isGroup ? 8 : 1) as Range<UInt8> {
+                    for broadcast in [false, true] {
+                        for (mask, zero) in [(0, false), (1, false), (1, true)] as [(UInt8, Bool)] {
+                            let mask = mask == 0 ? 0 : 1 + random.byte() % 7
+                            _ = one(
+                                operand, reg: isGroup ? reg : random.byte() & 7, hasRegister: hasRegister, broadcast: broadcast,
+                                mask: mask, zero: zero)
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What CPUID does not show to every guest: 3DNow!, XOP, EVEX.
     private func foreign() {
         for opcode in 0...255 as ClosedRange<UInt8> {
             for operand in [.register, .base] as [Operand] {

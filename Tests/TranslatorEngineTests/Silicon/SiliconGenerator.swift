@@ -17,7 +17,7 @@ struct SiliconGenerator {
 
     /// Registers to start with.
     mutating func state() -> SiliconState {
-        var state = SiliconState.random(&random)
+        var state = SiliconState.random(&random, isWide: decoder.hasAVX512)
         if !isLong {
             state.cutToNarrow()
             state.fsBase = UInt64(SILICON_FS_BASE)
@@ -37,7 +37,7 @@ struct SiliconGenerator {
 
     // MARK: Bytes
 
-    enum Map { case one, two, three38, three3A, x87, vex }
+    enum Map { case one, two, three38, three3A, x87, vex, evex }
 
     /// A random encoding, mostly of an instruction that exists; 15 bytes or more.
     mutating func bytes(_ map: Map, opcode: UInt8, _ addressing: Addressing) -> [UInt8] {
@@ -66,11 +66,14 @@ struct SiliconGenerator {
                 if base & 7 == 4 { tail.append(0x24) }
                 x = 0
             }
-            let displacement = Int32(random.below(96)) - 32
+            // Short ones of EVEX count in vectors or elements.
+            let displacement = map == .evex && !isWide ? Int32(random.below(8)) - 4 : Int32(random.below(96)) - 32
             for byte in 0..<(isWide ? 4 : 1) { tail.append(UInt8(truncatingIfNeeded: displacement >> Int32(byte * 8))) }
         }
         if map == .vex {
             vex(&result, opcode, b, x)
+        } else if map == .evex {
+            evex(&result, opcode, b, x, isRegister: modRM >= 0xC0)
         } else {
             legacy(&result, map, opcode, b, x)
         }
@@ -114,8 +117,24 @@ struct SiliconGenerator {
         result += [0xC4, first, random.byte() & 0x84 | vvvv | prefix, opcode]
     }
 
+    private mutating func evex(_ result: inout [UInt8], _ opcode: UInt8, _ b: Int, _ x: Int, isRegister: Bool) {
+        var first = (isLong ? random.byte() & 0xF0 : 0xF0) | random.pick([1, 1, 1, 2, 2, 2, 3, 5, 6])
+        if b >= 0 { first = first & ~0x20 | (b == 0 ? 0x20 : 0) }
+        if x >= 0 { first = first & ~0x40 | (x == 0 ? 0x40 : 0) }
+        let hasVector = random.percent(70)
+        let second = random.byte() & 0x80 | (hasVector ? random.byte() & 0x78 : 0x78) | 4 | (random.percent(50) ? 1 : random.byte() & 3)
+        let length = UInt8(random.below(random.percent(10) ? 4 : 3)) << 5
+        let third =
+            (random.percent(30) ? 0x80 : 0) | length | (random.percent(20) ? 0x10 : 0) | (hasVector && isLong ? random.byte() & 8 : 8)
+            | (random.percent(60) ? random.byte() & 7 : 0)
+        result += [0x62, first, second, third, opcode]
+    }
+
     private mutating func anyMap() -> Map {
-        switch random.below(100) {
+        // Mostly AVX-512 where that is what the guest has more than others.
+        if decoder.hasAVX512 && random.percent(75) { return random.percent(85) ? .evex : .vex }
+
+        return switch random.below(100) {
         case 0..<28: .one
         case 28..<55: .two
         case 55..<64: .three38
@@ -146,7 +165,7 @@ struct SiliconGenerator {
         return SiliconCase(
             pieces: [piece], state: state, flags: SiliconState.arithmeticFlags & ~decoder.undefinedFlags,
             faultFlags: SiliconState.arithmeticFlags & ~decoder.writtenFlags, isFaultLoose: decoder.isFaultLoose,
-            isWide: decoder.hasWideOperand, mode: decoder.mode,
+            isWide: decoder.hasWideOperand, isMasked: decoder.isMasked, mode: decoder.mode,
             pattern: UInt32(random.below(Int(SILICON_PATTERNS))), codeOffset: codeOffset(length: piece.bytes.count),
             devicePages: random.percent(15) && !state.hasUnmaskedX87 ? random.byte() & 0x1F : 0,
             flushesTLB: random.percent(60))
@@ -305,15 +324,20 @@ struct SiliconGenerator {
     /// A gather's base and indices.
     private mutating func placeVector(_ memory: ZydisDecodedOperandMem, _ state: inout SiliconState) {
         let base = number(memory.base)
-        let index = Int(ZydisRegisterGetId(memory.index)) & 15
+        let index = Int(ZydisRegisterGetId(memory.index)) & 31
         if base >= 0 { state[gpr: base] = UInt64(SILICON_ARENA) &- UInt64(bitPattern: memory.disp.value) }
         let isQuad: Bool =
             switch decoder.mnemonic {
-            case ZYDIS_MNEMONIC_VGATHERQPS, ZYDIS_MNEMONIC_VGATHERQPD, ZYDIS_MNEMONIC_VPGATHERQD, ZYDIS_MNEMONIC_VPGATHERQQ: true
+            case ZYDIS_MNEMONIC_VGATHERQPS, ZYDIS_MNEMONIC_VGATHERQPD, ZYDIS_MNEMONIC_VPGATHERQD, ZYDIS_MNEMONIC_VPGATHERQQ,
+                ZYDIS_MNEMONIC_VSCATTERQPS, ZYDIS_MNEMONIC_VSCATTERQPD, ZYDIS_MNEMONIC_VPSCATTERQD, ZYDIS_MNEMONIC_VPSCATTERQQ:
+                true
             default: false
             }
         let limit = random.percent(80) ? 8000 : 24000
-        for word in 0..<4 {
+        // Not where the state is to begin as the initial one.
+        let isWide = state[xsave: 512] == SiliconState.components && SiliconState.hasWide
+        if index >= 16 && !isWide { return }
+        for word in 0..<(isWide ? 8 : 4) {
             let low = UInt64(random.below(limit) / max(1, Int(memory.scale)))
             let high = UInt64(random.below(limit) / max(1, Int(memory.scale)))
             state[vector: index, word] = isQuad ? low : low | high << 32

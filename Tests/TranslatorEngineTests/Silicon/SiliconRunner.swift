@@ -20,7 +20,7 @@ final class SiliconRunner {
     private let device = ArenaDevice()
     /// One for each mode.
     let decoders: [SiliconDecoder]
-    private let image = UnsafeMutableRawPointer.allocate(byteCount: 1088, alignment: 64)
+    private let image = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 64)
     private var mappedDevices: UInt8 = 0
 
     private static let codePhysical: UInt64 = 0x10_0000
@@ -28,16 +28,17 @@ final class SiliconRunner {
     static let devicePhysical: UInt64 = 0xE000_0000
     static let arena = UInt64(SILICON_ARENA)
 
-    init() throws {
+    init(model: CPUModel? = nil) throws {
         silicon = silicon_start()
         guard silicon.shared != nil else { throw NoSilicon() }
         machine = try TestMachine(
-            mmio: [.init(Self.devicePhysical..<Self.devicePhysical + UInt64(SILICON_ARENA_BYTES), device)])
+            mmio: [.init(Self.devicePhysical..<Self.devicePhysical + UInt64(SILICON_ARENA_BYTES), device)], model: model)
         let shown = InstructionSets(machine.cpu.policy.features)
         decoders = SiliconMode.allCases.map { SiliconDecoder($0, shown: shown) }
         machine.map(UInt64(SILICON_CODE), to: Self.codePhysical, count: UInt64(SILICON_CODE_PAGES), [.user])
         for page in 0..<Int(SILICON_ARENA_PAGES) { mapArena(page, isDevice: false) }
-        image.initializeMemory(as: UInt8.self, repeating: 0, count: 1088)
+        image.initializeMemory(as: UInt8.self, repeating: 0, count: 4096)
+        buildDescriptors()
         fillPatterns()
         // The other process is ready once it has done nothing at all.
         guard silicon_run(&silicon, 0) != 0 else { throw NoSilicon() }
@@ -51,6 +52,17 @@ final class SiliconRunner {
         clean.xsave[512] = 7
         machine.cpu.writeState(clean)
     }
+
+    /// What user code sees of Linux's tables: its 32-bit code, the process's LDT, and which gates INT n may use.
+    private func buildDescriptors() {
+        let memory = machine.memory
+        memory.store(TestMachine.gdt + 0x20, 0x00CF_FB00_0000_FFFF as UInt64)
+        for number in 0..<UInt32(SILICON_SEGMENT_COUNT) { memory.store(Self.ldt + UInt64(number) * 8, silicon_descriptor(number)) }
+        machine.context.pointee.ldtr = SegmentRegister(
+            selector: 0x50, attributes: 0x82, limit: UInt32(SILICON_SEGMENT_COUNT) * 8 - 1, base: TestMachine.kernelBase + Self.ldt)
+        for vector in 0..<256 as Range<UInt64> where ![3, 4, 0x80].contains(vector) { memory.store(TestMachine.idt + vector * 16 + 5, 0x8E as UInt8) }
+    }
+    private static let ldt: UInt64 = 0x5_0000
 
     private func mapArena(_ page: Int, isDevice: Bool) {
         let base = isDevice ? Self.devicePhysical : Self.arenaPhysical
@@ -104,16 +116,27 @@ final class SiliconRunner {
         let code = one.code(at: address)
         let offset = slot * SiliconCase.codeBytes + one.codeOffset
         let native = silicon_code(silicon.shared)! + offset
-        let onCPU = one.isHidden ? [0x0F, 0x0B] : code
+        var onCPU = one.isHidden ? [0x0F, 0x0B] : code
+        for (piece, start) in zip(one.pieces, one.starts) {
+            guard let landing = piece.landing else { continue }
+            onCPU.withUnsafeMutableBytes { write(exit: landing, $0.baseAddress! + start) }
+        }
         onCPU.withUnsafeBytes { native.copyMemory(from: $0.baseAddress!, byteCount: onCPU.count) }
-        let end = (native + onCPU.count).assumingMemoryBound(to: UInt8.self)
-        if one.mode == .long { silicon_write_exit(end) } else { silicon_write_narrow_exit(end, one.mode.rawValue) }
+        write(exit: one.mode, native + onCPU.count)
         machine.memory.write(code + [0xCD, 0x80], at: Self.codePhysical + UInt64(offset))
         var state = one.state
         state.rip = Self.start(one, slot)
         let input = silicon_input(silicon.shared, UInt32(slot))!
         withUnsafeBytes(of: state.words) { input.copyMemory(from: $0.baseAddress!, byteCount: SiliconState.byteCount) }
         silicon_set_case(silicon.shared, UInt32(slot), one.pattern, one.mode.rawValue)
+        let patch = one.patch?.bytes(one, at: address) ?? []
+        let room = silicon_patch(silicon.shared, UInt32(slot), UInt32(one.patch?.offset ?? 0), UInt32(patch.count))
+        patch.withUnsafeBytes { if let base = $0.baseAddress { room?.copyMemory(from: base, byteCount: patch.count) } }
+    }
+
+    private func write(exit mode: SiliconMode, _ place: UnsafeMutableRawPointer) {
+        let place = place.assumingMemoryBound(to: UInt8.self)
+        if mode == .long { silicon_write_exit(place) } else { silicon_write_narrow_exit(place, mode.rawValue) }
     }
 
     private func compare(_ one: SiliconCase, _ slot: Int, flushesTLB: Bool) throws -> [String] {
@@ -124,6 +147,10 @@ final class SiliconRunner {
         let count = Int(SILICON_ARENA_BYTES)
         memcpy(arena, source, count)
         memcpy(arena + readOnly, silicon_pattern(silicon.shared, 0)! + readOnly, 4096)
+        if let patch = one.patch {
+            let bytes = patch.bytes(one, at: SiliconCase.codeBase(slot) + UInt64(one.codeOffset))
+            bytes.withUnsafeBytes { (arena + patch.offset).copyMemory(from: $0.baseAddress!, byteCount: bytes.count) }
+        }
         memcpy(device.bytes, arena, count)
         if one.devicePages != mappedDevices || flushesTLB {
             for page in 0..<Int(SILICON_ARENA_PAGES) { mapArena(page, isDevice: one.devicePages >> UInt8(page) & 1 != 0) }
@@ -139,15 +166,21 @@ final class SiliconRunner {
         var native = SiliconState()
         let output = silicon_output(silicon.shared, UInt32(slot))!
         withUnsafeMutableBytes(of: &native.words) { $0.baseAddress!.copyMemory(from: output, byteCount: SiliconState.byteCount) }
-        if one.mode != .long {
+        if one.mode != .long || one.pieces.contains(where: { $0.landing != nil && $0.landing != .long }) {
             native.cutToNarrow()
             guest.cutToNarrow()
+        }
+        if one.ignoresBases {
+            native.fsBase = guest.fsBase
+            native.gsBase = guest.gsBase
         }
         // The CPU has things that no manual has; the translator does not let them through.
         let start = Self.start(one, slot)
         if one.isUndefined && guest.vector == 6 && guest.rip == start && (native.vector != 6 || native.rip != start) { return [] }
         let isAccessFault = { (vector: Int) in 12...14 ~= vector || vector == 17 }
         if one.isFaultLoose && (isAccessFault(native.vector) || isAccessFault(guest.vector)) { return [] }
+        // The translator checks a segment's limit for all of an operand, whatever its mask leaves out.
+        if one.mode != .long && one.isMasked && 12...13 ~= guest.vector { return [] }
         // Misaligned, and beyond the stack segment.
         if one.mode != .long && one.isWide && native.vector == 13 && guest.vector == 12 { return [] }
         // An x87 exception that is pending is found after the memory operand's page.
@@ -158,6 +191,7 @@ final class SiliconRunner {
             memcpy(arena + page * 4096, device.bytes + page * 4096, 4096)
         }
         let expected = silicon_arena(silicon.shared, UInt32(slot))!
+        for range in one.ignored { memcpy(arena + range.lowerBound, expected + range.lowerBound, range.count) }
         if memcmp(expected, arena, count) != 0 {
             for offset in stride(from: 0, to: count, by: 8) {
                 let a = (expected + offset).load(as: UInt64.self), b = (arena + offset).load(as: UInt64.self)
@@ -168,6 +202,8 @@ final class SiliconRunner {
         }
         return differences
     }
+
+    private var components: UInt64 { machine.cpu.policy.xcr0Mask & 0xE0 | 7 }
 
     private func runGuest(_ one: SiliconCase, _ slot: Int) throws -> SiliconState {
         let context = machine.context
@@ -181,7 +217,7 @@ final class SiliconRunner {
         withUnsafeBytes(of: one.state.words) { words in
             image.copyMemory(from: words.baseAddress! + SiliconState.xsave, byteCount: Int(SILICON_XSAVE_BYTES))
         }
-        machine.cpu.restoreExtendedState(from: image, mask: 7)
+        machine.cpu.restoreExtendedState(from: image, mask: components)
         let outcome = try machine.run(from: Self.start(one, slot))
         var state = SiliconState()
         for number in 0..<16 { state[gpr: number] = context.pointee.gpr[number] }
@@ -190,9 +226,13 @@ final class SiliconRunner {
         state.fsBase = context.pointee.fsBase
         state.gsBase = context.pointee.gsBase
         state.vector = outcome.vector == Outcome.done ? Int(SILICON_DONE) : outcome.vector
-        state.error = UInt64(outcome.errorCode)
+        func frame(_ offset: UInt64) -> UInt64 { machine.memory.load(TestMachine.stackTop - offset, as: UInt64.self) ?? 0 }
+        state.error = UInt64(outcome.errorCode) | (frame(32) & 0xFFFF) << 32 | frame(8) << 48
+        state.selectors =
+            UInt64(context.pointee.es.selector) | UInt64(context.pointee.ds.selector) << 16 | UInt64(context.pointee.fs.selector) << 32
+            | UInt64(context.pointee.gs.selector) << 48
         state.faultAddress = outcome.address
-        machine.cpu.saveExtendedState(to: image, mask: 7)
+        machine.cpu.saveExtendedState(to: image, mask: components)
         withUnsafeMutableBytes(of: &state.words) { words in
             (words.baseAddress! + SiliconState.xsave).copyMemory(from: image, byteCount: Int(SILICON_XSAVE_BYTES))
         }
@@ -239,7 +279,7 @@ final class SiliconRunner {
     func reduce(_ failure: Failure) throws -> Failure {
         var smallest = failure
         var index = 0
-        while !smallest.isHang && smallest.one.pieces.count > 1 && index < smallest.one.pieces.count {
+        while !smallest.isHang && smallest.one.canBeReduced && smallest.one.pieces.count > 1 && index < smallest.one.pieces.count {
             if let smaller = try run([smallest.one.removing(index)]).first {
                 smallest = smaller
             } else {

@@ -17,6 +17,7 @@ struct SiliconSequence {
     private var undefinedAt: [Int: UInt64] = [:]
     private let count: Int
     private var isFaultLoose = false
+    private var isMasked = false
 
     static func make(_ generator: inout SiliconGenerator) -> SiliconCase {
         var sequence = SiliconSequence(generator)
@@ -65,7 +66,7 @@ struct SiliconSequence {
         if let counter { state[gpr: counter] = 1 + UInt64(generator.random.below(4)) }
         let length = pieces.reduce(0) { $0 + $1.bytes.count }
         return SiliconCase(
-            pieces: pieces, state: state, flags: SiliconState.arithmeticFlags & ~undefined, isFaultLoose: isFaultLoose, mode: generator.decoder.mode,
+            pieces: pieces, state: state, flags: SiliconState.arithmeticFlags & ~undefined, isFaultLoose: isFaultLoose, isMasked: isMasked, mode: generator.decoder.mode,
             pattern: UInt32(generator.random.below(Int(SILICON_PATTERNS))), codeOffset: generator.codeOffset(length: length),
             devicePages: generator.random.percent(12) && !state.hasUnmaskedX87 ? generator.random.byte() & 0x1B : 0,
             flushesTLB: generator.random.percent(60))
@@ -159,8 +160,10 @@ struct SiliconSequence {
                         base: generator.random.pick(pointers),
                         index: generator.random.percent(25) && index != 4 ? index : nil, scale: generator.random.below(4))
                 }
+            let isWide = generator.decoder.hasAVX512 && generator.random.percent(50)
             let candidate: [UInt8] =
-                switch generator.random.below(100) {
+                switch isWide ? 100 : generator.random.below(100) {
+                case 100: generator.bytes(generator.random.percent(90) ? .evex : .vex, opcode: generator.random.byte(), addressing)
                 case 0..<50: generator.bytes(.one, opcode: generator.random.pick(Self.oneByte), addressing)
                 case 50..<78: generator.bytes(.two, opcode: generator.random.pick(Self.twoByte), addressing)
                 case 78..<80: generator.bytes(.three38, opcode: 0xF0 + generator.random.byte() % 8, addressing)
@@ -238,6 +241,7 @@ struct SiliconSequence {
         if !mayKeep { undefined &= ~decoder.definedFlags }
         undefined |= decoder.undefinedFlags
         if decoder.isFaultLoose { isFaultLoose = true }
+        if decoder.isMasked { isMasked = true }
         return piece
     }
 }

@@ -1,10 +1,11 @@
 import CSilicon
+import VMM
 
 /// All user-visible registers, word for word a `struct silicon_state` of the C side.
 struct SiliconState {
-    var words: [128 of UInt64] = .init(repeating: 0)
+    var words: [360 of UInt64] = .init(repeating: 0)
 
-    static let byteCount = 1024
+    static let byteCount = 2880
     /// Byte offsets of the XSAVE image's parts.
     static let xsave = 192
 
@@ -40,19 +41,34 @@ struct SiliconState {
         get { words[22] }
         set { words[22] = newValue }
     }
+    /// ES, DS, FS and GS, from bit 0 on.
+    var selectors: UInt64 {
+        get { words[23] }
+        set { words[23] = newValue }
+    }
     /// A 64-bit word of the XSAVE image.
     subscript(xsave offset: Int) -> UInt64 {
         get { words[24 + offset / 8] }
         set { words[24 + offset / 8] = newValue }
     }
-    /// One of the four words of a YMM register.
+    /// One of the eight words of a ZMM register. Numbers above 15 and words above 3 are AVX-512's.
     subscript(vector number: Int, word: Int) -> UInt64 {
         get { self[xsave: Self.vectorOffset(number, word)] }
         set { self[xsave: Self.vectorOffset(number, word)] = newValue }
     }
     private static func vectorOffset(_ number: Int, _ word: Int) -> Int {
-        word < 2 ? 160 + number * 16 + word * 8 : 576 + number * 16 + (word - 2) * 8
+        if number >= 16 { return wide[2] + (number - 16) * 64 + word * 8 }
+        if word >= 4 { return wide[1] + number * 32 + (word - 4) * 8 }
+        return word < 2 ? 160 + number * 16 + word * 8 : 576 + number * 16 + (word - 2) * 8
     }
+    subscript(mask number: Int) -> UInt64 {
+        get { self[xsave: Self.wide[0] + number * 8] }
+        set { self[xsave: Self.wide[0] + number * 8] = newValue }
+    }
+    /// Whether the host has AVX-512, and the places of its components: opmask, ZMM_Hi256, Hi16_ZMM.
+    static let hasWide = HostCPU.current.features.contains(.avx512f)
+    private static let wide = HostCPU.current.components[3...5].map { Int($0.ebx) }
+    static let components: UInt64 = hasWide ? 0xE7 : 7
     /// An unmasked x87 exception keeps a store from happening, which a write to device memory does not see.
     var hasUnmaskedX87: Bool { self[xsave: 0] & 0x3F != 0x3F }
     var mxcsr: UInt32 { UInt32(truncatingIfNeeded: self[xsave: 24]) }
@@ -62,7 +78,8 @@ struct SiliconState {
     static let alignmentCheck: UInt64 = 0x4_0000
 
     /// Registers to start a case with.
-    static func random(_ random: inout SiliconRandom) -> SiliconState {
+    /// - Parameter isWide: with AVX-512 state.
+    static func random(_ random: inout SiliconRandom, isWide: Bool = false) -> SiliconState {
         var state = SiliconState()
         for number in 0..<16 { state[gpr: number] = random.integer() }
         state.rflags = random.next() & arithmeticFlags | 0x202 | (random.percent(15) ? direction : 0)
@@ -93,6 +110,14 @@ struct SiliconState {
             for word in 0..<4 { state[vector: number, word] = random.vectorWord() }
         }
         state[xsave: 512] = 7
+        // Now and then in its initial state.
+        if isWide && random.percent(80) {
+            state[xsave: 512] = components
+            for number in 0..<32 {
+                for word in (number < 16 ? 4 : 0)..<8 { state[vector: number, word] = random.vectorWord() }
+            }
+            for number in 0..<8 { state[mask: number] = random.percent(20) ? ~0 : random.percent(50) ? random.next() : random.integer() }
+        }
         return state
     }
 
@@ -100,6 +125,11 @@ struct SiliconState {
     mutating func cutToNarrow() {
         for number in 0..<8 { self[gpr: number] &= 0xFFFF_FFFF }
         rip &= 0xFFFF_FFFF
+    }
+
+    /// Four selectors, null ones as 0.
+    private static func cutNull(_ selectors: UInt64) -> UInt64 {
+        stride(from: 0, to: 64, by: 16).reduce(0) { $0 | (selectors >> UInt64($1) & 0xFFFC == 0 ? 0 : selectors & 0xFFFF << UInt64($1)) }
     }
 
     // MARK: Comparison
@@ -119,13 +149,16 @@ struct SiliconState {
         if vector != other.vector { return result + ["rip: silicon \(hex(rip)), translator \(hex(other.rip))"] }
         if vector != Int(SILICON_DONE) {
             check("rip", rip, other.rip)
-            if vector == 14 {
-                check("fault address", faultAddress, other.faultAddress)
-                // Linux hides from user code which of the kernel's addresses are mapped.
-                let hidden: UInt64 = faultAddress >= 0x7FFF_FFFF_F000 ? 1 : 0
-                check("error code", error | hidden, other.error | hidden)
-            }
+            check("cs", error >> 32 & 0xFFFF, other.error >> 32 & 0xFFFF)
+            if vector == 14 { check("fault address", faultAddress, other.faultAddress) }
+            // Linux hides from user code which of the kernel's addresses are mapped.
+            let hidden: UInt64 = vector == 14 && faultAddress >= 0x7FFF_FFFF_F000 ? 1 : 0
+            check("error code", error & 0xFFFF_FFFF | hidden, other.error & 0xFFFF_FFFF | hidden)
         }
+        check("ss", error >> 48, other.error >> 48)
+        // On the way to a signal's handler null selectors lose their level.
+        let isDone = vector == Int(SILICON_DONE)
+        check("es, ds, fs, gs", isDone ? selectors : Self.cutNull(selectors), isDone ? other.selectors : Self.cutNull(other.selectors))
         for number in 0..<16 { check(Self.registerNames[number], words[number], other.words[number]) }
         check("rflags", rflags & flags, other.rflags & flags)
         check("fs base", fsBase, other.fsBase)
@@ -143,6 +176,13 @@ struct SiliconState {
                 check("ymm\(number)[\(word)]", self[vector: number, word], other[vector: number, word])
             }
         }
+        guard Self.hasWide else { return result }
+        for number in 0..<32 {
+            for word in (number < 16 ? 4 : 0)..<8 {
+                check("zmm\(number)[\(word)]", self[vector: number, word], other[vector: number, word])
+            }
+        }
+        for number in 0..<8 { check("k\(number)", self[mask: number], other[mask: number]) }
         return result
     }
 }

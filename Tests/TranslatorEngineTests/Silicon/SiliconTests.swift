@@ -16,14 +16,16 @@ struct SiliconTests {
     static let onlySeed = environment["VMD_FUZZ_SEED"].flatMap { UInt64($0) }
 
     /// Runs batches of cases with the seeds from 1, and with others as long as the environment says.
-    /// - Parameter make: all cases of a seed.
+    /// - Parameters:
+    ///   - make: all cases of a seed.
+    ///   - model: what the guest's CPUID shows; `nil` is the usual model.
     private func run(
-        _ kind: String, seeds: Int, mode: SiliconMode = .long, sourceLocation: SourceLocation = #_sourceLocation,
+        _ kind: String, seeds: Int, mode: SiliconMode = .long, model: CPUModel? = nil, sourceLocation: SourceLocation = #_sourceLocation,
         _ make: (inout SiliconGenerator) -> [SiliconCase]
     ) throws {
         let name = mode == .long ? kind : "\(mode) \(kind)"
         if let only = Self.environment["VMD_FUZZ_ONLY"], only != name { return }
-        let runner = try SiliconRunner()
+        let runner = try SiliconRunner(model: model)
         guard runner.has(mode) else { return }
         var failed = 0, count = 0, hangs = 0
         var kinds: [String: Int] = [:]
@@ -88,10 +90,40 @@ struct SiliconTests {
         }
     }
 
+    @Test(arguments: SiliconMode.allCases, SiliconSubject.allCases)
+    func `flags, segments, far transfers and state images do what they do on the CPU`(mode: SiliconMode, subject: SiliconSubject) throws {
+        try run("\(subject)", seeds: 4, mode: mode) { generator in batch { generator.systemCase(subject) } }
+    }
+
     // Not 16-bit code: its branches and addresses are others.
     @Test(arguments: [SiliconMode.long, .flat32, .segmented32])
     func `sequences of instructions do what they do on the CPU`(mode: SiliconMode) throws {
         try run("sequence", seeds: mode == .long ? 100 : 40, mode: mode) { generator in batch { SiliconSequence.make(&generator) } }
+    }
+
+    private static let hasAVX512: CPUFeatures = [.avx512f, .avx512vl, .avx512bw, .avx512dq]
+    private static let reason: Comment = "the CPU here has no AVX-512"
+
+    @Test(.enabled(if: hasAVX512.isSubset(of: HostCPU.current.features), reason))
+    func `single AVX-512 instructions do what they do on the CPU`() throws {
+        try run("wide single", seeds: 60, model: .host) { generator in batch { generator.single() } }
+    }
+
+    @Test(.enabled(if: hasAVX512.isSubset(of: HostCPU.current.features), reason), arguments: SiliconMode.allCases)
+    func `every AVX-512 form does what it does on the CPU`(mode: SiliconMode) throws {
+        try run("wide forms", seeds: 1, mode: mode, model: .host) { generator in
+            let forms = SiliconForms(
+                seed: generator.random.next(), decoder: generator.decoder, undefinedShare: Self.seconds > 0 ? 100 : 10, isWide: true)
+            if Self.seconds > 0 { Self.report(forms) }
+            return forms.forms.compactMap { generator.instance($0) }
+        }
+    }
+
+    @Test(.enabled(if: hasAVX512.isSubset(of: HostCPU.current.features), reason), arguments: [SiliconMode.long, .flat32, .segmented32])
+    func `sequences with AVX-512 do what they do on the CPU`(mode: SiliconMode) throws {
+        try run("wide sequence", seeds: mode == .long ? 60 : 20, mode: mode, model: .host) { generator in
+            batch { SiliconSequence.make(&generator) }
+        }
     }
 
     /// How many forms there are, and what is done with them.

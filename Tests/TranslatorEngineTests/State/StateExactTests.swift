@@ -35,7 +35,7 @@ import VMM
         return (machine, port)
     }
 
-    private static func load(_ machine: TestMachine) {
+    private static func load(_ machine: TestMachine, breakpoints: Bool) {
         machine.map(GuestCode.start, to: TestMachine.codePhysical, count: 1, [.writable])
         machine.map(TestMachine.data, to: TestMachine.dataPhysical, count: 8, [.writable])
         machine.map(TestMachine.stack - 8192, to: 0x30_0000, count: 2, [.writable])
@@ -50,7 +50,12 @@ import VMM
         machine.context.pointee.rip = GuestCode.start
         machine.context.pointee.msr.tscOffset = 0x1234_5678
         machine.context.pointee.msr.tscAux = 77
-        machine.context.pointee.dr[0] = 0x1111
+        machine.context.pointee.dr[0] = StateProgram.breakpoints.code
+        machine.context.pointee.dr[3] = StateProgram.breakpoints.data
+        if breakpoints {
+            machine.context.pointee.dr7 = StateProgram.dr7
+            machine.cpu.debugChanged()
+        }
         machine.context.pointee.cr8 = 5
     }
 
@@ -64,9 +69,9 @@ import VMM
     }
 
     /// To the HLT of the last handler.
-    private static func straight() throws -> Result {
+    private static func straight(breakpoints: Bool) throws -> Result {
         let (machine, _) = try machine()
-        load(machine)
+        load(machine, breakpoints: breakpoints)
         machine.watch(seconds: 60)
         let exit = try machine.cpu.run()
         #expect(exit == .halt(interruptsEnabled: false))
@@ -83,35 +88,39 @@ import VMM
         return text.joined(separator: "\n")
     }
 
-    @Test func `the program does what it is meant to do`() throws {
+    @Test(arguments: [false, true]) func `the program does what it is meant to do`(breakpoints: Bool) throws {
         let (machine, _) = try Self.machine()
-        Self.load(machine)
+        Self.load(machine, breakpoints: breakpoints)
         machine.watch(seconds: 60)
         #expect(try machine.cpu.run() == .halt(interruptsEnabled: false))
         #expect(machine.context.pointee.rip == TestMachine.kernelBase + TestMachine.handlers + 0x81)
         #expect(machine.data(0x98) == 60, "page faults")
         #expect(machine.data(0xA8) == 60, "interrupts")
         #expect(machine.data(0xB0) == 120, "NMIs")
-        #expect(machine.data(0xB8) >= 60 * 4, "single steps")
+        let debugged: UInt64 = breakpoints ? 60 * (50 + 25) : 0
+        #expect(machine.data(0xB8) == 60 * 10 + debugged, "single steps and breakpoints")
         #expect(machine.data(0x90) == 60 * 40, "32-bit loop")
+        #expect(machine.data(0xC8) & 0xFFFF == 60 * 25, "16-bit loop")
     }
 
     @Test func `two runs give the same`() throws {
-        let one = try Self.straight(), other = try Self.straight()
+        let one = try Self.straight(breakpoints: true), other = try Self.straight(breakpoints: true)
         #expect(one.state == other.state && one.memory == other.memory, "\(Self.difference(one, other))")
     }
 
     /// Stops after so many microseconds each time, some of them chosen by the seed.
-    @Test(arguments: 1...6 as ClosedRange<UInt64>) func `stopped, saved and restored at random times it gives the same`(seed: UInt64) throws {
-        let expected = try Self.straight()
+    @Test(arguments: 1...8 as ClosedRange<UInt64>) func `stopped, saved and restored at random times it gives the same`(seed: UInt64) throws {
+        let breakpoints = seed > 5
+        let expected = try Self.straight(breakpoints: breakpoints)
         var random = SiliconRandom(seed: seed)
         var (machine, port) = try Self.machine()
-        Self.load(machine)
+        Self.load(machine, breakpoints: breakpoints)
         var stops = 0
         var kinds: Set<String> = []
         while true {
             let cpu = machine.cpu
-            let delay = UInt32(random.below(random.percent(30) ? 3000 : 300))
+            // With breakpoints the program takes longer.
+            let delay = UInt32(random.below(random.percent(30) ? 3000 : 300)) * (breakpoints ? 4 : 1)
             let isOver = Flag()
             let stopper = Thread {
                 usleep(delay)
@@ -131,6 +140,7 @@ import VMM
             if state.nmiBlocked { kinds.insert("NMI blocked") }
             if state.nmiPending { kinds.insert("NMI pending") }
             if state.cs.selector == 0x18 { kinds.insert("32-bit") }
+            if state.cs.selector == 0x50 { kinds.insert("16-bit") }
             if state.rflags & RFLAGS.tf != 0 { kinds.insert("TF") }
             let data = try JSONEncoder().encode(state)
             let decoded = try JSONDecoder().decode(CPUState.self, from: data)

@@ -141,7 +141,8 @@ enum StateProgram {
         code.emit(0xBF, 0x00, 0x50, 0x60, 0x00)  // mov edi, 0x605000
         code.emit(0xB9, 0x2C, 0x01, 0x00, 0x00)  // mov ecx, 300
         code.emit(0xF3, 0xAB)  // rep stosd
-        code.emit(0xEA, 0x65, 0x01, 0x40, 0x00, 0x10, 0x00)  // ljmp 0x10, offset back
+        // 16-bit code, in segments that begin at the code and at the data
+        code.emit(0xEA, 0x80, 0x05, 0x00, 0x00, 0x50, 0x00)  // ljmp 0x50, 0x580
         code.pad(to: 0x400)
         // pagefault:
         code.emit(0x50)  // push rax
@@ -182,17 +183,63 @@ enum StateProgram {
         code.emit(0x48, 0x01, 0x04, 0x25, 0xC0, 0x00, 0x60, 0x00)  // add [0x6000c0], rax
         code.emit(0xB8, 0xF0, 0x0F, 0xFF, 0xFF)  // mov eax, 0xffff0ff0
         code.emit(0x0F, 0x23, 0xF0)  // mov dr6, rax
+        code.emit(0x48, 0x0F, 0xBA, 0x6C, 0x24, 0x18, 0x10)  // bts qword ptr [rsp+24], 16: past instruction breakpoints
         code.emit(0x58)  // pop rax
         code.emit(0x48, 0xCF)  // iretq
+        code.pad(to: 0x580)
+        // 16 bits:
+        code.emit(0xB8, 0x58, 0x00)  // mov ax,0x58
+        code.emit(0x8E, 0xD8)  // mov ds,ax
+        code.emit(0x8E, 0xC0)  // mov es,ax
+        code.emit(0x8C, 0xD5)  // mov bp,ss
+        code.emit(0x66, 0x89, 0xE7)  // mov edi,esp
+        code.emit(0x8E, 0xD0)  // mov ss,ax
+        code.emit(0x66, 0xBC, 0x00, 0x80, 0x00, 0x00)  // mov esp,0x8000
+        code.emit(0x66, 0x57)  // push edi
+        code.emit(0x55)  // push bp
+        code.emit(0xBE, 0x20, 0x00)  // mov si,0x20
+        code.emit(0xB9, 0x19, 0x00)  // mov cx,0x19
+        code.emit(0x51)  // push cx
+        code.emit(0xE8, 0x30, 0x00)  // call 0x51
+        code.emit(0x59)  // pop cx
+        code.emit(0xFF, 0x06, 0xC8, 0x00)  // inc WORD PTR ds:0xc8
+        code.emit(0x89, 0xCB)  // mov bx,cx
+        code.emit(0x01, 0x98, 0xD0, 0x00)  // add WORD PTR [bx+si+0xd0],bx
+        code.emit(0x31, 0xC0)  // xor ax,ax
+        code.emit(0xBF, 0xF0, 0x4F)  // mov di,0x4ff0
+        code.emit(0xFC)  // cld
+        code.emit(0x51)  // push cx
+        code.emit(0xB9, 0x14, 0x00)  // mov cx,0x14
+        code.emit(0xF3, 0xAB)  // rep stos WORD PTR es:[di],ax
+        code.emit(0x59)  // pop cx
+        code.emit(0xE2, 0xE2)  // loop 0x1d
+        code.emit(0x5D)  // pop bp
+        code.emit(0x66, 0x5F)  // pop edi
+        code.emit(0x8E, 0xD5)  // mov ss,bp
+        code.emit(0x66, 0x89, 0xFC)  // mov esp,edi
+        code.emit(0x8E, 0xDD)  // mov ds,bp
+        code.emit(0x8E, 0xC5)  // mov es,bp
+        code.emit(0x31, 0xED)  // xor bp,bp
+        code.emit(0x66, 0xEA, 0x65, 0x01, 0x40, 0x00, 0x10, 0x00)  // jmp 0x10:0x400165
+        code.emit(0x89, 0xE5)  // mov bp,sp
+        code.emit(0x03, 0x56, 0x02)  // add dx,WORD PTR [bp+0x2]
+        code.emit(0xC1, 0xC2, 0x03)  // rol dx,0x3
+        code.emit(0x27)  // daa
+        code.emit(0xC3)  // ret
         return code
     }()
 
     /// Offsets of the handlers, as they stand above.
     static let handlers: [(vector: UInt64, offset: UInt64)] = [(14, 0x400), (0x30, 0x440), (2, 0x480), (1, 0x500)]
-    /// Code of 32 bits, and data for it, at CPL 0.
+    /// Code of 32 bits, and data for it, at CPL 0; the same of 16 bits, at the program's code and data.
     static let descriptors: [(selector: UInt64, value: UInt64)] = [
-        (0x18, 0x00CF_9B00_0000_FFFF), (0x20, 0x00CF_9300_0000_FFFF),
+        (0x18, 0x00CF_9B00_0000_FFFF), (0x20, 0x00CF_9300_0000_FFFF), (0x50, 0x0000_9B40_0000_FFFF),
+        (0x58, 0x0000_9360_0000_FFFF),
     ]
+    /// A word that the 16-bit code writes, and the `loop` of the calls.
+    static let breakpoints: (data: UInt64, code: UInt64) = (TestMachine.data + 0xC8, GuestCode.start + 0x145)
+    /// DR0 stops at the instruction, DR3 at writes of 2 bytes (SDM Vol. 3, 18.2.4).
+    static let dr7: UInt64 = 0x5000_0400 | 1 << 0 | 1 << 6
     /// The page that its page-fault handler maps, and where the program finds that page's table entry.
     static let faulting: UInt64 = TestMachine.data + 0x6000
     static let entryPointer: UInt64 = TestMachine.dataPhysical + 0xA0

@@ -32,6 +32,11 @@ import VMM
         #expect(offset(\.returnBase) == ContextOffset.returnBase)
         #expect(offset(\.returnLimit) == ContextOffset.returnLimit)
         #expect(offset(\.savedStack) == ContextOffset.savedStack)
+        #expect(offset(\.wideState) == ContextOffset.wideState)
+        #expect(offset(\.zmmHigh) == ContextOffset.zmmHigh)
+        #expect(offset(\.zmmUpper) == ContextOffset.zmmUpper)
+        #expect(offset(\.opmask) == ContextOffset.opmask)
+        #expect(ContextOffset.zmmHigh % 64 == 0)
         #expect(ContextOffset.bounce % 64 == 0)
     }
 

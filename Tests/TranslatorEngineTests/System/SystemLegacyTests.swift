@@ -263,6 +263,22 @@ import VMM
         #expect(m.memory.load(M.tss + 0x38, as: UInt32.self) == 2)
     }
 
+    @Test func `task whose TSS has T set begins with a debug trap`() throws {
+        for traps in [true, false] {
+            let m = try machine()
+            m.memory.store(Self.second + 0x64, (traps ? 1 : 0) as UInt16)
+            m.setGate32(1, 0x30_8000)
+            m.memory.store(0x30_0000, 0x90F4 as UInt16)  // hlt
+            m.memory.store(0x30_8000, 0x90F4 as UInt16)
+            m.context.pointee.dr6 = 0xFFFF_0FF0
+            try m.run(0xEA, 0, 0, 0, 0, 0x90, 0)
+            #expect(try m.cpu.run() == .halt(interruptsEnabled: false))
+            #expect(m.context.pointee.rip == (traps ? 0x30_8001 : 0x30_0001))
+            #expect(m.context.pointee.dr6 == (traps ? 0xFFFF_8FF0 : 0xFFFF_0FF0))
+            if traps { #expect(m.stack32(1) == [0x30_0000]) }
+        }
+    }
+
     @Test func `jump leaves the old task available, a busy task is refused`() throws {
         let m = try machine()
         try m.run(0xEA, 0, 0, 0, 0, 0x90, 0)

@@ -179,7 +179,10 @@ import VMM
         m.memory.store(0x4028, 0x5001 as UInt64)
         m.memory.store(0x5000, 0x6007 as UInt64)
         m.memory.store(0x6000, 0x9007 as UInt64)
-        m.cpu.writeState(m.cpu.readState())
+        // Without values of its own the registers are loaded from memory, as MOV to CR3 does it.
+        var state = m.cpu.readState()
+        state.pageDirectoryPointers = nil
+        m.cpu.writeState(state)
         let page = try m.cpu.walk(0x4000_0000, access: .write, user: true, smapExempt: false)
         #expect(page == PageTranslation(physical: 0x9000, facts: [.writable, .user, .dirty], sizeShift: 12))
         #expect(m.memory.load(0x4028, as: UInt64.self) == 0x5001)

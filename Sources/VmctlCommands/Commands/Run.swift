@@ -1,5 +1,4 @@
 import ArgumentParser
-import Glibc
 import Machine
 import VMConfig
 import VMM
@@ -7,10 +6,14 @@ import VMM
 extension EngineChoice: ExpressibleByArgument {}
 
 /// `vmctl run`: one machine in the foreground, without a daemon.
-struct Run: ParsableCommand {
+struct Run: VmctlCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run a machine in the foreground, its serial console on this terminal.",
-        usage: String(usage.dropFirst("usage: ".count)),
+        usage: """
+            vmctl [-v] run -b kernel [--initrd file] [--module file[,args]]...
+            \t[--cmdline text] [-m size] [--engine auto|kvm|translator]
+            \t[--cpu model] [--debug-exit port]
+            """,
         discussion: """
             The terminal belongs to the guest until it powers off. At the start of a line, ~. ends the machine, ~# \
             sends BREAK, ~~ sends ~, and ~? lists these. When standard input is no terminal every byte of it goes to the \
@@ -61,15 +64,11 @@ struct Run: ParsableCommand {
     @Flag(name: .customShort("v"), help: "Say more on standard error.")
     var isVerbose = false
 
-    func run() throws {
-        let megabyte: UInt64 = 1 << 20
-        let rounded = memory - memory % megabyte
-        if rounded != memory, rounded > 0 { Foreground.say("memory size rounded to \(rounded / megabyte)M") }
+    func perform(_ output: Output) throws -> CInt {
         let configuration = MachineConfiguration(
-            kernel: kernel, initrd: initrd, modules: module, commandLine: cmdline, memoryByteCount: rounded,
-            cpuModel: cpu, debugExitPort: debugExit)
-        let status = Foreground.run(configuration, engine: engine, isVerbose: isVerbose)
-        if status != 0 { throw ExitCode(status) }
+            kernel: kernel, initrd: initrd, modules: module, commandLine: cmdline,
+            memoryByteCount: OptionValues.round(memory, output.say), cpuModel: cpu, debugExitPort: debugExit)
+        return Foreground.run(configuration, engine: engine, isVerbose: isVerbose)
     }
 }
 

@@ -1,0 +1,42 @@
+/// What may be answered to what. A client believes nothing else.
+extension Request {
+    /// Whether a response is one to this request.
+    func allows(_ response: Response) -> Bool {
+        switch (self, response) {
+        case (_, .failed): true
+        case (.status, .machine), (.status, .end): true
+        case (.start, .started): true
+        case (.stop, .stopping), (.stop, .ended), (.stop, .end): true
+        case (.wait, .ended): true
+        case (.console, .console): true
+        case (.pause, .done), (.unpause, .done), (.sendBreak, .done), (.load, .done), (.reload, .done), (.reset, .done),
+            (.log, .done):
+            true
+        default: false
+        }
+    }
+
+    /// Whether a response is the last one to this request.
+    func isEnded(by response: Response) -> Bool {
+        switch (self, response) {
+        case (.status, .machine), (.stop, .stopping), (.stop, .ended): false
+        // A machine that does not stop is an item of the list. What is refused as a whole has this as its only answer,
+        // and the caller knows: nothing came before it.
+        case (.stop(_, _, waits: true), .failed(.timeout, _)): false
+        default: true
+        }
+    }
+
+    /// Seconds within which an answer comes; `nil` when it takes as long as a machine runs.
+    var patience: Int? {
+        switch self {
+        case .wait, .stop(_, _, waits: true): nil
+        // The daemon itself gives a machine two minutes to start.
+        case .start: 150
+        // Files are read, switches made, machines ended.
+        case .load, .reload, .reset, .stop: 60
+        case .pause, .unpause, .console, .sendBreak: 30
+        case .status, .log: 15
+        }
+    }
+}

@@ -1,0 +1,84 @@
+import Testing
+
+@testable import VmctlCommands
+
+/// What a command line shows to be wrong by itself: OpenBSD's words, then the command's usage, then status 2.
+@Suite("Wrong usage") struct WrongUsageTests {
+    static let long = String(repeating: "x", count: 64)
+    static let cases: [([String], String)] = [
+        (["start"], "missing vmid argument"),
+        (["start", "a", "b"], "one machine at a time: b"),
+        (["start", "4294967296"], "invalid id: 4294967296"),
+        (["start", ""], "invalid id: "),
+        (["start", long], "name too long"),
+        (["start", "-B", "disk", "-B", "net", "a"], "boot device specified multiple times"),
+        (["start", "-B", "floppy", "a"], "unknown boot device floppy"),
+        (["start", "-b", "/a", "-b", "/b", "a"], "boot image specified multiple times"),
+        (["start", "-b", "", "a"], "invalid boot image path"),
+        (["start", "-d", "/etc/passwd"] + ["-d/etc/group", "-d/etc/passwd", "-d/etc/group", "-d/etc/passwd"] + ["a"], "too many disks"),
+        (["start", "-i", "1", "-i", "2", "a"], "interfaces specified multiple times"),
+        (["start", "-i", "0", "a"], "invalid interface count"),
+        (["start", "-i", "many", "a"], "count is invalid: many"),
+        (["start", "-i", "99999999999", "a"], "count is too large: 99999999999"),
+        (["start", "-i", "99999999999999999999", "a"], "count is too large: 99999999999999999999"),
+        (["start", "-i", "5", "a"], "too many network interfaces"),
+        (["start", "-LLL", "-n", "x", "-n", "y", "a"], "too many network interfaces"),
+        (["start", "-m", "1G", "-m", "1G", "a"], "memory specified multiple times"),
+        (["start", "-m", "1048575", "a"], "memory size must be at least 1MB"),
+        (["start", "-m", "129G", "a"], "memory size too large (limit is 128G)"),
+        (["start", "-m", "much", "a"], "invalid memory size: much"),
+        (["start", "-m", "-5", "a"], "Missing value for '-m'"),
+        (["start", "-p", "0", "a"], "cpu count is too small: 0"),
+        (["start", "-p", "65", "a"], "cpu count is too large: 65"),
+        (["start", "-p", "1", "-p", "1", "a"], "cpus specified multiple times"),
+        (["start", "-r", "/etc/passwd", "-r", "/etc/passwd", "a"], "iso image specified multiple times"),
+        (["start", "-t", long, "a"], "instance vm name too long"),
+        (["start", "--engine", "steam", "a"], "unknown engine steam: give one of auto, kvm, translator"),
+        (["start", "--cpu", "z80", "a"], "unknown cpu z80: give one of "),
+        (["start", "--cmdline", String(repeating: "x", count: 4096), "a"], "command line too long"),
+        (["start", "-L", "a"], "starting without disks"),
+        (["start", "--frob", "a"], "Unknown option '--frob'"),
+        (["stop"], "missing vmid argument"),
+        (["stop", "-a", "a"], "either -a or a machine, not both"),
+        (["stop", "-x", "a"], "Unknown option '-x'"),
+        (["console"], "missing vmid argument"),
+        (["pause"], "missing vmid argument"),
+        (["unpause"], "missing vmid argument"),
+        (["wait"], "missing vmid argument"),
+        (["wait", "a", "b"], "one machine at a time: b"),
+        (["status", "a", "b"], "one machine at a time: b"),
+        (["load"], "give one file to load"),
+        (["load", "a", "b"], "give one file to load"),
+        (["reload", "a"], "Unexpected argument 'a'"),
+        (["reset", "vm"], "unknown argument: vm: give all, switches or vms"),
+        (["log"], "give brief or verbose"),
+        (["log", "loud"], "unknown argument: loud: give brief or verbose"),
+    ]
+
+    @Test(arguments: cases)
+    func `is told with the command's usage`(arguments: [String], text: String) {
+        let call = Call(["-s", "/nonexistent"] + arguments)
+        #expect(call.status == 2, "\(call.error)")
+        #expect(call.output.isEmpty)
+        #expect(call.complaint.hasPrefix("vmctl: \(text)"), "\(call.error)")
+        #expect(call.error.contains("\nusage:\tvmctl [-v] \(arguments[0])"), "\(call.error)")
+    }
+
+    static let files: [([String], String)] = [
+        (["start", "-b", "/nonexistent", "a"], "cannot open kernel '/nonexistent': No such file or directory"),
+        (["start", "-b", "/etc", "a"], "kernel must be a regular file: '/etc' is a directory"),
+        (["start", "--initrd", "/nonexistent", "a"], "cannot open initrd '/nonexistent': No such file or directory"),
+        (["start", "-d", "qcow2:/nonexistent", "a"], "invalid disk path: qcow2:/nonexistent: No such file or directory"),
+        (["start", "-r", "/nonexistent", "a"], "invalid iso image path: /nonexistent: No such file or directory"),
+        (["load", "/nonexistent"], "/nonexistent: No such file or directory"),
+        (["status"], "connect: /nonexistent/s: No such file or directory: vmd is not running: start it with `vmd -s /nonexistent/s`"),
+    ]
+
+    @Test(arguments: files)
+    func `files and daemons that are not there are told in one line`(arguments: [String], text: String) {
+        let call = Call(["-s", "/nonexistent/s"] + arguments)
+        #expect(call.status == 1)
+        #expect(call.error.split(separator: "\n").last.map(String.init) == "vmctl: \(text)", "\(call.error)")
+        #expect(!call.error.contains("usage:"))
+    }
+}
