@@ -180,6 +180,5 @@ enum MachineText {
 }
 
 extension Paths {
-    static let vmd = variable("VMD") ?? root + ".build/release/vmd"
     static let controlKernel = guests + "/control/kernel"
 }
