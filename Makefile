@@ -20,13 +20,14 @@ GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
-.PHONY: run test fuzz bench build setup guests guests32 multiboot control others install uninstall clean help
+.PHONY: run test fuzz bench bench-daemon build setup guests guests32 multiboot control others install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
 	@echo 'make test     all tests, those that boot whole guests included'
-	@echo 'make fuzz     random instructions against the CPU, and hostile guests, SECONDS_TO_RUN=60'
+	@echo 'make fuzz     random instructions, hostile guests and clients, SECONDS_TO_RUN=60'
 	@echo 'make bench    measure against qemu-system-x86_64 -accel tcg, side by side'
+	@echo 'make bench-daemon   what 100 idle machines cost'
 	@echo 'make build    build $(VMCTL) and $(VMD)'
 	@echo 'make setup    install the packages that are missing (apt-get; needs root)'
 	@echo 'make guests   fetch the kernels and make the initramfs: $(KERNEL), $(INITRD)'
@@ -133,12 +134,17 @@ test: build guests
 
 # Random instructions on the CPU and on the translator, with new seeds, for so many seconds.
 SECONDS_TO_RUN ?= 60
-fuzz: setup
-	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests"
+fuzz: build guests
+	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests|DaemonTests/Hostile"
 
 bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	$(call need,$(BENCH_PACKAGES))
 	Benchmarks/run
+	Benchmarks/daemon
+
+# The daemon's part of it alone.
+bench-daemon: build control
+	Benchmarks/daemon
 
 # Files below PREFIX; systemd looks for its own there too when PREFIX is /usr or /usr/local.
 BINDIR  := $(DESTDIR)$(PREFIX)/bin

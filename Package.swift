@@ -77,6 +77,8 @@ let package = Package(
             swiftSettings: common),
         .testTarget(name: "VMConfigTests", dependencies: ["VMConfig", "TestSupport"], swiftSettings: safe),
         .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices", "TestSupport"], swiftSettings: common),
+        .testTarget(
+            name: "DaemonTests", dependencies: ["Daemon", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
         // A daemon that answers what a test tells it to.
         .target(
             name: "ControlTestSupport", dependencies: ["ControlProtocol", "Linux"], path: "Tests/ControlTestSupport",
@@ -88,8 +90,6 @@ let package = Package(
             name: "VmctlCommandsTests",
             dependencies: ["VmctlCommands", "ControlProtocol", "Linux", "VMConfig", "TestSupport", "ControlTestSupport"],
             swiftSettings: common),
-        .testTarget(
-            name: "DaemonTests", dependencies: ["Daemon", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "GuestTests", dependencies: ["Linux", "CLinux", "ControlProtocol", "TestSupport"], swiftSettings: common),
     ]

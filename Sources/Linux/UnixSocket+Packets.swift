@@ -59,7 +59,7 @@ extension UnixSocket {
     /// - Parameters:
     ///   - limit: how many bytes it may have.
     ///   - descriptorLimit: how many descriptors may come with it.
-    /// - Throws: `packetTooLong`, `tooManyDescriptors`; ECONNRESET when the peer went without reading what we sent.
+    /// - Throws: `packetTooLong`, `tooManyDescriptors`.
     public borrowing func receive(
         limit: Int, descriptorLimit: Int = mostDescriptors
     ) throws(ReceiveFailure) -> Arrival {
@@ -72,8 +72,17 @@ extension UnixSocket {
         let bytes: [UInt8]
         do {
             bytes = try Self.fill(capacity) { buffer throws(SystemError) in
-                received = try retrying("recvmsg") {
-                    clinux_receive_packet(number, buffer, capacity, &arrived, &arrivedCount, &flags)
+                func look() throws(SystemError) -> Int {
+                    try retrying("recvmsg") {
+                        clinux_receive_packet(number, buffer, capacity, &arrived, &arrivedCount, &flags)
+                    }
+                }
+                do throws(SystemError) {
+                    received = try look()
+                } catch where error.errno == ECONNRESET {
+                    // The peer went without reading what we sent. The kernel says so once, before it gives out what the
+                    // peer sent; that may say why.
+                    received = try look()
                 }
                 return received
             }

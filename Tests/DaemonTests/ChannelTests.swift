@@ -99,6 +99,17 @@ extension DaemonTests {
             #expect(line.ends == [nil])
         }
 
+        /// A machine that ends while a command is on its way to it.
+        @Test func `last words are heard of a peer that went without reading ours`() throws {
+            let line = try Line()
+            line.channel.send(.done)
+            try line.send(try request.encoded())
+            line.peer = nil
+            try line.turn(3)
+            #expect(line.messages == [request])
+            #expect(line.ends == [nil])
+        }
+
         @Test func `a peer that does not read is waited for, then ends it; the order stays`() throws {
             let line = try Line(queueLimit: 64)
             var sent = 0

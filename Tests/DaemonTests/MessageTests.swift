@@ -13,7 +13,7 @@ import Testing
         name: "w", kernel: "k", initrd: nil, commandLine: nil, memory: 0, engine: "", cpuModel: nil, hasKVM: false,
         isVerbose: false, probes: true)
     static let machineCommands: [MachineCommand] = [
-        .setUp(setup), .setUp(small), .shutDown, .pause, .unpause, .attachConsole(client: .max, holder: "root (pid 1)"),
+        .setUp(setup), .setUp(small), .shutDown, .pause, .unpause, .sendBreak, .attachConsole(client: .max, holder: "root (pid 1)"),
         .log(isVerbose: true),
     ]
     static let machineReports: [MachineReport] = [
@@ -32,7 +32,7 @@ import Testing
     static let requests: [Request] = [
         .status(nil, isRunningOnly: true), .status(.id(3), isRunningOnly: false), .start(StartRequest(.name("web"))),
         .stop(nil, isForced: true, waits: false), .wait(.name("web")), .pause(.id(1)), .unpause(.id(1)), .console(.id(1)),
-        .load("/etc/more.conf"), .reload, .reset(.switches), .log(isVerbose: true),
+        .load("/etc/more.conf"), .reload, .reset(.switches), .log(isVerbose: true), .sendBreak(.name("web")),
     ]
     static let controlReports: [ControlReport] =
         [.connected(client: 1), .gone(client: 2), .log("x"), .probe("y")] + requests.map { .request(client: 5, $0) }

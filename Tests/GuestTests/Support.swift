@@ -26,7 +26,7 @@ enum Paths {
     /// The engine that guests run on, when it shall not be the default.
     static let engine = variable("GUEST_ENGINE").map { ["--engine", $0] } ?? []
 
-    private static func variable(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
+    static func variable(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
 }
 
 /// The arguments that boot the Debian kernel with the test initramfs.

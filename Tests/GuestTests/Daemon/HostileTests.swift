@@ -158,6 +158,27 @@ extension GuestTests.DaemonTests {
             }
         }
 
+        /// More answers than any queue between the processes holds.
+        @Test func `long lists for many at once do not drown anybody`() throws {
+            let text = (0..<400).map { MachineText.machine("m\($0)", "halt", "disable") }.joined()
+            let daemon = try LiveDaemon(MachineText.machine("one") + text)
+            try daemon.wait(for: "one", .running)
+            let clients = try (0..<60).map { _ in try daemon.client() }
+            for client in clients { try client.send(.status(nil, isRunningOnly: false)) }
+            for client in clients.dropFirst(30) {
+                var rows = 0
+                while let answer = try client.receive(), answer != .end { rows += 1 }
+                #expect(rows == 401)
+            }
+            // The others have not read yet, and get all the same.
+            #expect(try daemon.machines().count == 401)
+            for client in clients.prefix(30) {
+                var rows = 0
+                while let answer = try client.receive(), answer != .end { rows += 1 }
+                #expect(rows == 401)
+            }
+        }
+
         @Test func `descriptors that do not belong are closed, and are no kernels`() throws {
             try withDaemon { daemon in
                 let status = try Request.status(nil, isRunningOnly: false).encoded()

@@ -160,6 +160,9 @@ enum ProcessList {
         return text.split(separator: " ").compactMap { pid_t($0) }
     }
 
+    /// Not a zombie either: who reaps orphans may take its time.
+    static func isAlive(_ pid: pid_t) -> Bool { kill(pid, 0) == 0 && !title(of: pid).isEmpty }
+
     static func title(of pid: pid_t) -> String {
         String((try? File.text("/proc/\(pid)/cmdline"))?.prefix { $0 != "\0" } ?? "")
     }

@@ -73,7 +73,7 @@ extension GuestTests.DaemonTests {
             #expect(try ask(daemon, Self.owner, start("one")).isStarted)
             for name in ["team", "roots"] { #expect(try daemon.ask(start(name)).isStarted) }
             let requests = { (name: String) -> [Request] in
-                [.pause(.name(name)), .unpause(.name(name)), .wait(.name(name)), .console(.name(name)), .stop(.name(name), isForced: true, waits: false)]
+                [.pause(.name(name)), .unpause(.name(name)), .wait(.name(name)), .console(.name(name)), .sendBreak(.name(name)), .stop(.name(name), isForced: true, waits: false)]
             }
             for (user, name) in [(Self.owner, "team"), (Self.owner, "roots"), (Self.stranger, "one"), (Self.member, "one"), (Self.member, "roots")] {
                 for request in requests(name) { #expect(try ask(daemon, user, request).refusal == .permission, "\(user) \(request)") }
