@@ -5,7 +5,7 @@ import Testing
 
 @testable import Daemon
 
-/// One at a time: some count the descriptors of this process.
+/// One at a time.
 @Suite(.serialized) struct DaemonTests {}
 
 extension DaemonTests {
@@ -56,15 +56,15 @@ extension DaemonTests {
 
         @Test func `messages arrive in order, with their descriptors, and those that are not taken are closed`() throws {
             let line = try Line()
-            let before = openDescriptors()
+            let marked = try MarkedFile()
             var start = StartRequest(.name("one"))
             start.kernel = "/k"
             try line.send(try request.encoded())
-            try line.send(try Request.start(start).encoded(), [0])
+            try line.send(try Request.start(start).encoded(), [marked.raw])
             try line.turn(2)
             #expect(line.messages == [request, .start(start)])
             #expect(line.descriptors == 1)
-            #expect(openDescriptors() == before)
+            #expect(marked.descriptorCount == 1)
             #expect(line.ends.isEmpty)
         }
 
@@ -81,11 +81,11 @@ extension DaemonTests {
 
         @Test func `descriptors that do not belong are closed and end it`() throws {
             let line = try Line()
-            let before = openDescriptors()
-            try line.send(try request.encoded(), [0, 1, 2])
+            let marked = try MarkedFile()
+            try line.send(try request.encoded(), [marked.raw, marked.raw, marked.raw])
             try line.turn()
             #expect(line.ends.count == 1)
-            #expect(openDescriptors() == before)
+            #expect(marked.descriptorCount == 1)
         }
 
         @Test func `a peer that goes is told of once, and what it said before is heard`() throws {
@@ -133,13 +133,14 @@ extension DaemonTests {
 
         @Test func `descriptors that wait with their message are kept, and closed with the channel`() throws {
             let line = try Line()
-            let before = openDescriptors()
-            while line.channel.backlog < 10 { line.channel.send(.console(id: 1, name: "one", tty: "/dev/pts/1"), descriptors: [0]) }
-            #expect(openDescriptors() == before + 10)
+            let marked = try MarkedFile()
+            while line.channel.backlog < 10 {
+                line.channel.send(.console(id: 1, name: "one", tty: "/dev/pts/1"), descriptors: [marked.raw])
+            }
+            #expect(marked.descriptorCount == 1 + 10)
             line.channel.close()
             line.peer = nil
-            // The channel's own socket and the peer's.
-            #expect(openDescriptors() == before - 2)
+            #expect(marked.descriptorCount == 1)
         }
 
         @Test func `who floods is read a share at a time, and not at all while suspended`() throws {
@@ -213,5 +214,20 @@ extension DaemonTests {
     }
 }
 
-/// How many this process has.
-func openDescriptors() -> Int { (0..<1024).count { fcntl($0, F_GETFD) != -1 } }
+/// A file that nobody else has: its descriptors can be counted while other tests open and close theirs.
+struct MarkedFile: ~Copyable {
+    private let descriptor: FileDescriptor
+    var raw: CInt { descriptor.raw }
+
+    init() throws { descriptor = try FileDescriptor.memory("marked", byteCount: 0) }
+
+    /// How many descriptors of it this process has.
+    var descriptorCount: Int {
+        var mine = stat()
+        fstat(raw, &mine)
+        return (0..<4096 as Range<CInt>).count { number in
+            var status = stat()
+            return fstat(number, &status) == 0 && status.st_ino == mine.st_ino && status.st_dev == mine.st_dev
+        }
+    }
+}
