@@ -148,7 +148,13 @@ final class LiveDaemon {
             found["descriptors of \(title)"] = File.paths("/proc/\(pid)/fd/*").count
         }
         found["mounts"] = (try? File.text("/proc/mounts"))?.split(separator: "\n").count
-        found["terminals"] = File.paths("/dev/pts/[0-9]*").count
+        // By who holds them: terminals of other programs come and go.
+        let links = (processes() + [(pid, "parent")]).flatMap { File.paths("/proc/\($0.pid)/fd/*") }
+        found["terminals"] = links.count { link in
+            var target = [CChar](repeating: 0, count: 64)
+            let count = max(0, readlink(link, &target, target.count - 1))
+            return String(decoding: target.prefix(count).map { UInt8(bitPattern: $0) }, as: UTF8.self).hasPrefix("/dev/pt")
+        }
         return found
     }
 }
