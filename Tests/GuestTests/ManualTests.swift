@@ -55,5 +55,32 @@ extension GuestTests {
             daemon.signal(SIGTERM)
             #expect(try daemon.status() == 0)
         }
+
+        @Test func `vmd's examples do what the manual says`() throws {
+            let folder = try Scratch()
+            _ = try folder.file("vm.conf", Array("kernel = \"vmlinuz\"\nvm \"other\" {\n\tdisable\n\tboot $kernel\n}\n".utf8))
+            try folder.link("vmlinuz", to: Paths.kernel)
+            let socket = folder.path + "/test.sock"
+            let manual = String(decoding: try File.bytes(Paths.root + "man/vmd.8"), as: UTF8.self)
+            let examples = manual.split(separator: "\n").filter { $0.hasPrefix(".Dl $ ") }
+            #expect(examples.count >= 4)
+            defer { for pid in Self.daemons(on: socket) { kill(pid, SIGTERM) } }
+            for example in examples {
+                // The daemon that goes to the background is found again by its socket's whole path.
+                let words = example.dropFirst(".Dl $ ".count).replacing("test.sock", with: socket)
+                    .replacing("vmctl ", with: Paths.vmctl + " ").replacing("vmd -", with: Paths.vmd + " -")
+                let process = try GuestProcess(["-c", "cd \(folder.path) && exec \(words)"], input: .nothing, program: "/bin/sh")
+                #expect(try process.status() == 0, "\(words): \(process.errorText)")
+            }
+            #expect(Self.daemons(on: socket).count == 1)
+        }
+
+        /// Daemons that were started with that socket.
+        private static func daemons(on socket: String) -> [pid_t] {
+            File.paths("/proc/[0-9]*/cmdline").compactMap { path in
+                guard let text = try? File.bytes(path), String(decoding: text, as: UTF8.self).contains("-s\0" + socket) else { return nil }
+                return path.split(separator: "/").dropFirst().first.flatMap { pid_t($0) }
+            }
+        }
     }
 }
