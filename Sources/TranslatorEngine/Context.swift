@@ -46,7 +46,10 @@ package struct Context {
     package var bounceAddress: UInt64 = 0
     /// 1: the vectors have to be back in host registers behind the bounced access.
     package var bounceVectors: UInt32 = 0
-    package var padding2: UInt32 = 0
+    /// Of a 64-bit jump or return that missed the jump cache: its offset from the code page, and from bit 13 on the bytes
+    /// that it popped; `noBranch` for what does not fault itself when its target is not canonical.
+    package var branch: UInt32 = noBranch
+    package static let noBranch: UInt32 = .max
     /// Spills inside one guest instruction.
     package var temporary: [6 of UInt64] = .init(repeating: 0)
     /// RFLAGS without the arithmetic flags: TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP, ID and bit 1.
@@ -183,6 +186,7 @@ package enum ContextOffset {
     package static let bounceScratch = 960
     package static let bounceAddress = 968
     package static let bounceVectors = 976
+    package static let branch = 980
     package static let temporary = 984
     package static let systemFlags = 1032
     package static let interruptWaiting = 1040

@@ -137,6 +137,8 @@ extension TranslatorCPU: VirtualCPU {
                 mayLink = false
                 if passesLimit(ip, block: index) { return try isolatedEntry() }
             }
+        } else if mayLink && blockMode.has(BlockMode.nearHole) && cache.sites[site].movesPage {
+            mayLink = false
         }
         // The site is gone when room had to be made.
         if mayLink && !isFlushed {
@@ -186,6 +188,7 @@ extension TranslatorCPU: VirtualCPU {
                 context.pointee.rip = instructionPointer(value)
                 return
             case .indirect:
+                if mode.codeSize == 0 && !Self.isCanonical(context.pointee.rip) { try refuseTarget() }
                 if isolated { return }
                 // A mask that came after its request was taken would turn the jump cache off for good.
                 if jumpMask.pointee.load(ordering: .relaxed) == 0 && interruptRequest.pointee.load(ordering: .relaxed) == 0 {
@@ -204,6 +207,7 @@ extension TranslatorCPU: VirtualCPU {
                 context.pointee.rip = instructionPointer(value)
                 let hasCode = descriptor.vector == 13 || descriptor.vector == 12
                 throw GuestException(vector: descriptor.vector, errorCode: hasCode ? 0 : nil)
+            case .refusedCall: throw refusedCall(at: value)
             case .fault:
                 guard let exception = pendingException else {
                     // The instruction writes into its own block, or hits a breakpoint: it runs alone.

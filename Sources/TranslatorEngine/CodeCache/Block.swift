@@ -38,6 +38,8 @@ package struct BlockMode: Hashable {
     package static let expandDown: UInt64 = 1 << 21
     /// The page of code does not lie wholly in CS: a branch out of the block is looked at each time.
     package static let partialPage: UInt64 = 1 << 22
+    /// 64-bit code in a page from which a direct branch may reach addresses that are not canonical.
+    package static let nearHole: UInt64 = 1 << 28
     @inline(__always) package func has(_ bit: UInt64) -> Bool { rawValue & bit != 0 }
 }
 

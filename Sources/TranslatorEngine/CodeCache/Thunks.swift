@@ -12,6 +12,8 @@ package struct ExitDescriptor {
         case indirect
         /// An exception: `vector` at offset `value` from the code page.
         case exception
+        /// A near call to an address that is not canonical, at offset `value` from the code page.
+        case refusedCall
         /// A memory helper found a fault; the exception is with the CPU, `Context.rip` is exact.
         case fault
         /// `Context.rip` says where to go on.
@@ -84,10 +86,10 @@ package struct Thunks {
     package var exitSaved = 0
     /// Where a signal handler sends the thread: registers are the guest's, `exitReason` is set.
     package var exitSignal = 0
-    /// Jumped to with the target in the address register.
+    /// Jumped to with the target in the address register, and in 64-bit code `Context.branch` set.
     package var indirectMiss = 0
     package var neverHit = 0
-    /// Jumped to by a return, with the target in the address register, when the return stack's top is another one.
+    /// Jumped to by a return in the same way when the return stack's top is another one.
     package var returnMiss: [3 of Int] = .init(repeating: 0)
     /// Called on a TLB miss, followed by a `MemoryDescriptor`; index by `slowIndex`.
     package var slow: [12 of Int] = .init(repeating: 0)
@@ -193,9 +195,8 @@ package struct Thunks {
             }
             code.loadContext(HostRegister.rsp, ContextOffset.returnBase)
             code.bind(isEmpty)
-            code.lookUp(
-                table: table, address: address, scratch: scratch, hasBMI2: false, isCall: false,
-                miss: memory.writableBase + indirectMiss)
+            let misses = code.lookUp(table: table, address: address, scratch: scratch, hasBMI2: false, isCall: false)
+            code.link(misses, to: memory.writableBase + indirectMiss)
         }
 
         restoreVectors = offset(code)

@@ -93,7 +93,13 @@ extension TranslatorCPU {
     /// The mode of blocks at an instruction pointer that may be fetched from, with `ripPage` set for it.
     func blockMode(at ip: UInt64, _ linear: UInt64) throws(GuestException) -> BlockMode {
         context.pointee.ripPage = (ip &- (linear & 0xFFF)) & codeMask
-        guard mode.has(BlockMode.segmented) else { return mode }
+        guard mode.has(BlockMode.segmented) else {
+            guard mode.codeSize == 0 else { return mode }
+            // As far as a displacement reaches, and an instruction beside.
+            let reach: UInt64 = 0x8000_2000
+            let isNear = !Self.isCanonical(ip &+ reach) || !Self.isCanonical(ip &- reach)
+            return isNear ? BlockMode(rawValue: mode.rawValue | BlockMode.nearHole) : mode
+        }
         if ip > context.pointee.csLimit { throw .generalProtection() }
         let isWhole = Int64(bitPattern: context.pointee.ripPage) <= context.pointee.csPageLimit
         return isWhole ? mode : BlockMode(rawValue: mode.rawValue | BlockMode.partialPage)

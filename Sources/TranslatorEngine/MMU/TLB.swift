@@ -60,9 +60,10 @@ package enum JumpCache {
         package var linear: UInt64
         package var host: UInt64
     }
-    /// The tag of empty entries, and of the first entry of each table, which `jumpMask` 0 leads to. Not canonical, but
-    /// a guest may jump there: such entries lead to `Thunks.neverHit`, which misses.
-    package static let never: UInt64 = 0x8000_0000_0000_0001
+    /// The tag of empty entries, and of the first entry of each table, which `jumpMask` 0 leads to. A guest may jump
+    /// there: such entries lead to `Thunks.neverHit`, which misses. Canonical, so that a hit proves that the target is;
+    /// its own index is 0, so it is never added.
+    package static let never: UInt64 = 0x7FFF_FFFF_FFFF
 
     @inline(__always) package static func index(_ linear: UInt64) -> Int {
         Int(truncatingIfNeeded: (linear ^ linear >> 12) & mask) >> 1

@@ -9,6 +9,10 @@ struct PendingExit {
         case poll
         /// To the address in a register or, without one, in the first temporary, by way of the run loop.
         case pollIndirect(register: Int?)
+        /// To the address in the address register by a thunk, which has to know the branch (`Context.branch`).
+        case miss(branch: UInt32, thunk: Int)
+        /// The branch at `target` faults, since its own target is not canonical. One that counts gets rcx back.
+        case refused(isCall: Bool, counts: Bool)
     }
     var kind: Kind
     /// The branch's displacement.
@@ -38,9 +42,11 @@ extension BlockBuilder {
     }
 
     /// From the code page to `target`'s, if that can be added in one instruction. Where segments are checked no branch
-    /// leaves the page by itself.
+    /// leaves the page by itself, and near the canonical hole neither: pages there have blocks of another mode.
     private func pageDistance(_ target: Int) -> Int32? {
-        if mode.has(BlockMode.segmented) && (target & ~0xFFF != 0 || mode.has(BlockMode.partialPage)) { return nil }
+        if mode.has(BlockMode.segmented | BlockMode.nearHole) && (target & ~0xFFF != 0 || mode.has(BlockMode.partialPage)) {
+            return nil
+        }
         return Int32(exactly: target & ~0xFFF)
     }
 
@@ -89,11 +95,52 @@ extension BlockBuilder {
     }
 
     /// Goes on at the linear address in the address register, through the jump cache. Flags are put away already.
-    mutating func lookUp(isCall: Bool) {
+    mutating func lookUp(isCall: Bool, branch: UInt32 = Context.noBranch) {
         if mode.has(BlockMode.segmented) { return lookUpSegmented() }
-        let miss = origin + thunks.pointee.indirectMiss
-        if isIsolated { return code.jumpTo(miss) }
-        code.lookUp(table: mode.table, address: address, scratch: scratch, hasBMI2: hasBMI2, isCall: isCall, miss: miss)
+        if isIsolated { return miss(branch, thunks.pointee.indirectMiss) }
+        let displacement = code.lookUp(
+            table: mode.table, address: address, scratch: scratch, hasBMI2: hasBMI2, isCall: isCall)
+        addMiss(displacement, branch, thunks.pointee.indirectMiss)
+    }
+
+    // MARK: Targets that are not canonical
+
+    /// `Context.branch` for the branch at hand.
+    private func branch(popping count: Int = 0) -> UInt32 { UInt32(count << 13 | here) }
+
+    private mutating func miss(_ branch: UInt32, _ thunk: Int) {
+        if is64Bit { code.storeContext32(ContextOffset.branch, immediate: Int32(bitPattern: branch)) }
+        code.jumpTo(origin + thunk)
+    }
+    private mutating func addMiss(_ displacement: UnsafeMutablePointer<UInt8>, _ branch: UInt32, _ thunk: Int) {
+        if is64Bit {
+            addExit(.miss(branch: branch, thunk: thunk), displacement, to: here, movesPage: false)
+        } else {
+            code.link(displacement, to: origin + thunk)
+        }
+    }
+
+    /// #GP at the branch at hand unless the address in the scratch register is canonical. The flags are put away already.
+    private mutating func checkCanonical(isCall: Bool, counts: Bool = false) {
+        code.shiftRightArithmetic(scratch, 47, wide: true)
+        code.arithmetic(.add, scratch, immediate: 1)
+        code.arithmetic(.cmp, scratch, immediate: 1)
+        addExit(.refused(isCall: isCall, counts: counts), code.jump(if: Condition.above), to: here, movesPage: false)
+    }
+
+    /// A direct branch may lead out of the canonical addresses only where its page is near their end.
+    private func mayLeaveCanonical(_ target: Int) -> Bool { mode.has(BlockMode.nearHole) && target & ~0xFFF != 0 }
+
+    private mutating func checkDirect(_ target: Int, isCall: Bool = false, counts: Bool = false) {
+        guard mayLeaveCanonical(target) else { return }
+        clobberFlags()
+        loadCodeAddress(scratch, target)
+        checkCanonical(isCall: isCall, counts: counts)
+    }
+
+    mutating func jump(to target: Int) {
+        checkDirect(target)
+        directExit(to: target, isBackward: target <= here)
     }
 
     // MARK: Calls and returns
@@ -117,11 +164,16 @@ extension BlockBuilder {
         addExit(.chain, code.jump(), to: next & 0xFFF, movesPage: next >= 4096)
     }
 
+    /// A call's return address goes onto the return stack: not one that may be behind the last canonical address, since
+    /// the return to it faults.
+    private var isForeseen: Bool { !isIsolated && !(mode.has(BlockMode.nearHole) && next >= 4096) }
+
     mutating func call(to target: Int, liveAtTarget: UInt32) {
         clobberFlags()
+        checkDirect(target, isCall: true)
         pushReturnAddress()
         live = liveAtTarget
-        guard !isIsolated, Int32(exactly: target) != nil, let distance = pageDistance(target) else {
+        guard isForeseen, Int32(exactly: target) != nil, let distance = pageDistance(target) else {
             return directExit(to: target, isBackward: target <= here)
         }
         pushReturn(leavingBy: .poll, to: target)
@@ -141,14 +193,19 @@ extension BlockBuilder {
         if isCall {
             if register == nil { code.storeContext(ContextOffset.temporary, address) }
             clobberFlags()
+            if is64Bit {
+                // The target is looked at before the push (SDM Vol. 2, CALL), which cannot be undone.
+                code.move(scratch, register ?? address)
+                checkCanonical(isCall: true)
+            }
             pushReturnAddress()
-            if !isIsolated { pushReturn(leavingBy: .pollIndirect(register: register)) }
+            if isForeseen { pushReturn(leavingBy: .pollIndirect(register: register)) }
             loadPushedTarget(register)
         }
         putFlagsAway()
         flagsInHost = false
-        lookUp(isCall: isCall)
-        if isCall && !isIsolated { landing() }
+        lookUp(isCall: isCall && isForeseen, branch: branch())
+        if isCall && isForeseen { landing() }
     }
 
     /// The target of an indirect call into the address register, behind its push.
@@ -159,13 +216,14 @@ extension BlockBuilder {
     mutating func ret(extra: Int) {
         clobberFlags()
         popReturnAddress(extra: extra)
-        if isIsolated { return code.jumpTo(origin + thunks.pointee.indirectMiss) }
+        let branch = branch(popping: pointerSize + extra)
+        if isIsolated { return miss(branch, thunks.pointee.indirectMiss) }
         // cmp address, [rsp + 8]
         code.rex(w: true, reg: address, base: HostRegister.rsp)
         code.byte(0x3B)
         code.memory(address, base: HostRegister.rsp, 8)
         let differs = code.jump(if: Condition.notEqual)
-        code.link(differs, to: origin + thunks.pointee.returnMiss[mode.table])
+        addMiss(differs, branch, thunks.pointee.returnMiss[mode.table])
         code.ret()
     }
 
@@ -186,18 +244,20 @@ extension BlockBuilder {
     /// LOOP, LOOPE, LOOPNE, JRCXZ and JECXZ: they count or test rcx by themselves and change no flag.
     mutating func counted(opcode: UInt8, is32Bit: Bool, taken: Int, liveTaken: UInt32) {
         if opcode <= 0xE1 { needFlags() }
+        if mayLeaveCanonical(taken) { code.storeContext(ContextOffset.temporary, HostRegister.rcx) }
         if is32Bit { code.byte(0x67) }
         code.byte(opcode)
         code.byte(5)  // over the jump
         let over = code.jump()
-        takenSide(taken, liveTaken)
+        takenSide(taken, liveTaken, counts: true)
         code.bind(over)
     }
 
     /// Leaves in the middle of the block: what follows finds the flags where they are now.
-    private mutating func takenSide(_ taken: Int, _ liveTaken: UInt32) {
+    private mutating func takenSide(_ taken: Int, _ liveTaken: UInt32, counts: Bool = false) {
         let state = (flagsInHost, flagsSaved, live)
         live = liveTaken
+        checkDirect(taken, counts: counts)
         directExit(to: taken, isBackward: taken <= here)
         (flagsInHost, flagsSaved, live) = state
     }
@@ -226,17 +286,24 @@ extension BlockBuilder {
             case .pollIndirect(let register):
                 loadPushedTarget(register)
                 code.jumpTo(origin + thunks.pointee.indirectMiss)
+            case .miss(let branch, let thunk): miss(branch, thunk)
+            case .refused(let isCall, let counts):
+                if counts { code.loadContext(HostRegister.rcx, ContextOffset.temporary) }
+                code.call(to: origin + thunks.pointee.exitSaved)
+                code.exitDescriptor(
+                    isCall ? .refusedCall : .exception, flagsInHost: false, vector: 13, value: Int32(truncatingIfNeeded: pending.target))
             }
         }
     }
 }
 
 extension Emitter {
-    /// Jumps or calls by the jump cache to the guest's linear address in `address`, and sets `ripPage`; on a miss goes
-    /// to `miss`. Clobbers flags and both registers, but on a miss not `address`.
+    /// Jumps or calls by the jump cache to the guest's linear address in `address`, and sets `ripPage`. Clobbers flags and
+    /// both registers, but on a miss not `address`.
+    /// - Returns: the displacement of the jump that a miss takes.
     mutating func lookUp(
-        table: Int, address: Int, scratch: Int, hasBMI2: Bool, isCall: Bool, miss: UnsafeMutablePointer<UInt8>
-    ) {
+        table: Int, address: Int, scratch: Int, hasBMI2: Bool, isCall: Bool
+    ) -> UnsafeMutablePointer<UInt8> {
         let cache = ContextOffset.jumpCache + table * JumpCache.entryCount * JumpCache.entrySize
         if hasBMI2 {
             rotateRight(scratch, address, 12)
@@ -247,10 +314,11 @@ extension Emitter {
         arithmetic(.xor, scratch, address)
         arithmeticContext(.and, scratch, ContextOffset.jumpMask)
         compareContext(address, index: scratch, cache)
-        link(jump(if: Condition.notEqual), to: miss)
+        let displacement = jump(if: Condition.notEqual)
         arithmetic(.and, address, immediate: -4096)
         storeContext(ContextOffset.ripPage, address)
         jumpContext(index: scratch, cache + 8, isCall: isCall)
+        return displacement
     }
     /// `cmp register, gs:[index * 8 + offset]`.
     @inline(__always) mutating func compareContext(_ register: Int, index: Int, _ offset: Int) {

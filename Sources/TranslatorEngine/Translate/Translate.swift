@@ -201,8 +201,7 @@ extension TranslatorCPU {
             case .call: builder.call(to: branchTarget(index), liveAtTarget: instruction.flagsTaken)
             case .jump:
                 builder.live = instruction.flagsTaken
-                let target = branchTarget(index)
-                builder.directExit(to: target, isBackward: target <= instruction.offset)
+                builder.jump(to: branchTarget(index))
             case .callIndirect: builder.indirect(operands, isCall: true)
             case .jumpIndirect: builder.indirect(operands, isCall: false)
             case .ret:

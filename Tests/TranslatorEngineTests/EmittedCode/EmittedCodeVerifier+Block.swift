@@ -95,8 +95,10 @@ extension EmittedCodeVerifier {
             if starts(position, [0x4C, 0x3B, 0x74, 0x24, 0x08]) {
                 // cmp r14, [rsp + 8]; jne; ret
                 guard !hasPushed, !hasReturned, starts(next, [0x0F, 0x85]), starts(next + 6, [0xC3]), !values[14].isHost,
-                    decode(next, limit: 6), try branchTarget(next + 6) == thunks.returnMiss[block.mode.table]
+                    decode(next, limit: 6), let target = try branchTarget(next + 6),
+                    target == thunks.returnMiss[block.mode.table] || target > next && target < end && returnMisses(target, block)
                 else { throw Violation("return without a comparison") }
+                if target > next { branch(to: target) }
                 boundaries.formUnion([next, next + 6])
                 position = next + 7
                 isReachable = false
@@ -171,7 +173,7 @@ extension EmittedCodeVerifier {
                     } else if target > Int(block.entry) && target < position {
                         backward.insert(target)
                         position = next
-                    } else if target == thunks.indirectMiss {
+                    } else if target == thunks.indirectMiss || returnMisses(position - Self.branchNote.count - 4, block) {
                         if values[14].isHost { throw Violation("host address as a target") }
                         position = next
                     } else {

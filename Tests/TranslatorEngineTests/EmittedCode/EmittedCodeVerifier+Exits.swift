@@ -25,7 +25,7 @@ extension EmittedCodeVerifier {
         switch kind {
         case .system: if Int(descriptor.value) >> 13 >= cpu.cache.segmentCount * SystemPool.limit { throw Violation("system instruction out of bounds") }
         case .chain: if descriptor.value < 0 || descriptor.value > 4095 { throw Violation("chain out of its page") }
-        case .goto, .exception, .indirect: break
+        case .goto, .exception, .refusedCall, .indirect: break
         default: throw Violation("exit of a thunk's kind")
         }
         return kind
@@ -34,6 +34,20 @@ extension EmittedCodeVerifier {
     /// `cmp rsp, gs:[returnLimit]`.
     static let limitCheck: [UInt8] =
         [0x65, 0x48, 0x3B, 0x24, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: ContextOffset.returnLimit >> ($0 * 8)) }
+
+    /// `mov dword gs:[branch], ...`.
+    static let branchNote: [UInt8] =
+        [0x65, 0xC7, 0x04, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: ContextOffset.branch >> ($0 * 8)) }
+
+    /// Whether the miss of a return in 64-bit code stands at a place: it says which branch it is, and is the thunk's.
+    func returnMisses(_ position: Int, _ block: Block) -> Bool {
+        let jump = position + Self.branchNote.count + 4
+        guard block.mode.codeSize == 0, position >= Int(block.entry), jump + 5 <= Int(block.end),
+            starts(position, Self.branchNote), starts(jump, [0xE9])
+        else { return false }
+        let displacement = UnsafeRawPointer(cpu.cache.memory.writableBase + jump + 1).loadUnaligned(as: Int32.self)
+        return jump + 5 + Int(displacement) == cpu.thunks.pointee.returnMiss[block.mode.table]
+    }
 
     /// `mov rsp, gs:[returnBase]`.
     static let emptying: [UInt8] =

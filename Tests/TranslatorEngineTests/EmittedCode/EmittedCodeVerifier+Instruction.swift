@@ -89,7 +89,7 @@ extension EmittedCodeVerifier {
         ContextOffset.fsBase..<ContextOffset.fsBase + 8, ContextOffset.mode..<ContextOffset.mode + 4,
         ContextOffset.codeSegment..<ContextOffset.codeSegment + MemoryLayout<SegmentRegister>.size,
         ContextOffset.stackSegment..<ContextOffset.stackSegment + MemoryLayout<SegmentRegister>.size,
-        ContextOffset.temporary..<ContextOffset.temporary + 48, ContextOffset.systemFlags..<ContextOffset.systemFlags + 8,
+        ContextOffset.branch..<ContextOffset.branch + 4, ContextOffset.temporary..<ContextOffset.temporary + 48, ContextOffset.systemFlags..<ContextOffset.systemFlags + 8,
     ]
 
     func verifyMemory(_ block: Block, _ values: [Value]) throws {

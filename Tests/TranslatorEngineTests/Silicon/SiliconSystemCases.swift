@@ -1,4 +1,5 @@
 import CSilicon
+import VMM
 
 /// What user code does to descriptors, flags and control flow by hand-made encodings: the processor's own state is what
 /// differs here, so each case sets up tables, frames and images that mean something.
@@ -236,6 +237,7 @@ extension SiliconGenerator {
 
     /// Near branches with prefixes that mean nothing to them, or another operand or address size.
     private mutating func branchCase() -> SiliconCase {
+        if isLong && random.percent(25) { return refusedBranch() }
         var state = systemState()
         state[gpr: 1] = random.pick([0, 1, 2, 0x1_0000, 0x1_0001])
         if !isLong { state[gpr: 1] &= 0xFFFF_FFFF }
@@ -295,6 +297,43 @@ extension SiliconGenerator {
         }
         // mov al, 0x11 where it is not taken
         return finish([piece, SiliconPiece(bytes: [0xB0, 0x11])] + SiliconPiece.ends(mode), state, patch: patch)
+    }
+
+    /// A near jump, call or return to an address that is not canonical: it faults itself, before any of its effects.
+    private mutating func refusedBranch() -> SiliconCase {
+        var state = systemState()
+        var target = random.next()
+        while CPUPolicy.isCanonical(target) {
+            target = random.pick([0x8000_0000_0000, 0xFFFF_8000_0000_0000, 1 << 63]) &+ UInt64(random.below(17)) &- 8
+        }
+        // The push would fault too.
+        if random.percent(30) {
+            state[gpr: 4] = random.pick([
+                address(0), address(Int(SILICON_ARENA_READ_ONLY_PAGE) * 4096 + 64), address(4096) + 4, random.next(),
+            ])
+        }
+        var patch = SiliconPatch(offset: Self.operand, bytes: bytes(target, 8))
+        // Pieces in front make both sides run the case more than once.
+        var pieces = [SiliconPiece(bytes: [0x90])]
+        let reg = UInt8(random.percent(50) ? 4 : 2)
+        let release = UInt8(random.below(64))
+        let ret: [UInt8] = random.percent(50) ? [0xC3] : [0xC2, release, 0]
+        switch random.below(4) {
+        case 0:
+            patch.offset = Self.stack
+            pieces.append(SiliconPiece(bytes: ret))
+        case 1:
+            // call; mov [rsp], rax; ret
+            state[gpr: 0] = target
+            pieces.append(SiliconPiece(bytes: [0xE8, 0, 0, 0, 0]))
+            pieces.append(SiliconPiece(bytes: [0x48, 0x89, 0x04, 0x24] + ret))
+        case 2: pieces.append(SiliconPiece(bytes: [0xFF, atBase(Int(reg))]))
+        default:
+            let register = random.below(16)
+            state[gpr: register] = target
+            pieces.append(SiliconPiece(bytes: (register > 7 ? [0x41] : []) + [0xFF, 0xC0 | reg << 3 | UInt8(register & 7)]))
+        }
+        return finish(pieces, state, patch: patch)
     }
 
     // MARK: Extended state
