@@ -90,6 +90,9 @@ public struct Sandbox: Sendable {
     /// At most; a lower limit that was there stays. Core dumps are always off: they would hold a guest's memory.
     public var limits: [Resource: UInt64] = [:]
     public var umask: mode_t = 0o077
+    /// Signals reach no process outside (landlock(7), Linux 6.12): for a role whose filter has to let its children
+    /// signal themselves, which is not to be told from signals to others of the same user.
+    public var scopesSignals = false
     public var policy: SystemCallPolicy
 
     public init(policy: SystemCallPolicy) { self.policy = policy }
@@ -131,6 +134,7 @@ public struct Sandbox: Sendable {
             // It may have died while the signal was off.
             if getppid() != parent { throw SystemError("parent", errno: ESRCH) }
         }
+        if scopesSignals { enterSignalScope(&report) }
         for name in try SeccompFilter.load(policy) { report.missing.append("system call \(name): unknown to libseccomp") }
         return report.missing
     }
@@ -142,6 +146,19 @@ public struct Sandbox: Sendable {
         // A container may forbid the call. The folder has a link for each thread, and two of its own.
         var status = stat()
         return stat("/proc/self/task", &status) != 0 || status.st_nlink == 3
+    }
+
+    private func enterSignalScope(_ report: inout Report) {
+        // struct landlock_ruleset_attr: no rules for files and ports, LANDLOCK_SCOPE_SIGNAL.
+        let attributes: [UInt64] = [0, 0, 2]
+        report.attempt("signal scope") {
+            let ruleset = attributes.withUnsafeBytes { bytes in
+                clinux_syscall(444, UInt(bitPattern: bytes.baseAddress), UInt(bytes.count), 0, 0, 0, 0)
+            }
+            guard ruleset >= 0 else { return -1 }
+            defer { close(CInt(ruleset)) }
+            return clinux_syscall(446, UInt(ruleset), 0, 0, 0, 0, 0) == 0 ? 0 : -1
+        }
     }
 
     /// Collects what could not be had.

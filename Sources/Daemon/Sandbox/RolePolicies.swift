@@ -25,6 +25,7 @@ extension Role {
             // Its children are this program again, in a narrower sandbox that they enter by themselves.
             sandbox = Sandbox(policy: Self.loop + .socketPairs + .children + .programStart + .sandboxEntry + Self.machineBuilding)
             sandbox.root = .libraries
+            sandbox.scopesSignals = true
             sandbox.limits = [.openFiles: 8192]
         case .machine:
             sandbox = Sandbox(policy: Self.machineBuilding + .sandboxEntry)
