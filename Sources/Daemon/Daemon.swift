@@ -98,12 +98,28 @@ public enum Daemon {
         try loop.watch(signalNumber, .readable) {
             while let signal = SignalDescriptor.next(in: signalNumber) { parent.handle(signal: signal) }
         }
+        parent.onSettings = { settings in
+            guard options.isSystemWide else { return }
+            do {
+                let owner = try socketOwner(settings)
+                try listener.setOwner(user: owner.user, group: owner.group)
+            } catch {
+                log.warning("owner of the control socket: \(error)")
+            }
+        }
         parent.apply(configuration, isAddition: false)
         try? parent.notification?.ready()
         onReady()
         // Who drops a child kills it.
         try withExtendedLifetime((controlChild, monitorChild, privChild)) { try loop.run() }
         if let broken { throw Failure(broken) }
+    }
+
+    /// Whose root's socket is: as configured, or root's and of the group `vmd` where there is one.
+    private static func socketOwner(_ settings: DaemonSettings) throws(SystemError) -> (user: UInt32, group: UInt32) {
+        let owner = settings.socketOwner
+        if let gid = owner?.gid { return (owner?.uid ?? 0, gid) }
+        return (owner?.uid ?? 0, try UserDatabase.group(named: "vmd")?.groupID ?? 0)
     }
 
     /// The control socket: systemd's, or our own.
@@ -115,11 +131,9 @@ public enum Daemon {
         }
         guard let path = options.socketPath ?? (options.isSystemWide ? ControlSocket.systemPath : ControlSocket.userPath)
         else { throw Failure("no place for the control socket: set XDG_RUNTIME_DIR, or give one with -s") }
-        let owner = settings.socketOwner
         do {
             guard options.isSystemWide else { return try UnixListener(path: path, mode: 0o600) }
-            let group = try owner?.gid ?? UserDatabase.group(named: "vmd")?.groupID ?? 0
-            return try UnixListener(path: path, mode: 0o660, owner: (user: owner?.uid ?? 0, group: group))
+            return try UnixListener(path: path, mode: 0o660, owner: try socketOwner(settings))
         } catch {
             let advice =
                 if case UnixSocket.Failure.inUse = error { "another vmd serves it: end that one, or give another socket with -s" } else {

@@ -96,6 +96,16 @@ public struct UnixListener: ~Copyable, Sendable {
         }
     }
 
+    /// Gives the socket's file to somebody else, if it is still the one that this process made.
+    /// - Throws: EPERM without the right to give files away.
+    public borrowing func setOwner(user: uid_t, group: gid_t) throws(SystemError) {
+        guard let file else { return }
+        var status = stat()
+        guard lstat(file.path, &status) == 0, status.st_dev == file.device, status.st_ino == file.inode else { return }
+        let path = file.path
+        _ = try retrying("chown") { lchown(path, user, group) }
+    }
+
     /// Removes the path if it is still the file that this process made. A process without the folder cannot: whoever
     /// can does it for it.
     public borrowing func removeFile() {

@@ -12,6 +12,7 @@ extension Parent {
         let names = Set(configuration.machines.map(\.plan.name))
         if !isAddition {
             settings = configuration.settings
+            onSettings(settings)
             queue = StartQueue(queue, parallel: settings.staggerParallel, delay: .seconds(settings.staggerDelay))
             for record in table.records where record.isConfigured && !names.contains(record.name) {
                 record.isConfigured = false

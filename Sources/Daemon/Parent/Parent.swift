@@ -20,6 +20,8 @@ final class Parent {
     let notification: ServiceNotification?
     /// Clients come by this socket and no other.
     let socketName: [UInt8]
+    /// Called when the settings have been read again.
+    var onSettings: (DaemonSettings) -> Void = { _ in }
     /// What is configured, as parsed: what further files may refer to.
     var configuration = Configuration()
     var table = MachineTable()

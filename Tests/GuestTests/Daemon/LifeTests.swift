@@ -201,6 +201,20 @@ extension GuestTests.DaemonTests {
             #expect(try daemon.machine("a")?.pid == a.pid)
         }
 
+        @Test(.enabled(if: geteuid() == 0, "only root gives sockets away"))
+        func `the control socket is given to whom a changed file names`() throws {
+            let folder = try Scratch()
+            let daemon = try LiveDaemon("socket owner \":4711\"\n", folder: folder)
+            func group() -> UInt32 {
+                var status = stat()
+                return stat(folder.path + "/vmd.sock", &status) == 0 ? status.st_gid : .max
+            }
+            #expect(group() == 4711)
+            _ = try folder.file("vm.conf", Array("socket owner \":4712\"\n".utf8))
+            #expect(try daemon.ask(.reload) == .done)
+            #expect(group() == 4712)
+        }
+
         @Test func `more files add machines, and a reset forgets all`() throws {
             let folder = try Scratch()
             let more = try folder.file("more.conf", Array(MachineText.machine("b").utf8))
