@@ -213,6 +213,36 @@ private final class NoLines: InterruptController {
         bench.end()
     }
 
+    /// The guest comes to a full ring just as the client takes the last of it: neither may then wait for the other.
+    @Test func `client that keeps up is never cut off`() throws {
+        let bench = try Bench(stall: 300_000_000)
+        let byteCount = OutputRing.capacity + 1
+        for _ in 0..<40 {
+            bench.print(repeatElement(UInt8(ascii: "x"), count: byteCount))
+            let client = try #require(try bench.attach())
+            let printer = try PosixThread("guest") { bench.print(repeatElement(UInt8(ascii: "y"), count: 1000)) }
+            #expect(Self.read(client, count: OutputRing.capacity + 1000).count == OutputRing.capacity + 1000)
+            printer.join()
+            close(client)
+            #expect(bench.waitForDetachment() == .closed)
+            bench.detached.withLock { $0 = [] }
+        }
+        bench.end()
+    }
+
+    @Test func `guest that is to end does not wait for its client`() throws {
+        let bench = try Bench()
+        let client = try #require(try bench.attach())
+        let printer = try PosixThread("guest") { bench.print(repeatElement(UInt8(ascii: "x"), count: 3_000_000)) }
+        usleep(50_000)
+        bench.hub.stopWaiting()
+        printer.join()
+        bench.perform { server, _ in server.detach() }
+        #expect(bench.waitForDetachment() == .released)
+        close(client)
+        bench.end()
+    }
+
     @Test func `client that goes away while the guest waits for it lets it go on`() throws {
         let bench = try Bench()
         let client = try #require(try bench.attach())

@@ -120,7 +120,7 @@ final class MachineRole {
         case .shutdownTimedOut(.controlDevice, let wasAcknowledged):
             // As on OpenBSD: a guest that has the driver and does not go is killed.
             monitor.send(.log(wasAcknowledged ? "the guest did not end in time" : "the guest's vmmci driver does not answer"))
-            machine?.requestStop()
+            stop()
         case .shutdownTimedOut(.powerButton, _):
             isShuttingDown = false
             monitor.send(.shutDownTimedOut("the guest did not answer the power button within 120 s"))
@@ -131,7 +131,11 @@ final class MachineRole {
         }
     }
 
-    func stop() { machine?.requestStop() }
+    /// A client that does not read its console holds no machine back that is to end.
+    func stop() {
+        hub?.stopWaiting()
+        machine?.requestStop()
+    }
 
     /// The last word; the process ends behind it.
     private func end(_ end: MachineReport.End, _ text: String) {

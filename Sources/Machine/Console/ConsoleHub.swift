@@ -15,7 +15,7 @@ import Synchronization
 /// once the ring is full.
 public final class ConsoleHub: SerialTerminal {
     /// A client's place in the output.
-    struct Client {
+    struct Client: Equatable {
         let number: UInt64
         var position: UInt64
     }
@@ -28,6 +28,8 @@ public final class ConsoleHub: SerialTerminal {
         /// The server has looked at everything and waits to be woken.
         var isServerIdle = true
         var unseen = 0
+        /// Nobody holds the guest up any more.
+        var isUnwaited = false
     }
 
     static let stallNanoseconds: UInt64 = 5_000_000_000
@@ -65,42 +67,47 @@ public final class ConsoleHub: SerialTerminal {
 
     public func send(_ byte: UInt8) {
         while true {
-            let (isTaken, deadline) = state.withLock { state -> (Bool, UInt64?) in
-                guard !Self.isClientFull(state) else { return (false, nil) }
+            let (isTaken, deadline, client) = state.withLock { state -> (Bool, UInt64?, Client?) in
+                guard !Self.isClientFull(state) else { return (false, nil, state.client) }
                 state.ring.append(byte)
                 state.unseen += 1
                 if state.isServerIdle {
                     state.isServerIdle = false
-                    return (true, SystemTime.monotonic() &+ Self.gatherNanoseconds)
+                    return (true, SystemTime.monotonic() &+ Self.gatherNanoseconds, nil)
                 }
-                return (true, state.unseen == Self.batch ? 1 : nil)
+                return (true, state.unseen == Self.batch ? 1 : nil, nil)
             }
             if let deadline { wake.arm(at: deadline) }
             if isTaken { return }
-            waitForClient()
+            if let client { wait(for: client) }
         }
     }
 
     public func roomAvailable() { input.feed() }
 
     private static func isClientFull(_ state: State) -> Bool {
-        guard let client = state.client else { return false }
+        guard let client = state.client, !state.isUnwaited else { return false }
         return state.ring.end - client.position >= OutputRing.capacity
     }
 
     /// Until the client has taken something, or is gone for having taken nothing for too long.
-    private func waitForClient() {
-        guard let before = state.withLock({ $0.client }) else { return }
-        func isStuck(_ state: State) -> Bool {
-            state.client?.number == before.number && state.client?.position == before.position
-        }
-        wake.arm(at: 1)
+    /// - Parameter full: what it was when there was no room. Read again here it could be one that has taken everything since,
+    ///   and who waits for whom then?
+    private func wait(for full: Client) {
+        func isStuck(_ state: State) -> Bool { state.client == full && !state.isUnwaited }
+        wakeServer()
         let isCutOff = state.withLock(waitingWhile: isStuck, until: SystemTime.monotonic() &+ stall) { state in
             guard isStuck(state) else { return false }
             state.client = nil
             return true
         }
-        if isCutOff { wake.arm(at: 1) }
+        if isCutOff { wakeServer() }
+    }
+
+    /// The guest waits for no client from now on, since it is to end; a client that is behind loses output. Any thread.
+    public func stopWaiting() {
+        state.withLock { $0.isUnwaited = true }
+        state.broadcast()
     }
 
     // MARK: The server's side, on the thread of its event loop
@@ -110,6 +117,7 @@ public final class ConsoleHub: SerialTerminal {
     /// Readable when the guest has room for input again.
     var roomDescriptor: CInt { room.descriptor }
 
+    func wakeServer() { wake.arm(at: 1) }
     func clearWake() { wake.wait() }
     func clearRoom() { _ = room.takeAll() }
 
@@ -139,7 +147,10 @@ public final class ConsoleHub: SerialTerminal {
     func clientBytes(_ number: UInt64, limit: Int) -> [UInt8]? {
         state.withLock { state in
             guard let client = state.client, client.number == number else { return nil }
-            return state.ring.bytes(from: client.position, limit: limit)
+            // Behind the ring only when the guest waits no more.
+            let position = max(client.position, state.ring.start)
+            state.client?.position = position
+            return state.ring.bytes(from: position, limit: limit)
         }
     }
 

@@ -37,6 +37,9 @@ public final class ConsoleServer {
 
     private static let readByteCount = 4096
     private static let writeByteCount = 16 << 10
+    /// Then the loop's other descriptors have their turn: a guest that prints without end and a reader that keeps up with it
+    /// do not keep the thread for themselves.
+    private static let writesPerTurn = 8
 
     private let hub: ConsoleHub
     private let loop: EventLoop
@@ -120,7 +123,8 @@ public final class ConsoleServer {
     }
 
     private func writeTerminal(_ peer: Peer) {
-        while !peer.isBlocked {
+        for _ in 0..<Self.writesPerTurn {
+            if peer.isBlocked { return }
             let bytes = hub.terminalBytes(limit: Self.writeByteCount)
             if bytes.isEmpty { return }
             // A pseudo-terminal fails only when it is gone; nobody misses it then.
@@ -128,10 +132,11 @@ public final class ConsoleServer {
             hub.terminalTook(count)
             peer.isBlocked = count < bytes.count
         }
+        hub.wakeServer()
     }
 
     private func write(_ client: Client) {
-        while true {
+        for _ in 0..<Self.writesPerTurn {
             guard let bytes = hub.clientBytes(client.number, limit: Self.writeByteCount) else { return release(.cutOff) }
             if bytes.isEmpty || client.peer.isBlocked { return }
             guard let count = try? Stream.writeAvailable(client.peer.descriptor.raw, bytes, isSocket: true) else {
@@ -140,6 +145,7 @@ public final class ConsoleServer {
             hub.clientTook(count)
             client.peer.isBlocked = count < bytes.count
         }
+        hub.wakeServer()
     }
 
     // MARK: Input

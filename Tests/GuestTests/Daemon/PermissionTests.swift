@@ -176,7 +176,9 @@ extension GuestTests.DaemonTests {
             try daemon.wait(for: "one", .running)
             for _ in 0..<2 {
                 let stream = try ConsoleStream(daemon, "one")
-                while stream.bytes.count < 200_000 { try stream.readMore() }
+                while stream.bytes.count < 200_000 {
+                    guard try stream.readMore() else { throw daemon.failure("the console ended behind \(stream.bytes.count) bytes") }
+                }
                 let first = try #require(stream.bytes.first)
                 #expect(stream.bytes.enumerated().allSatisfy { $1 == UInt8(truncatingIfNeeded: Int(first) + $0) })
             }
