@@ -130,7 +130,7 @@ run: build guests
 
 # Guest tests drive the release build, as users have it; unit tests run in a debug build, with all its checks.
 test: build guests
-	$(SWIFT) test
+	SWIFT='$(SWIFT)' Tests/run
 
 # Random instructions on the CPU and on the translator, with new seeds, for so many seconds.
 SECONDS_TO_RUN ?= 60
