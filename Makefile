@@ -15,7 +15,7 @@ VMCTL   := .build/release/vmctl
 VMD     := .build/release/vmd
 
 # What has to be there to build the product, and to make and test a guest.
-BUILD_PACKAGES := libseccomp-dev libzydis-dev
+BUILD_PACKAGES := libseccomp-dev libzydis-dev zlib1g-dev libzstd-dev
 GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
 BENCH_PACKAGES := qemu-system-x86
 

@@ -18,6 +18,7 @@ let package = Package(
     name: "vmd",
     products: [
         .library(name: "VMM", targets: ["VMM"]),
+        .library(name: "DiskImage", targets: ["DiskImage"]),
         .library(name: "VMConfig", targets: ["VMConfig"]),
         .library(name: "ControlProtocol", targets: ["ControlProtocol"]),
         .executable(name: "vmctl", targets: ["vmctl"]),
@@ -31,27 +32,30 @@ let package = Package(
         .target(name: "CLinux"),
         .systemLibrary(name: "CZydis", providers: [.apt(["libzydis-dev"])]),
         .systemLibrary(name: "CSeccomp", providers: [.apt(["libseccomp-dev"])]),
+        .systemLibrary(name: "CZlib", providers: [.apt(["zlib1g-dev"])]),
+        .systemLibrary(name: "CZstd", providers: [.apt(["libzstd-dev"])]),
         .target(name: "Linux", dependencies: ["CLinux", "CSeccomp"], swiftSettings: common),
+        .target(name: "DiskImage", dependencies: ["Linux", "CLinux", "CZlib", "CZstd"], swiftSettings: common),
         .target(name: "VMM", dependencies: ["Linux"], swiftSettings: common),
         .target(name: "KVMEngine", dependencies: ["VMM", "Linux", "CLinux"], swiftSettings: common),
         .target(
             name: "TranslatorEngine", dependencies: ["VMM", "Linux", "CLinux", "CZydis"],
             swiftSettings: common + [.enableUpcomingFeature("InternalImportsByDefault")]),
-        .target(name: "Devices", dependencies: ["VMM"], swiftSettings: safe),
+        .target(name: "Devices", dependencies: ["VMM", "DiskImage", "Linux"], swiftSettings: safe),
         .target(
-            name: "Machine", dependencies: ["VMM", "Linux", "Devices", "KVMEngine", "TranslatorEngine"],
+            name: "Machine", dependencies: ["VMM", "Linux", "DiskImage", "Devices", "KVMEngine", "TranslatorEngine"],
             swiftSettings: safe),
         .target(name: "VMConfig", swiftSettings: safe),
         .target(name: "ControlProtocol", dependencies: ["Linux"], swiftSettings: safe),
         .target(
             name: "Daemon",
             dependencies: [
-                "Machine", "VMM", "VMConfig", "ControlProtocol", "Linux", .product(name: "Logging", package: "swift-log"),
+                "Machine", "VMM", "DiskImage", "VMConfig", "ControlProtocol", "Linux", .product(name: "Logging", package: "swift-log"),
             ], swiftSettings: safe),
         .executableTarget(name: "vmd", dependencies: ["Daemon", "Linux", argumentParser], swiftSettings: safe),
         .target(
             name: "VmctlCommands",
-            dependencies: ["Machine", "VMM", "VMConfig", "ControlProtocol", "Linux", argumentParser], swiftSettings: safe),
+            dependencies: ["Machine", "VMM", "DiskImage", "VMConfig", "ControlProtocol", "Linux", argumentParser], swiftSettings: safe),
         .executableTarget(
             name: "vmctl", dependencies: ["VmctlCommands", "Linux"], swiftSettings: safe),
 
@@ -66,6 +70,7 @@ let package = Package(
             name: "sandbox-helper", dependencies: ["Linux"], path: "Tests/SandboxHelper", swiftSettings: common),
         .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: safe),
         .testTarget(name: "LinuxTests", dependencies: ["Linux", "sandbox-helper"], swiftSettings: common),
+        .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
