@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 // What fcntl.h and unistd.h have under _GNU_SOURCE only, as the kernel numbers it.
@@ -54,6 +55,12 @@ static inline int clinux_openat(int folder, const char *path, int flags, unsigne
 }
 // O_PATH, which fcntl.h has under _GNU_SOURCE only.
 enum { CLINUX_O_PATH = 010000000 };
+
+// Who the calling thread is to the checks of files alone (setfsuid(2)); the kernel's answer is the one before.
+static inline void clinux_file_identity(unsigned user, unsigned group) {
+    syscall(SYS_setfsgid, group);
+    syscall(SYS_setfsuid, user);
+}
 
 // A new name for a file that has none yet, or by which another is replaced; RENAME_NOREPLACE: EEXIST when it is there.
 static inline int clinux_rename_new(const char *from, const char *to) {
