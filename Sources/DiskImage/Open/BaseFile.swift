@@ -32,8 +32,16 @@ struct BaseFile {
         folder = slash == path.startIndex ? "/" : String(path[..<slash])
     }
 
-    /// - Returns: the file, opened for reading, and its path.
-    func open(_ name: String) throws(ImageError) -> (FileDescriptor, String) {
+    /// A base, opened for reading.
+    struct Found: ~Copyable {
+        let descriptor: FileDescriptor
+        /// Without links.
+        let path: String
+
+        consuming func take() -> FileDescriptor { descriptor }
+    }
+
+    func open(_ name: String) throws(ImageError) -> Found {
         // QEMU takes this prefix off.
         let path = name.hasPrefix("file:") && !name.hasPrefix("file:/" + "/") ? String(name.dropFirst(5)) : name
         guard !path.isEmpty, !path.utf8.contains(0) else { throw ImageError(.malformed, image, "the name of its base is empty") }
@@ -43,7 +51,7 @@ struct BaseFile {
         let parts = path.split(separator: "/", omittingEmptySubsequences: true)
         if !path.hasPrefix("/"), !parts.contains(".."), let found = try beneath(path) {
             guard let real = Self.path(of: found.raw) else { throw refusal(name, "cannot be found again") }
-            return (try open(found, name, isAllowed: false), real)
+            return Found(descriptor: try open(found, name, isAllowed: false), path: real)
         }
         let absolute = path.hasPrefix("/") ? path : folder + "/" + path
         guard let found = try? FileDescriptor(open: absolute, flags: CInt(CLINUX_O_PATH)), let real = Self.path(of: found.raw),
@@ -53,7 +61,7 @@ struct BaseFile {
             throw refusal(
                 name, "is outside of the image's folder, and \"allow base\" names no folder with it")
         }
-        return (try open(found, name, isAllowed: true), real)
+        return Found(descriptor: try open(found, name, isAllowed: true), path: real)
     }
 
     /// - Returns: `nil` when the way leads out of the folder.

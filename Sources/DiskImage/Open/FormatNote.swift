@@ -52,7 +52,7 @@ enum FormatNote {
         let found = try formatByHeader(file)
         guard keeps else { return found }
         // An image that leads to other files has to be called one: its header may be a guest's.
-        if found == .qcow2, try QCOW2Header.read(file).namesOtherFiles {
+        if found == .qcow2, try QCOW2Header(reading: file).namesOtherFiles {
             throw ImageError(
                 .refused, file.name,
                 "only its content says that it is qcow2, which a guest may have written, and it names another file: say qcow2: or raw: in front of its path"

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 public import Linux
 
@@ -66,11 +67,11 @@ extension ImageChain {
             let file = try ImageFile.borrowing(number, name)
             let format = try FormatNote.decide(file, path: name, stated: stated, keeps: opening.keepsFormat)
             members.append(Member(name: name, format: format, isReadOnly: isReadOnly))
-            guard opening.opensBases, format == .qcow2, let backing = try QCOW2Header.read(file).backing else { break }
-            let (base, path) = try BaseFile(of: number, name, allowed: opening.allowedBases).open(backing.name)
+            guard opening.opensBases, format == .qcow2, let backing = try QCOW2Header(reading: file).backing else { break }
+            let base = try BaseFile(of: number, name, allowed: opening.allowedBases).open(backing.name)
             stated = try backing.format.map { word throws(ImageError) in try Self.format(word, name) }
-            (name, isReadOnly) = (path, true)
-            next = consume base
+            (name, isReadOnly) = (base.path, true)
+            next = base.take()
         }
         self.init(members, descriptors)
     }

@@ -24,23 +24,26 @@ public enum ImageLock: Hashable, Sendable {
     /// - Throws: `inUse`, with who has it.
     public func take(_ descriptor: CInt, _ name: String) throws(ImageError) {
         do {
-            switch self {
-            case .exclusive: _ = try retrying("fcntl") { clinux_ofd_lock(descriptor, F_WRLCK, 0, 0) }
-            case .shared:
-                for byte in [QEMU.reading, QEMU.nobodyWrites, QEMU.nobodyResizes] {
-                    _ = try retrying("fcntl") { clinux_ofd_lock(descriptor, F_RDLCK, byte, 1) }
-                }
-                // Somebody who writes holds this one as a reader.
-                guard try retrying("fcntl", { clinux_ofd_test(descriptor, F_WRLCK, QEMU.writing, 1) }) == 0 else {
-                    throw SystemError("fcntl", errno: EAGAIN)
-                }
-            }
+            try acquire(descriptor)
         } catch where error.errno == EAGAIN || error.errno == EACCES {
             Self.release(descriptor)
             throw ImageError(.inUse, name, "is in use by \(FileHolders.describe(descriptor)): end that first")
         } catch {
             throw ImageError(.system(error), name, "cannot lock: \(error.reason)")
         }
+    }
+
+    private func acquire(_ descriptor: CInt) throws(SystemError) {
+        guard self == .shared else {
+            _ = try retrying("fcntl") { clinux_ofd_lock(descriptor, F_WRLCK, 0, 0) }
+            return
+        }
+        for byte in [QEMU.reading, QEMU.nobodyWrites, QEMU.nobodyResizes] {
+            _ = try retrying("fcntl") { clinux_ofd_lock(descriptor, F_RDLCK, byte, 1) }
+        }
+        // Somebody who writes holds this one as a reader.
+        let isWritten = try retrying("fcntl") { clinux_ofd_test(descriptor, F_WRLCK, QEMU.writing, 1) }
+        if isWritten != 0 { throw SystemError("fcntl", errno: EAGAIN) }
     }
 
     static func release(_ descriptor: CInt) { _ = clinux_ofd_lock(descriptor, F_UNLCK, 0, 0) }
