@@ -1,0 +1,238 @@
+public import Linux
+import Synchronization
+
+/// A VMDK file: a monolithic sparse image, read and written, or a stream-optimised one, only read ("Virtual Disk Format 5.0").
+///
+/// A grain gets its place at the end of the file with the first write to it, and keeps it: grain tables are written behind the
+/// data, and nothing is ever freed, so at any point of a crash an entry leads to data or is not there yet.
+public final class VMDKImage: BlockImage {
+    struct State: Sendable {
+        var tables: VMDKTables
+        /// The first sector that nothing lies in.
+        var end: UInt64
+    }
+
+    public let file: ImageFile
+    public let byteCount: UInt64
+    public let isReadOnly: Bool
+    let header: VMDKHeader
+    let descriptor: VMDKDescriptor
+    let state: Mutex<State>
+    /// The compressed grain that was read last: guests read in smaller pieces.
+    private let unpacked = Mutex<(grain: UInt64, bytes: [UInt8])>((.max, []))
+
+    /// Grains are compressed, one after the other: it cannot be written.
+    public var isStreamOptimized: Bool { header.isCompressed }
+    /// What data is given room in.
+    public var grainByteCount: Int { header.grainByteCount }
+
+    /// - Throws: `malformed`, `unsupported`, `system`.
+    public init(_ file: ImageFile) throws(ImageError) {
+        self.file = file
+        (header, descriptor) = try Self.readHeader(file)
+        byteCount = header.capacity * 512
+        isReadOnly = file.isReadOnly || header.isCompressed
+        let directory = try VMDKTables.readDirectory(file, at: header.directory, header)
+        let hasCopy = header.flags.contains(.redundantTable) && !isReadOnly
+        let redundant = hasCopy ? try VMDKTables.readDirectory(file, at: header.redundantDirectory, header) : []
+        let end = isReadOnly ? 0 : try Self.findEnd(file, header, directory)
+        state = Mutex(State(tables: VMDKTables(directory: directory, redundant: redundant), end: end))
+    }
+
+    /// Whether a file begins as one.
+    public static func recognises(_ start: some Collection<UInt8>) -> Bool {
+        start.starts(with: VMDKHeader.magic) || start.starts(with: Array("# Disk DescriptorFile".utf8))
+    }
+
+    private static func readHeader(_ file: ImageFile) throws(ImageError) -> (VMDKHeader, VMDKDescriptor) {
+        let size = try file.byteCount()
+        let sector = HeapBytes(count: VMDKHeader.byteCount)
+        guard try file.read(into: sector.bytes, at: 0) == VMDKHeader.byteCount else {
+            throw ImageError(.malformed, file.name, "too short for a VMDK image")
+        }
+        if sector.readable.prefix(21).elementsEqual("# Disk DescriptorFile".utf8) {
+            throw ImageError(
+                .unsupported, file.name, "only describes a disk that lies in other files: convert it to an image of one file")
+        }
+        var header = try VMDKHeader(sector.readable, file.name)
+        if header.directory == VMDKHeader.directoryAtEnd { header = try readFooter(file, size, header) }
+        guard (header.descriptorOffset + header.descriptorSectors) * 512 <= size else {
+            throw ImageError(.malformed, file.name, "its descriptor is not in the file")
+        }
+        let text = HeapBytes(count: Int(header.descriptorSectors) * 512)
+        _ = try file.read(into: text.bytes, at: header.descriptorOffset * 512)
+        let descriptor = try VMDKDescriptor(text.readable, file.name)
+        guard descriptor.capacity == header.capacity else {
+            throw ImageError(
+                .malformed, file.name, "its descriptor says \(descriptor.capacity) sectors, its header \(header.capacity)")
+        }
+        return (header, descriptor)
+    }
+
+    /// The header again, with the directory's place, between its marker and that of the end.
+    private static func readFooter(_ file: ImageFile, _ size: UInt64, _ first: VMDKHeader) throws(ImageError) -> VMDKHeader {
+        let bytes = HeapBytes(count: 1024)
+        guard size >= 2048, try file.read(into: bytes.bytes, at: size - 1536) == 1024,
+            VMDKMarker(bytes.readable)?.kind == .footer
+        else {
+            throw ImageError(.malformed, file.name, "it has no footer: it was not written to its end")
+        }
+        let footer = try VMDKHeader(UnsafeRawBufferPointer(rebasing: bytes.readable[512...]), file.name)
+        var expected = first
+        (expected.directory, expected.redundantDirectory) = (footer.directory, footer.redundantDirectory)
+        guard footer == expected, footer.directory != VMDKHeader.directoryAtEnd else {
+            throw ImageError(.malformed, file.name, "its footer differs from its header")
+        }
+        return footer
+    }
+
+    /// The first sector behind everything, from which on grains may be given room. An entry that was written before a power
+    /// failure may lead past the file's end: its place is taken all the same.
+    private static func findEnd(
+        _ file: ImageFile, _ header: VMDKHeader, _ directory: [UInt32]
+    ) throws(ImageError) -> UInt64 {
+        var end = max((try file.byteCount() + 511) / 512, header.overhead)
+        for sector in directory where sector != 0 {
+            let place = UInt64(sector) * 512
+            guard try file.nextData(from: place, end: place + VMDKHeader.tableSectors * 512) != nil else { continue }
+            for entry in try VMDKTables.readTable(file, at: sector) where entry > 1 {
+                end = max(end, UInt64(entry) + header.grainSectors)
+            }
+        }
+        return end
+    }
+
+    // MARK: - Reading
+
+    public func read(into buffers: IOBuffers, at offset: UInt64) throws(ImageError) {
+        try checkRange(offset, buffers.byteCount, file.name)
+        var done: UInt64 = 0
+        while done < buffers.byteCount {
+            let place = offset + done
+            let left = buffers.byteCount - done
+            if header.isCompressed {
+                done += try readCompressed(into: buffers, from: done, at: place, count: left)
+                continue
+            }
+            let extent = try map(place, left)
+            switch extent.place {
+            case .zeros: buffers.zero(from: done, count: extent.byteCount)
+            case .file(_, let position):
+                try buffers.withPart(from: done, count: extent.byteCount) { part throws(ImageError) in
+                    let count = try file.read(into: part, at: position)
+                    if count < part.byteCount { part.zero(from: count, count: part.byteCount - count) }
+                }
+            }
+            done += extent.byteCount
+        }
+    }
+
+    /// Where the first of the bytes lie, and how many of them together; reads tables.
+    func map(_ offset: UInt64, _ count: UInt64) throws(ImageError) -> Extent {
+        try state.withLock { state throws(ImageError) in
+            let table = Int(offset / 512 / header.tableCoverage)
+            let entries = try state.tables.entries(table, file)
+            return try extent(entries, offset, count)
+        }
+    }
+
+    public func beginTransfer(_ direction: TransferDirection, at offset: UInt64, count: UInt64) -> Extent? {
+        guard !header.isCompressed, offset < byteCount, count > 0, direction == .read || !isReadOnly else { return nil }
+        let known = state.withLock { state -> Extent? in
+            state.tables.known(Int(offset / 512 / header.tableCoverage)).flatMap {
+                try? extent($0, offset, min(count, byteCount - offset))
+            }
+        }
+        // No room yet: `write` finds some.
+        return direction == .write && known?.place == .zeros ? nil : known
+    }
+
+    public func endTransfer(_ direction: TransferDirection, _ extent: Extent) {}
+
+    /// - Parameter entries: of the grain table that `offset` is in.
+    private func extent(_ entries: [UInt32]?, _ offset: UInt64, _ count: UInt64) throws(ImageError) -> Extent {
+        let grainBytes = UInt64(header.grainByteCount)
+        let within = offset % grainBytes
+        guard let entries else {
+            let tableBytes = header.tableCoverage * 512
+            return Extent(.zeros, byteCount: min(count, tableBytes - offset % tableBytes))
+        }
+        let first = Int(offset / grainBytes % UInt64(VMDKHeader.tableEntries))
+        let entry = try place(entries[first])
+        var length = grainBytes - within
+        var index = first + 1
+        while length < count, index < entries.count {
+            guard try place(entries[index]) == (entry == 0 ? 0 : entry + UInt64(index - first) * header.grainSectors) else { break }
+            length += grainBytes
+            index += 1
+        }
+        length = min(length, count)
+        if entry == 0 { return Extent(.zeros, byteCount: length) }
+        return Extent(.file(descriptor: file.descriptor, offset: entry * 512 + within), byteCount: length)
+    }
+
+    /// The sector of a grain; 0 for zeros.
+    func place(_ entry: UInt32) throws(ImageError) -> UInt64 {
+        if entry == 0 || entry == 1 && header.flags.contains(.zeroedGrain) { return 0 }
+        guard UInt64(entry) >= max(1, header.overhead) else {
+            throw ImageError(.malformed, file.name, "a grain at sector \(entry), among the tables")
+        }
+        return UInt64(entry)
+    }
+
+    private func readCompressed(
+        into buffers: IOBuffers, from start: UInt64, at offset: UInt64, count: UInt64
+    ) throws(ImageError) -> UInt64 {
+        let grainBytes = UInt64(header.grainByteCount)
+        let grain = offset / grainBytes
+        let within = Int(offset % grainBytes)
+        let length = Int(min(count, grainBytes - UInt64(within)))
+        let table = Int(offset / 512 / header.tableCoverage)
+        let entries = try state.withLock { state throws(ImageError) in try state.tables.entries(table, file) }
+        let entry = try place(entries?[Int(grain % UInt64(VMDKHeader.tableEntries))] ?? 0)
+        guard entry != 0 else {
+            buffers.zero(from: start, count: UInt64(length))
+            return UInt64(length)
+        }
+        try unpacked.withLock { last throws(ImageError) in
+            if last.grain != grain {
+                last = (.max, [])
+                last = (grain, try unpack(grain, at: entry))
+            }
+            last.bytes.withUnsafeBytes { buffers.copy(UnsafeRawBufferPointer(rebasing: $0[within..<within + length]), at: start) }
+        }
+        return UInt64(length)
+    }
+
+    private func unpack(_ grain: UInt64, at sector: UInt64) throws(ImageError) -> [UInt8] {
+        func malformed(_ reason: String) -> ImageError {
+            ImageError(.malformed, file.name, "the compressed grain at sector \(sector) \(reason)")
+        }
+        let start = HeapBytes(count: 512)
+        guard try file.read(into: start.bytes, at: sector * 512) == 512 else { throw malformed("is not in the file") }
+        guard start.readable.little(0, as: UInt64.self) == grain * header.grainSectors else { throw malformed("is another's") }
+        let size = Int(start.readable.little(8, as: UInt32.self))
+        guard size > 0, size <= 2 * header.grainByteCount else { throw malformed("has \(size) bytes") }
+        let packed = HeapBytes(count: size)
+        guard try file.read(into: packed.bytes, at: sector * 512 + 12) == size else { throw malformed("is not in the file") }
+        guard let bytes = ZlibStream.unpack(packed.readable, byteCount: header.grainByteCount) else {
+            throw malformed("cannot be unpacked")
+        }
+        return bytes
+    }
+
+    // MARK: - The rest
+
+    public func flush() throws(ImageError) {
+        guard !isReadOnly else { return }
+        try file.synchronize()
+    }
+
+    func checkWrite(_ offset: UInt64, _ count: UInt64) throws(ImageError) {
+        try checkRange(offset, count, file.name)
+        if header.isCompressed {
+            throw ImageError(.readOnly, file.name, "stream-optimised images are not written in place: convert it")
+        }
+        guard !isReadOnly else { throw ImageError(.readOnly, file.name, "is opened for reading only") }
+    }
+}
