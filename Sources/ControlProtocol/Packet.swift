@@ -15,7 +15,7 @@ public enum Packet {
     public static let version: UInt8 = 1
     /// Longer packets are refused unread.
     public static let longest = 32 << 10
-    /// Descriptors that one packet may carry.
+    /// Descriptors that one packet of a client or to one may carry.
     public static let mostDescriptors = 4
     static let headerByteCount = 8
     private static let mark = Array("vmd".utf8)
@@ -28,7 +28,7 @@ public enum Packet {
 
     /// - Throws: when a field is too long.
     static func encode(
-        kind: UInt16, descriptorCount: Int, longest: Int, _ body: (inout MessageWriter) -> Void
+        kind: UInt16, descriptorCount: Int, longest: Int, mostDescriptors: Int, _ body: (inout MessageWriter) -> Void
     ) throws(MalformedMessage) -> [UInt8] {
         var writer = MessageWriter()
         for byte in mark { writer.put(byte) }
@@ -44,7 +44,7 @@ public enum Packet {
     }
 
     /// - Returns: the header, and a reader of what follows.
-    static func decode(_ bytes: [UInt8], longest: Int) throws(MalformedMessage) -> (Header, MessageReader) {
+    static func decode(_ bytes: [UInt8], longest: Int, mostDescriptors: Int) throws(MalformedMessage) -> (Header, MessageReader) {
         guard bytes.count <= longest else { throw MalformedMessage("message is too long") }
         guard bytes.count >= headerByteCount, Array(bytes[0..<3]) == mark else {
             throw MalformedMessage("not a message of vmd's")
@@ -62,6 +62,8 @@ public enum Packet {
 public protocol Message: Sendable {
     /// Bytes of a packet: messages that carry others need more room than those.
     static var longestPacket: Int { get }
+    /// Descriptors that one packet may carry.
+    static var mostDescriptors: Int { get }
     /// How many descriptors come along.
     var descriptorCount: Int { get }
     var kind: UInt16 { get }
@@ -72,18 +74,22 @@ public protocol Message: Sendable {
 
 extension Message {
     public static var longestPacket: Int { Packet.longest }
+    public static var mostDescriptors: Int { Packet.mostDescriptors }
     public var descriptorCount: Int { 0 }
 
     /// The whole packet.
     /// - Throws: when a field is too long to be sent.
     public func encoded() throws(MalformedMessage) -> [UInt8] {
-        try Packet.encode(kind: kind, descriptorCount: descriptorCount, longest: Self.longestPacket) { writeFields(to: &$0) }
+        try Packet.encode(
+            kind: kind, descriptorCount: descriptorCount, longest: Self.longestPacket, mostDescriptors: Self.mostDescriptors
+        ) { writeFields(to: &$0) }
     }
 
     /// - Parameter descriptorCount: how many came along.
     /// - Throws: unless the packet is exactly one message, with as many descriptors as it says and needs.
     public init(packet: [UInt8], descriptorCount: Int) throws(MalformedMessage) {
-        var (header, reader) = try Packet.decode(packet, longest: Self.longestPacket)
+        var (header, reader) = try Packet.decode(
+            packet, longest: Self.longestPacket, mostDescriptors: Self.mostDescriptors)
         self = try Self(kind: header.kind, from: &reader)
         try reader.finish()
         guard header.descriptorCount == descriptorCount, self.descriptorCount == descriptorCount else {

@@ -127,7 +127,7 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
     private func receive() -> Bool {
         let arrival: UnixSocket.Arrival
         do {
-            guard let found = try socket?.receive(limit: Incoming.longestPacket, descriptorLimit: Packet.mostDescriptors) else {
+            guard let found = try socket?.receive(limit: Incoming.longestPacket, descriptorLimit: Incoming.mostDescriptors) else {
                 return false
             }
             arrival = found

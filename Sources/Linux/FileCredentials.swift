@@ -15,28 +15,28 @@ public struct FileCredentials: Hashable, Sendable {
         self.groups = groups
     }
 
-    /// Runs `body` with these rights on the calling thread. Root's rights to files go with the user and come back behind it.
+    /// Runs `body` on the calling thread with somebody's rights, or, for `nil`, with those that it has. Root's rights to files go with the user and come back behind it.
     /// Whoever is not root has only his own: then it is `body` alone.
     /// - Throws: what `body` throws; what `orElse` makes of it when they cannot be taken. When they cannot be given
     ///   back the process ends: with half of it nothing it does would be right.
-    public func run<Result, Failure: Error>(
-        _ body: () throws(Failure) -> Result, orElse refused: (SystemError) -> Failure
+    public static func run<Result: ~Copyable, Failure: Error>(
+        as credentials: FileCredentials?, orElse refused: (SystemError) -> Failure, _ body: () throws(Failure) -> Result
     ) throws(Failure) -> Result {
-        guard geteuid() == 0 else { return try body() }
-        let before = Self.threadGroups()
+        guard let credentials, geteuid() == 0 else { return try body() }
+        let before = threadGroups()
         let (user, group) = (geteuid(), getegid())
         do throws(SystemError) {
-            try Self.setGroups(groups)
-            Self.setID(SYS_setfsgid, groupID)
-            Self.setID(SYS_setfsuid, userID)
-            guard Self.isID(SYS_setfsuid, userID), Self.isID(SYS_setfsgid, groupID) else {
+            try setGroups(credentials.groups)
+            setID(SYS_setfsgid, credentials.groupID)
+            setID(SYS_setfsuid, credentials.userID)
+            guard isID(SYS_setfsuid, credentials.userID), isID(SYS_setfsgid, credentials.groupID) else {
                 throw SystemError("setfsuid", errno: EPERM)
             }
         } catch {
-            Self.restore(user, group, before)
+            restore(user, group, before)
             throw refused(error)
         }
-        defer { Self.restore(user, group, before) }
+        defer { restore(user, group, before) }
         return try body()
     }
 

@@ -16,7 +16,7 @@ import Testing
     }
 
     private func open(_ path: String, as user: FileCredentials, _ flags: CInt = O_RDONLY) throws(SystemError) {
-        try user.run({ () throws(SystemError) in _ = try FileDescriptor(open: path, flags: flags) }, orElse: { $0 })
+        _ = try FileCredentials.run(as: user, orElse: { $0 }) { () throws(SystemError) in try FileDescriptor(open: path, flags: flags) }
     }
 
     @Test func `opens what the user may open, by group as well`() throws {
@@ -35,7 +35,7 @@ import Testing
             try? open(path, as: Self.nobody)
             #expect(Set(groups()) == before)
             _ = try FileDescriptor(open: path, flags: O_RDWR)
-            #expect(Self.nobody.run({ () throws(Never) in 7 }, orElse: { _ in fatalError() }) == 7)
+            #expect(try FileCredentials.run(as: nil, orElse: { $0 }) { () throws(SystemError) in 7 } == 7)
             _ = try FileDescriptor(open: path, flags: O_RDWR)
         }
     }

@@ -56,12 +56,6 @@ static inline int clinux_openat(int folder, const char *path, int flags, unsigne
 // O_PATH, which fcntl.h has under _GNU_SOURCE only.
 enum { CLINUX_O_PATH = 010000000 };
 
-// Who the calling thread is to the checks of files alone (setfsuid(2)); the kernel's answer is the one before.
-static inline void clinux_file_identity(unsigned user, unsigned group) {
-    syscall(SYS_setfsgid, group);
-    syscall(SYS_setfsuid, user);
-}
-
 // A new name for a file that has none yet, or by which another is replaced; RENAME_NOREPLACE: EEXIST when it is there.
 static inline int clinux_rename_new(const char *from, const char *to) {
     return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);

@@ -48,7 +48,7 @@ pid_t clinux_start(const struct clinux_start_request *start, int report, int *pi
 int clinux_reap(int pidfd, int block, int *code);
 
 // One packet. At most CLINUX_PACKET_DESCRIPTORS descriptors each way. Both return what the system call returns.
-enum { CLINUX_PACKET_DESCRIPTORS = 16 };
+enum { CLINUX_PACKET_DESCRIPTORS = 96 };
 ssize_t clinux_send_packet(int socket, const void *bytes, size_t count, const int *descriptors, int descriptor_count);
 // `descriptors` has room for CLINUX_PACKET_DESCRIPTORS; all that arrived are the caller's, also when the flags
 // (MSG_TRUNC, MSG_CTRUNC) say that something is missing.

@@ -3,6 +3,7 @@ import ControlProtocol
 /// What vmm says to a machine's process.
 enum MachineCommand: Message, Hashable {
     static var longestPacket: Int { innerPacketByteCount }
+    static var mostDescriptors: Int { MachineSetup.mostDescriptors }
 
     /// First and once; with descriptors.
     case setUp(MachineSetup)

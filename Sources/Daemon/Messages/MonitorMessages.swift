@@ -3,6 +3,7 @@ import ControlProtocol
 /// What the parent says to vmm. A run is one start of one machine; its number is never used again.
 enum MonitorCommand: Message, Hashable {
     static var longestPacket: Int { innerPacketByteCount }
+    static var mostDescriptors: Int { MachineSetup.mostDescriptors }
 
     /// With the descriptors of the set-up.
     case start(run: UInt32, MachineSetup)

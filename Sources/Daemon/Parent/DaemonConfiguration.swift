@@ -1,3 +1,5 @@
+import ControlProtocol
+import DiskImage
 import Glibc
 import Linux
 import VMConfig
@@ -102,8 +104,13 @@ extension MachinePlan {
         cpus = UInt32(clamping: machine.cpuCount)
         engine = machine.engine
         cpuModel = machine.cpuModel?.rawValue
-        diskCount = machine.disks.count
-        hasCDROM = machine.cdrom != nil
+        disks = machine.disks.map { disk in
+            let format = disk.format.flatMap { ImageFormat(rawValue: $0.rawValue) }
+            return PlannedImage(location: ImageLocation(path: Self.absolute(disk.path), format: format))
+        }
+        cdrom = machine.cdrom.map { PlannedImage(location: ImageLocation(path: Self.absolute($0), format: .raw)) }
+        bootDevice = machine.bootDevice.flatMap { BootDevice(name: $0.rawValue) }
+        allowedBases = machine.allowedBases.map(\.value)
         interfaceCount = machine.interfaces.count
         source = machine.name.location.description
         instances = machine.instances

@@ -1,5 +1,14 @@
 import ControlProtocol
+import DiskImage
+import Linux
 import VMConfig
+
+/// An image as it is to be opened.
+struct PlannedImage: Hashable, Sendable {
+    var location: ImageLocation
+    /// Whose rights count for it; `nil`: the daemon's own, since the administrator named it.
+    var opener: FileCredentials?
+}
 
 /// What a machine is made of when it starts: the configuration's word, or `vmctl start`'s, with owners as ids and paths
 /// absolute.
@@ -15,8 +24,11 @@ struct MachinePlan: Hashable, Sendable {
     var cpus: UInt32 = 1
     var engine = VMConfig.MachineDefinition.Engine.auto
     var cpuModel: String?
-    var diskCount = 0
-    var hasCDROM = false
+    var disks: [PlannedImage] = []
+    var cdrom: PlannedImage?
+    var bootDevice: BootDevice?
+    /// Absolute paths of files and folders that images may stand on, besides those of their own folder.
+    var allowedBases: [String] = []
     var interfaceCount = 0
     /// FILE:LINE, for messages; `nil` when it is not from a file.
     var source: String?
@@ -31,8 +43,9 @@ struct MachinePlan: Hashable, Sendable {
     }
 
     /// Puts a request's options in place of its own.
+    /// - Parameter opener: whose rights count for the files that it names.
     /// - Throws: for values that a configuration could not have either.
-    mutating func apply(_ request: StartRequest) throws(Refusal) {
+    mutating func apply(_ request: StartRequest, opener: FileCredentials?) throws(Refusal) {
         kernel = request.kernel ?? kernel
         initrd = request.initrd ?? initrd
         commandLine = request.commandLine ?? commandLine
@@ -57,8 +70,17 @@ struct MachinePlan: Hashable, Sendable {
             }
             cpuModel = name
         }
-        diskCount += request.disks.count
-        hasCDROM = hasCDROM || request.cdrom != nil
+        disks += request.disks.map { PlannedImage(location: ImageLocation($0), opener: opener) }
+        if disks.count > MachineSetup.mostDisks {
+            throw Refusal(.invalid, "\(disks.count) disks: a machine has at most \(MachineSetup.mostDisks)")
+        }
+        if let path = request.cdrom {
+            cdrom = PlannedImage(location: ImageLocation(path: path, format: .raw), opener: opener)
+        }
+        for path in disks.map(\.location.path) + (cdrom.map { [$0.location.path] } ?? []) where !path.hasPrefix("/") {
+            throw Refusal(.invalid, "\(path): give an absolute path")
+        }
+        bootDevice = request.bootDevice ?? bootDevice
         interfaceCount = max(interfaceCount + request.interfaces.count, Int(request.interfaceCount ?? 0))
     }
 }

@@ -1,4 +1,5 @@
 import ControlProtocol
+import DiskImage
 import Glibc
 import Linux
 import VMConfig
@@ -12,6 +13,31 @@ extension Parent {
             return try RegularFile(path).release()
         } catch {
             throw Refusal(.invalid, "\(place)vm \(plan.name): \(role) \(path): \(error)")
+        }
+    }
+
+    /// Whose rights count for files that a peer names; `nil` for the administrator's, who has the daemon's.
+    func opener(for peer: Peer) -> FileCredentials? {
+        guard !permissions.isAdministrator(peer) else { return nil }
+        return FileCredentials(userID: peer.uid, groupID: peer.groups.first ?? peer.uid, groups: Array(peer.groups))
+    }
+
+    /// Opens an image and what it stands on: a disk to be written, a CD to be read.
+    /// - Parameter list: gets the descriptors.
+    /// - Returns: what the machine's process is told of them.
+    func open(
+        _ image: PlannedImage, _ role: String, _ plan: MachinePlan, into list: inout FileDescriptorList
+    ) throws(Refusal) -> [ImageChain.Member] {
+        let place = plan.source.map { "\($0): " } ?? ""
+        var opening = ImageOpening(isReadOnly: role == "cdrom", allowedBases: plan.allowedBases)
+        opening.credentials = image.opener
+        do {
+            var chain = try ImageChain(image.location, opening)
+            while let descriptor = chain.descriptors.takeFirst() { list.append(descriptor) }
+            return chain.members
+        } catch {
+            let failure: Response.Failure = error.kind == .inUse ? .busy : .invalid
+            throw Refusal(failure, "\(place)vm \(plan.name): \(role) \(error)")
         }
     }
 

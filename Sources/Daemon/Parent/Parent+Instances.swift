@@ -41,13 +41,15 @@ extension Parent {
         made.cpus = plan.cpus
         made.engine = plan.engine
         made.cpuModel = plan.cpuModel
-        made.hasCDROM = plan.hasCDROM
+        made.cdrom = plan.cdrom
+        made.bootDevice = plan.bootDevice
+        made.allowedBases = plan.allowedBases
         made.interfaceCount = plan.interfaceCount
         if plan.instances.options.contains(.instance) {
             made.instances = plan.instances
             made.instanceOwner = plan.instanceOwner
         }
-        try made.apply(request)
+        try made.apply(request, opener: opener(for: peer))
         return (table.add(made, isConfigured: false), made)
     }
 }

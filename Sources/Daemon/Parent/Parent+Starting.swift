@@ -1,4 +1,5 @@
 import ControlProtocol
+import DiskImage
 import Glibc
 import Linux
 import VMConfig
@@ -57,7 +58,7 @@ extension Parent {
         record.stopWaiting()
         queue.remove(record.id)
         var plan = record.plan
-        try plan.apply(request)
+        try plan.apply(request, opener: opener(for: peer))
         return plan
     }
 
@@ -70,7 +71,7 @@ extension Parent {
         }
         try check(name: name)
         var plan = MachinePlan(name: name, owner: ResolvedOwner(uid: peer.uid))
-        try plan.apply(request)
+        try plan.apply(request, opener: opener(for: peer))
         return (table.add(plan, isConfigured: false), plan)
     }
 
@@ -90,14 +91,18 @@ extension Parent {
         }
         if files.kernel.number == nil { files.kernel = try open("kernel", kernelPath, plan) }
         if files.initrd.number == nil, let path = plan.initrd { files.initrd = try open("initrd", path, plan) }
+        var images = FileDescriptorList()
+        let disks = try plan.disks.map { disk throws(Refusal) in try open(disk, "disk", plan, into: &images) }
+        let cdrom = try plan.cdrom.map { cdrom throws(Refusal) in try open(cdrom, "cdrom", plan, into: &images) }
         let terminal = try makeTerminal(plan)
         let path = (try? terminal.slavePath()) ?? "?"
         let kvm = plan.engine == .translator ? nil : try? FileDescriptor(open: "/dev/kvm", flags: O_RDWR)
         let numbers = [files.kernel.number, terminal.master.raw, files.initrd.number, kvm.number].compactMap { $0 }
+            + images.numbers
         let setup = MachineSetup(
             name: plan.name, kernel: kernelPath, initrd: plan.initrd, commandLine: plan.commandLine,
             memory: plan.memory, engine: plan.engine.rawValue, cpuModel: plan.cpuModel, hasKVM: kvm.number != nil,
-            isVerbose: log.isVerbose, probes: options.probes)
+            disks: disks, cdrom: cdrom ?? [], bootDevice: plan.bootDevice, isVerbose: log.isVerbose, probes: options.probes)
 
         let run = takeRunNumber()
         record.start(
@@ -113,11 +118,6 @@ extension Parent {
 
     private func refuseWhatIsMissing(_ plan: MachinePlan) throws(Refusal) {
         let place = plan.source.map { "\($0): " } ?? ""
-        if plan.diskCount > 0 || plan.hasCDROM {
-            throw Refusal(
-                .invalid,
-                "\(place)vm \(plan.name): this version has no disk device yet: give what it needs as an initrd")
-        }
         if plan.cpus != 1 {
             throw Refusal(.invalid, "\(place)vm \(plan.name): \(plan.cpus) cpus: this version runs one")
         }

@@ -14,11 +14,14 @@ struct BaseFile {
     /// Its folder, as a path without links.
     let folder: String
     let allowed: [String]
+    /// Whose rights count for all that is looked at; `nil`: see `open(_:_:isAllowed:)`.
+    let credentials: FileCredentials?
 
     /// - Parameter descriptor: of the image that names bases.
-    init(of descriptor: CInt, _ image: String, allowed: [String]) throws(ImageError) {
+    init(of descriptor: CInt, _ image: String, _ opening: ImageOpening) throws(ImageError) {
         self.image = image
-        self.allowed = allowed
+        allowed = opening.allowedBases
+        credentials = opening.credentials
         var status = stat()
         let path = Self.path(of: descriptor)
         // The link's text is no path any more when the file has lost its name.
@@ -42,6 +45,12 @@ struct BaseFile {
     }
 
     func open(_ name: String) throws(ImageError) -> Found {
+        try FileCredentials.run(as: credentials, orElse: { refusal(name, "cannot be looked for: \($0.reason)") }) {
+            () throws(ImageError) in try find(name)
+        }
+    }
+
+    private func find(_ name: String) throws(ImageError) -> Found {
         // QEMU takes this prefix off.
         let path = name.hasPrefix("file:") && !name.hasPrefix("file:/" + "/") ? String(name.dropFirst(5)) : name
         guard !path.isEmpty, !path.utf8.contains(0) else { throw ImageError(.malformed, image, "the name of its base is empty") }
@@ -116,15 +125,18 @@ struct BaseFile {
         let kind = status.st_mode & S_IFMT
         guard kind == S_IFREG || kind == S_IFBLK && isAllowed else { throw refusal(name, "is no regular file") }
         let owner = imageStatus.st_uid
-        let takesTurns = !isAllowed && geteuid() == 0 && owner != 0
-        if takesTurns {
-            let group = (try? UserDatabase.user(owner))?.groupID ?? imageStatus.st_gid
-            clinux_file_identity(owner, group)
+        var reader: FileCredentials?
+        if credentials == nil, !isAllowed, geteuid() == 0, owner != 0 {
+            let user = try? UserDatabase.user(owner)
+            reader = FileCredentials(
+                userID: owner, groupID: user?.groupID ?? imageStatus.st_gid, groups: user.map(UserDatabase.groups) ?? [])
         }
-        defer { if takesTurns { clinux_file_identity(geteuid(), getegid()) } }
+        let path = "/proc/self/fd/\(found.raw)"
         do {
-            return try FileDescriptor(open: "/proc/self/fd/\(found.raw)", flags: O_RDONLY | O_NONBLOCK | O_NOCTTY)
-        } catch where takesTurns && error.isPermission {
+            return try FileCredentials.run(as: reader, orElse: { $0 }) { () throws(SystemError) in
+                try FileDescriptor(open: path, flags: O_RDONLY | O_NONBLOCK | O_NOCTTY)
+            }
+        } catch where reader != nil && error.isPermission {
             throw refusal(name, "may not be read by \(UserDatabase.name(ofUser: owner)), whose image it is")
         } catch {
             throw ImageError(.system(error), image, "cannot open its base \(name): \(error.reason)")

@@ -12,6 +12,9 @@ public struct ImageOpening: Hashable, Sendable {
     public var locks = true
     /// The bases too. Without them only the image itself is opened, and what it stands on is not looked at.
     public var opensBases = true
+    /// Whose rights count; `nil`: the process's own. Where that is root, an image of somebody else's leads only to bases that its
+    /// owner may read.
+    public var credentials: FileCredentials?
     /// Whether what is found out of its format may be written down with the file.
     public var keepsFormat = true
 
@@ -35,7 +38,9 @@ extension ImageChain {
         let access = opening.isReadOnly ? O_RDONLY : O_RDWR
         let descriptor: FileDescriptor
         do {
-            descriptor = try FileDescriptor(open: location.path, flags: access | O_NONBLOCK | O_NOCTTY)
+            descriptor = try FileCredentials.run(as: opening.credentials, orElse: { $0 }) { () throws(SystemError) in
+                try FileDescriptor(open: location.path, flags: access | O_NONBLOCK | O_NOCTTY)
+            }
         } catch {
             throw ImageError(.system(error), location.path, "\(error.reason)")
         }
@@ -48,7 +53,7 @@ extension ImageChain {
     ) throws(ImageError) {
         var members: [Member] = []
         var descriptors = FileDescriptorList()
-        var seen: Set<FileIdentity> = []
+        var seen: Set<FileNumber> = []
         var name = location.path
         var stated = location.format
         var isReadOnly = opening.isReadOnly
@@ -57,7 +62,7 @@ extension ImageChain {
             let number = descriptor.raw
             descriptors.append(descriptor)
             try Self.checkKind(number, name)
-            guard seen.insert(try FileIdentity(number, name)).inserted else {
+            guard seen.insert(try FileNumber(number, name)).inserted else {
                 throw ImageError(.malformed, location.path, "stands on itself: \(name) is in its chain twice")
             }
             guard seen.count <= Self.depthLimit else {
@@ -68,7 +73,7 @@ extension ImageChain {
             let format = try FormatNote.decide(file, path: name, stated: stated, keeps: opening.keepsFormat)
             members.append(Member(name: name, format: format, isReadOnly: isReadOnly))
             guard opening.opensBases, format == .qcow2, let backing = try QCOW2Header(reading: file).backing else { break }
-            let base = try BaseFile(of: number, name, allowed: opening.allowedBases).open(backing.name)
+            let base = try BaseFile(of: number, name, opening).open(backing.name)
             stated = try backing.format.map { word throws(ImageError) in try Self.format(word, name) }
             (name, isReadOnly) = (base.path, true)
             next = base.take()
@@ -95,7 +100,7 @@ extension ImageChain {
 }
 
 /// Which file it is, whatever it is called.
-struct FileIdentity: Hashable {
+struct FileNumber: Hashable {
     let device: dev_t
     let number: ino_t
 
