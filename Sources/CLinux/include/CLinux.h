@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "CLinuxFile.h"
 #include "CLinuxKVM.h"
 #include "CLinuxHost.h"
 #include "CLinuxProcess.h"
