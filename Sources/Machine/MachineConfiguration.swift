@@ -14,6 +14,11 @@ public struct MachineConfiguration: Hashable, Sendable {
     public var cpuModel: String?
     /// The port at which a write ends the machine with a status; `nil` for none.
     public var debugExitPort: UInt16?
+    /// In the order in which the guest finds them; at most `mostDisks`.
+    public var disks: [DiskSource]
+
+    /// vmd's limit.
+    public static let mostDisks = 4
 
     /// vmd's default.
     public static let defaultMemoryByteCount: UInt64 = 512 << 20
@@ -22,7 +27,8 @@ public struct MachineConfiguration: Hashable, Sendable {
 
     public init(
         kernel: BootSource, initrd: BootSource? = nil, modules: [BootModuleSource] = [], commandLine: String? = nil,
-        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil
+        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil,
+        disks: [DiskSource] = []
     ) {
         self.kernel = kernel
         self.initrd = initrd
@@ -31,16 +37,19 @@ public struct MachineConfiguration: Hashable, Sendable {
         self.memoryByteCount = memoryByteCount
         self.cpuModel = cpuModel
         self.debugExitPort = debugExitPort
+        self.disks = disks
     }
 
     /// The same with paths.
     /// - Parameter modules: FILE or FILE,ARGUMENTS each.
     public init(
         kernel: String, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
-        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil
+        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil,
+        disks: [DiskSource] = []
     ) {
         self.init(
             kernel: .path(kernel), initrd: initrd.map { .path($0) }, modules: modules.map { BootModuleSource($0) },
-            commandLine: commandLine, memoryByteCount: memoryByteCount, cpuModel: cpuModel, debugExitPort: debugExitPort)
+            commandLine: commandLine, memoryByteCount: memoryByteCount, cpuModel: cpuModel, debugExitPort: debugExitPort,
+            disks: disks)
     }
 }

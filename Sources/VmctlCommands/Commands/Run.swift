@@ -10,9 +10,9 @@ struct Run: VmctlCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run a machine in the foreground, its serial console on this terminal.",
         usage: """
-            vmctl [-v] run -b kernel [--initrd file] [--module file[,args]]...
-            \t[--cmdline text] [-m size] [--engine auto|kvm|translator]
-            \t[--cpu model] [--debug-exit port]
+            vmctl [-v] run -b kernel [-d disk]... [--initrd file]
+            \t[--module file[,args]]... [--cmdline text] [-m size]
+            \t[--engine auto|kvm|translator] [--cpu model] [--debug-exit port]
             """,
         discussion: """
             The terminal belongs to the guest until it powers off. At the start of a line, ~. ends the machine, ~# \
@@ -25,6 +25,11 @@ struct Run: VmctlCommand {
 
     @Option(name: .customShort("b"), help: ArgumentHelp("Linux bzImage, or multiboot or PVH kernel.", valueName: "kernel"))
     var kernel: String
+
+    @Option(
+        name: .customShort("d"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Disk image; up to \(MachineConfiguration.mostDisks).", valueName: "disk"))
+    var disks: [String] = []
 
     @Option(help: ArgumentHelp("Initial ramdisk.", valueName: "file"))
     var initrd: String?
@@ -64,10 +69,17 @@ struct Run: VmctlCommand {
     @Flag(name: .customShort("v"), help: "Say more on standard error.")
     var isVerbose = false
 
+    func validate() throws {
+        guard disks.count <= MachineConfiguration.mostDisks else {
+            throw ValidationError("too many disks: give at most \(MachineConfiguration.mostDisks)")
+        }
+    }
+
     func perform(_ output: Output) throws -> CInt {
         let configuration = MachineConfiguration(
             kernel: kernel, initrd: initrd, modules: module, commandLine: cmdline,
-            memoryByteCount: OptionValues.round(memory, output.say), cpuModel: cpu, debugExitPort: debugExit)
+            memoryByteCount: OptionValues.round(memory, output.say), cpuModel: cpu, debugExitPort: debugExit,
+            disks: try disks.map { try DiskSource.raw($0) })
         return Foreground.run(configuration, engine: engine, isVerbose: isVerbose)
     }
 }
