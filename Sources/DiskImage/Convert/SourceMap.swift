@@ -11,7 +11,10 @@ enum SourceMap {
             return data.lowerBound > offset ? (true, data.lowerBound - offset) : (false, data.upperBound - offset)
         case let qcow2 as QCOW2Image:
             let (kind, alike) = try qcow2.allocation(at: offset, count: count)
-            return (kind == .zero || kind == .unallocated && qcow2.header.backing == nil, alike)
+            guard kind == .unallocated else { return (kind == .zero, alike) }
+            // Behind a shorter base's end are zeros.
+            guard let base = qcow2.backing, offset < base.byteCount else { return (true, alike) }
+            return try next(base, at: offset, count: min(alike, base.byteCount - offset))
         case let vmdk as VMDKImage where !vmdk.isStreamOptimized:
             let extent = try vmdk.map(offset, count)
             return (extent.place == .zeros, extent.byteCount)

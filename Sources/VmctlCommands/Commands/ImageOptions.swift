@@ -19,7 +19,7 @@ struct ImageOptions: ParsableArguments {
     var allowedBases: [String] {
         get throws(Failure) {
             try allowBase.map { path throws(Failure) in
-                do {
+                do throws(SystemError) {
                     return try FilePaths.resolved(path)
                 } catch {
                     throw Failure("\(path): \(error.reason)")

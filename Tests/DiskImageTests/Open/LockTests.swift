@@ -54,13 +54,13 @@ import Testing
         let path = folder["disk.raw"]
         do {
             let writer = try open(isReadOnly: false)
-            let result = try Peer.run(["qemu-img", "info", "-f", "raw", path])
+            let result = try Peer.run(["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", path])
             #expect(result.status != 0 && result.output.contains("lock"), "\(result.output)")
             _ = writer.members
         }
         do {
             let reader = try open(isReadOnly: true)
-            #expect(try Peer.run(["qemu-img", "info", "-f", "raw", path]).status == 0)
+            #expect(try Peer.run(["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", path]).status == 0)
             let result = try Peer.run(["qemu-io", "-f", "raw", "-c", "write 0 512", path])
             #expect(result.status != 0 && result.output.contains("lock"), "\(result.output)")
             _ = reader.members
