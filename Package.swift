@@ -70,7 +70,7 @@ let package = Package(
             name: "sandbox-helper", dependencies: ["Linux"], path: "Tests/SandboxHelper", swiftSettings: common),
         .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: safe),
         .testTarget(name: "LinuxTests", dependencies: ["Linux", "sandbox-helper"], swiftSettings: common),
-        .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "Linux", "TestSupport"], swiftSettings: common),
+        .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "Linux", "CLinux", "TestSupport"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),

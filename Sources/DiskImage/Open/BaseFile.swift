@@ -44,13 +44,13 @@ struct BaseFile {
         consuming func take() -> FileDescriptor { descriptor }
     }
 
-    func open(_ name: String) throws(ImageError) -> Found {
+    func open(_ name: String, forWriting: Bool = false) throws(ImageError) -> Found {
         try FileCredentials.run(as: credentials, orElse: { refusal(name, "cannot be looked for: \($0.reason)") }) {
-            () throws(ImageError) in try find(name)
+            () throws(ImageError) in try find(name, forWriting)
         }
     }
 
-    private func find(_ name: String) throws(ImageError) -> Found {
+    private func find(_ name: String, _ forWriting: Bool) throws(ImageError) -> Found {
         // QEMU takes this prefix off.
         let path = name.hasPrefix("file:") && !name.hasPrefix("file:/" + "/") ? String(name.dropFirst(5)) : name
         guard !path.isEmpty, !path.utf8.contains(0) else { throw ImageError(.malformed, image, "the name of its base is empty") }
@@ -60,7 +60,7 @@ struct BaseFile {
         let parts = path.split(separator: "/", omittingEmptySubsequences: true)
         if !path.hasPrefix("/"), !parts.contains(".."), let found = try beneath(path) {
             guard let real = Self.path(of: found.raw) else { throw refusal(name, "cannot be found again") }
-            return Found(descriptor: try open(found, name, isAllowed: false), path: real)
+            return Found(descriptor: try open(found, name, isAllowed: false, forWriting), path: real)
         }
         let absolute = path.hasPrefix("/") ? path : folder + "/" + path
         guard let found = try? FileDescriptor(open: absolute, flags: CInt(CLINUX_O_PATH)), let real = Self.path(of: found.raw),
@@ -70,7 +70,7 @@ struct BaseFile {
             throw refusal(
                 name, "is outside of the image's folder, and \"allow base\" names no folder with it")
         }
-        return Found(descriptor: try open(found, name, isAllowed: true), path: real)
+        return Found(descriptor: try open(found, name, isAllowed: true, forWriting), path: real)
     }
 
     /// - Returns: `nil` when the way leads out of the folder.
@@ -119,7 +119,9 @@ struct BaseFile {
     }
 
     /// Opens what has been found, as the user who owns the image: root opens nothing for others that they may not read.
-    private func open(_ found: borrowing FileDescriptor, _ name: String, isAllowed: Bool) throws(ImageError) -> FileDescriptor {
+    private func open(
+        _ found: borrowing FileDescriptor, _ name: String, isAllowed: Bool, _ forWriting: Bool
+    ) throws(ImageError) -> FileDescriptor {
         var status = stat()
         guard fstat(found.raw, &status) == 0 else { throw refusal(name, "cannot be looked at") }
         let kind = status.st_mode & S_IFMT
@@ -134,7 +136,7 @@ struct BaseFile {
         let path = "/proc/self/fd/\(found.raw)"
         do {
             return try FileCredentials.run(as: reader, orElse: { $0 }) { () throws(SystemError) in
-                try FileDescriptor(open: path, flags: O_RDONLY | O_NONBLOCK | O_NOCTTY)
+                try FileDescriptor(open: path, flags: (forWriting ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY)
             }
         } catch where reader != nil && error.isPermission {
             throw refusal(name, "may not be read by \(UserDatabase.name(ofUser: owner)), whose image it is")

@@ -15,6 +15,8 @@ public struct ImageOpening: Hashable, Sendable {
     /// Whose rights count; `nil`: the process's own. Where that is root, an image of somebody else's leads only to bases that its
     /// owner may read.
     public var credentials: FileCredentials?
+    /// The image's own base may be written too: for `commit`.
+    public var writesBase = false
     /// Whether what is found out of its format may be written down with the file.
     public var keepsFormat = true
 
@@ -73,9 +75,10 @@ extension ImageChain {
             let format = try FormatNote.decide(file, path: name, stated: stated, keeps: opening.keepsFormat)
             members.append(Member(name: name, format: format, isReadOnly: isReadOnly))
             guard opening.opensBases, format == .qcow2, let backing = try QCOW2Header(reading: file).backing else { break }
-            let base = try BaseFile(of: number, name, opening).open(backing.name)
+            let base = try BaseFile(of: number, name, opening).open(
+                backing.name, forWriting: opening.writesBase && members.count == 1)
             stated = try backing.format.map { word throws(ImageError) in try Self.format(word, name) }
-            (name, isReadOnly) = (base.path, true)
+            (name, isReadOnly) = (base.path, !(opening.writesBase && members.count == 1))
             next = base.take()
         }
         self.init(members, descriptors)
