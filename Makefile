@@ -20,7 +20,7 @@ GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
-.PHONY: run test fuzz bench bench-daemon build setup guests guests32 multiboot control others install uninstall clean help
+.PHONY: run test fuzz bench bench-daemon build setup guests guests32 multiboot multiboot2 openbsd control others install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
@@ -47,7 +47,8 @@ build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmctl
 	$(SWIFT) build -c release --static-swift-stdlib --product vmd
 
-guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio $(GUESTS)/initramfs-virtio.cpio guests32 multiboot control others
+guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio $(GUESTS)/initramfs-virtio.cpio guests32 multiboot multiboot2 openbsd control \
+	others
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
@@ -107,28 +108,56 @@ $(GUESTS)/initramfs-jobs.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/jobs.cpio
 others:
 	@[ -e $(GUESTS)/others/xen ] || Guests/fetch-others $(GUESTS)/others
 
-# A kernel in the three shapes that multiboot loaders take.
+# Kernels of a few KB, one for each way to enter a kernel; they print what they were told.
+KERNEL_FLAGS := -std=gnu11 -Wall -Wextra -O1 -nostdlib -ffreestanding -no-pie -fno-pie -fno-stack-protector \
+	-fno-asynchronous-unwind-tables -mno-sse -Wl,--build-id=none,-no-warn-rwx-segments
+MULTIBOOT_FLAGS := -m32 $(KERNEL_FLAGS) -Wl,-T,Guests/multiboot/kernel.ld
+
+# In the three shapes that multiboot loaders take.
 MULTIBOOT := $(GUESTS)/multiboot
-KERNEL_FLAGS := -m32 -std=gnu11 -Wall -Wextra -O1 -nostdlib -ffreestanding -no-pie -fno-pie -fno-stack-protector \
-	-fno-asynchronous-unwind-tables -mno-sse -Wl,--build-id=none,-T,Guests/multiboot/kernel.ld,-no-warn-rwx-segments
 
 multiboot: $(MULTIBOOT)/elf32 $(MULTIBOOT)/elf64 $(MULTIBOOT)/flat
 
-$(MULTIBOOT)/%: Guests/multiboot/kernel.c Guests/multiboot/kernel.ld | setup
+$(MULTIBOOT)/%: Guests/multiboot/kernel.c Guests/multiboot/kernel.ld Guests/kernel.h | setup
 	@mkdir -p $(MULTIBOOT)
-	gcc $(KERNEL_FLAGS) -o $(MULTIBOOT)/elf32 $<
+	gcc $(MULTIBOOT_FLAGS) -o $(MULTIBOOT)/elf32 $<
 	objcopy -O elf64-x86-64 $(MULTIBOOT)/elf32 $(MULTIBOOT)/elf64
-	gcc $(KERNEL_FLAGS) -DFLAT -o $(MULTIBOOT)/flat.elf $<
+	gcc $(MULTIBOOT_FLAGS) -DFLAT -o $(MULTIBOOT)/flat.elf $<
 	objcopy -O binary $(MULTIBOOT)/flat.elf $(MULTIBOOT)/flat
+
+# The same for version 2, and one that may be moved.
+MULTIBOOT2 := $(GUESTS)/multiboot2
+
+multiboot2: $(MULTIBOOT2)/elf32 $(MULTIBOOT2)/elf64 $(MULTIBOOT2)/flat $(MULTIBOOT2)/moved
+
+$(MULTIBOOT2)/%: Guests/multiboot2/kernel.c Guests/multiboot/kernel.ld Guests/kernel.h | setup
+	@mkdir -p $(MULTIBOOT2)
+	gcc $(MULTIBOOT_FLAGS) -o $(MULTIBOOT2)/elf32 $<
+	objcopy -O elf64-x86-64 $(MULTIBOOT2)/elf32 $(MULTIBOOT2)/elf64
+	gcc $(MULTIBOOT_FLAGS) -DFLAT -o $(MULTIBOOT2)/flat.elf $<
+	objcopy -O binary $(MULTIBOOT2)/flat.elf $(MULTIBOOT2)/flat
+	gcc $(MULTIBOOT_FLAGS) -DMOVED -fpie -o $(MULTIBOOT2)/moved $<
+
+# One that says it is OpenBSD's, for both processors, as it is and packed.
+OPENBSD := $(GUESTS)/openbsd
+
+openbsd: $(OPENBSD)/amd64 $(OPENBSD)/i386 $(OPENBSD)/amd64.gz
+
+$(OPENBSD)/%: Guests/openbsd/kernel.c Guests/openbsd/kernel.ld Guests/kernel.h | setup
+	@mkdir -p $(OPENBSD)
+	gcc -m64 -mno-red-zone $(KERNEL_FLAGS) -Wl,-T,Guests/openbsd/kernel.ld,--defsym=virtual_base=0xffffffff80000000 \
+	    -o $(OPENBSD)/amd64 $<
+	gcc -m32 $(KERNEL_FLAGS) -Wl,-T,Guests/openbsd/kernel.ld,--defsym=virtual_base=0xd0000000 -o $(OPENBSD)/i386 $<
+	gzip -9kfn $(OPENBSD)/amd64
 
 # A kernel for vmmci, and one that only halts.
 CONTROL := $(GUESTS)/control
 
 control: $(CONTROL)/kernel
 
-$(CONTROL)/kernel: Guests/control/kernel.c Guests/multiboot/kernel.ld | setup
+$(CONTROL)/kernel: Guests/control/kernel.c Guests/multiboot/kernel.ld Guests/kernel.h | setup
 	@mkdir -p $(CONTROL)
-	gcc $(KERNEL_FLAGS) -o $@ $<
+	gcc $(MULTIBOOT_FLAGS) -o $@ $<
 
 # Without a terminal nobody could leave the shell: the guest then shows what runs and powers itself off.
 run: build guests

@@ -43,7 +43,7 @@ let package = Package(
             swiftSettings: common + [.enableUpcomingFeature("InternalImportsByDefault")]),
         .target(name: "Devices", dependencies: ["VMM", "DiskImage", "Linux"], swiftSettings: safe),
         .target(
-            name: "Machine", dependencies: ["VMM", "Linux", "DiskImage", "Devices", "KVMEngine", "TranslatorEngine"],
+            name: "Machine", dependencies: ["VMM", "Linux", "CZlib", "DiskImage", "Devices", "KVMEngine", "TranslatorEngine"],
             swiftSettings: safe),
         .target(name: "VMConfig", swiftSettings: safe),
         .target(name: "ControlProtocol", dependencies: ["Linux"], swiftSettings: safe),
@@ -81,7 +81,7 @@ let package = Package(
             name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "Machine", "Devices", "VMM", "Linux", "CLinux", "CZydis", "CSilicon", "LoopShapes", "TestSupport"],
             swiftSettings: common),
         .testTarget(name: "VMConfigTests", dependencies: ["VMConfig", "TestSupport"], swiftSettings: safe),
-        .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices", "TestSupport"], swiftSettings: common),
+        .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "Devices", "CZlib", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "DaemonTests", dependencies: ["Daemon", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
         // A daemon that answers what a test tells it to.

@@ -9,57 +9,13 @@
 //   moved    moves the device's base address first
 //   off      powers off by itself after it has said so: by vmmci alone, without ACPI
 //   tick     prints a dot for each tick of a 20 Hz timer
-#include <stdint.h>
+#include "../kernel.h"
 
 __attribute__((section(".multiboot"), used)) static const uint32_t header[] = {0x1BADB002, 0x3, -(0x1BADB002 + 0x3)};
 
 struct information {
     uint32_t flags, mem_lower, mem_upper, boot_device, cmdline;
 };
-
-static inline void out8(uint16_t port, uint8_t value) { __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
-static inline void out16(uint16_t port, uint16_t value) { __asm__ volatile("outw %0, %1" : : "a"(value), "Nd"(port)); }
-static inline void out32(uint16_t port, uint32_t value) { __asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port)); }
-static inline uint8_t in8(uint16_t port)
-{
-    uint8_t value;
-    __asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
-static inline uint32_t in32(uint16_t port)
-{
-    uint32_t value;
-    __asm__ volatile("inl %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
-
-static void put(char c)
-{
-    while (!(in8(0x3FD) & 0x20)) {
-    }
-    out8(0x3F8, (uint8_t)c);
-}
-static void print(const char *text)
-{
-    while (*text) put(*text++);
-}
-static void hex(uint32_t value, int digits)
-{
-    while (digits--) put("0123456789abcdef"[value >> (4 * digits) & 15]);
-}
-static void field(const char *name, uint32_t value, int digits)
-{
-    print(name), print("=0x"), hex(value, digits), put('\n');
-}
-static int find(const char *line, const char *word)
-{
-    for (; *line; line++) {
-        int i = 0;
-        while (word[i] && line[i] == word[i]) i++;
-        if (!word[i]) return 1;
-    }
-    return 0;
-}
 
 // PCI, by configuration mechanism 1.
 static void select(uint32_t slot, uint32_t at) { out32(0xCF8, 0x80000000 | slot << 11 | (at & 0xFC)); }

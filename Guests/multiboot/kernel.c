@@ -4,7 +4,7 @@
 //   exit16=, exit32=  the same as a word or a double word
 //   spin              loops for ever after that; without it, it halts with interrupts off
 // It is built in three shapes: ELF32, the same as ELF64, and a flat file whose header has the address fields.
-#include <stdint.h>
+#include "../kernel.h"
 
 #ifdef FLAT
 enum { FLAGS = 0x10003 };
@@ -34,7 +34,7 @@ struct information {
 struct module {
     uint32_t start, end, string, reserved;
 };
-struct __attribute__((packed)) range {
+struct __attribute__((packed)) map_entry {
     uint32_t size;
     uint64_t base, length;
     uint32_t type;
@@ -43,72 +43,34 @@ struct __attribute__((packed)) range {
 // What must be cleared, and what must be loaded.
 static volatile uint32_t zeros[3000], loaded = 0x600DDA7A;
 
-static inline void out8(uint16_t port, uint8_t value) { __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
-static inline void out16(uint16_t port, uint16_t value) { __asm__ volatile("outw %0, %1" : : "a"(value), "Nd"(port)); }
-static inline void out32(uint16_t port, uint32_t value) { __asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port)); }
-static inline uint8_t in8(uint16_t port)
-{
-    uint8_t value;
-    __asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
-
-static void put(char c)
-{
-    while (!(in8(0x3FD) & 0x20)) {
-    }
-    out8(0x3F8, (uint8_t)c);
-}
-static void print(const char *text)
-{
-    while (*text) put(*text++);
-}
-static void hex(uint32_t value, int digits)
-{
-    while (digits--) put("0123456789abcdef"[value >> (4 * digits) & 15]);
-}
-static void field(const char *name, uint32_t value)
-{
-    print(name), print("=0x"), hex(value, 8), put('\n');
-}
-static void text(const char *name, uint32_t at)
-{
-    print(name), put('='), print((const char *)at), put('\n');
-}
-static void wide(uint64_t value) { print("0x"), hex((uint32_t)(value >> 32), 8), hex((uint32_t)value, 8); }
-
-static uint32_t sum(uint32_t from, uint32_t to)
-{
-    uint32_t sum = 0;
-    for (const uint8_t *at = (const uint8_t *)from; at < (const uint8_t *)to; at++) sum = sum * 31 + *at;
-    return sum;
-}
+static void word(const char *name, uint32_t value) { field(name, value, 8); }
+static void string(const char *name, uint32_t at) { text(name, (const char *)at); }
 
 static void describe(const struct information *info)
 {
-    field("flags", info->flags);
-    field("mem_lower", info->mem_lower), field("mem_upper", info->mem_upper);
-    field("boot_device", info->boot_device);
-    if (info->flags & 4) text("cmdline", info->cmdline);
-    if (info->flags & 8) field("mods_count", info->mods_count);
+    word("flags", info->flags);
+    word("mem_lower", info->mem_lower), word("mem_upper", info->mem_upper);
+    word("boot_device", info->boot_device);
+    if (info->flags & 4) string("cmdline", info->cmdline);
+    if (info->flags & 8) word("mods_count", info->mods_count);
     const struct module *module = (const struct module *)info->mods_addr;
     for (uint32_t i = 0; i < info->mods_count; i++, module++) {
-        field("mod_start", module->start), field("mod_size", module->end - module->start);
-        text("mod_string", module->string), field("mod_reserved", module->reserved);
-        field("mod_sum", sum(module->start, module->end));
+        word("mod_start", module->start), word("mod_size", module->end - module->start);
+        string("mod_string", module->string), word("mod_reserved", module->reserved);
+        word("mod_sum", sum((const uint8_t *)module->start, (const uint8_t *)module->end));
     }
-    for (int i = 0; i < 4; i++) field("syms", info->syms[i]);
+    for (int i = 0; i < 4; i++) word("syms", info->syms[i]);
     for (uint32_t at = info->mmap_addr, end = at + info->mmap_length; at < end;) {
-        const struct range *range = (const struct range *)at;
-        print("mmap="), wide(range->base), put('+'), wide(range->length), put(':'), hex(range->type, 1), put('\n');
-        at += range->size + 4;
+        const struct map_entry *entry = (const struct map_entry *)at;
+        range("mmap", entry->base, entry->length, entry->type);
+        at += entry->size + 4;
     }
-    field("drives_length", info->drives_length), field("drives_addr", info->drives_addr);
-    field("config_table", info->config_table);
-    if (info->flags & 1 << 9) text("boot_loader_name", info->boot_loader_name);
-    field("apm_table", info->apm_table);
-    for (int i = 0; i < 4; i++) field("vbe", info->vbe[i]);
-    for (int i = 0; i < 7; i++) field("framebuffer", info->framebuffer[i]);
+    word("drives_length", info->drives_length), word("drives_addr", info->drives_addr);
+    word("config_table", info->config_table);
+    if (info->flags & 1 << 9) string("boot_loader_name", info->boot_loader_name);
+    word("apm_table", info->apm_table);
+    for (int i = 0; i < 4; i++) word("vbe", info->vbe[i]);
+    for (int i = 0; i < 7; i++) word("framebuffer", info->framebuffer[i]);
 }
 
 static void configuration(const char *name, uint16_t key, int count)
@@ -119,15 +81,6 @@ static void configuration(const char *name, uint16_t key, int count)
     put('\n');
 }
 
-static const char *find(const char *line, const char *word)
-{
-    for (; *line; line++) {
-        int i = 0;
-        while (word[i] && line[i] == word[i]) i++;
-        if (!word[i]) return line + i;
-    }
-    return 0;
-}
 static uint32_t number(const char *at)
 {
     uint32_t value = 0;
@@ -141,24 +94,19 @@ struct entry_state {
 
 void run(const struct entry_state *state)
 {
-    field("eax", state->eax);
-    field("eflags", state->eflags & 0x20200);
-    field("cr0", state->cr0 & 0x80000001);
-    uint32_t rights, limit;
-    const uint32_t selectors[] = {state->cs, state->ds, state->es, state->fs, state->gs, state->ss};
-    for (int i = 0; i < 6; i++) {
-        __asm__("lar %2, %0\n lsl %2, %1" : "=r"(rights), "=r"(limit) : "r"(selectors[i]));
-        field("rights", rights & 0xC0FE00), field("limit", limit);
-    }
+    word("eax", state->eax);
+    word("eflags", state->eflags & 0x20200);
+    word("cr0", state->cr0 & 0x80000001);
+    segments(state->cs, state->ds, state->es, state->fs, state->gs, state->ss);
     // With A20 closed the two would be one.
     volatile uint32_t *low = (volatile uint32_t *)0x500, *high = (volatile uint32_t *)0x100500;
     uint32_t was = *high;
     *low = 0x12345678, *high = 0x9ABCDEF0;
-    field("a20", *low == 0x12345678);
+    word("a20", *low == 0x12345678);
     *high = was;
     uint32_t any = 0;
     for (int i = 0; i < 3000; i++) any |= zeros[i];
-    field("bss", any), field("data", loaded);
+    word("bss", any), word("data", loaded);
 
     const struct information *info = (const struct information *)state->ebx;
     describe(info);

@@ -47,7 +47,7 @@ public final class Machine: Sendable {
         map = try MemoryMap(byteCount: configuration.memoryByteCount)
         loader = try KernelLoader(
             kernel: configuration.kernel, initrd: configuration.initrd, modules: configuration.modules,
-            commandLine: configuration.commandLine)
+            commandLine: configuration.commandLine, bootAddress: configuration.bootAddress)
         let policy = try Self.policy(configuration.cpuModel, features)
         memory = try Self.allocate(map)
         requests = MachineRequests()

@@ -1,6 +1,6 @@
 /// What a machine is made of.
 public struct MachineConfiguration: Hashable, Sendable {
-    /// A Linux bzImage, or a kernel with a multiboot header or a PVH note.
+    /// A Linux bzImage, an OpenBSD kernel, or one with a multiboot header or a PVH note; gzip may have packed it.
     public var kernel: BootSource
     /// An initial ramdisk.
     public var initrd: BootSource?
@@ -8,6 +8,10 @@ public struct MachineConfiguration: Hashable, Sendable {
     public var modules: [BootModuleSource]
     /// `nil` for what suits the kernel: Linux and its kin get a console, a multiboot kernel nothing.
     public var commandLine: String?
+    /// The link-layer address of the interface that the machine boots from, six bytes; `nil` when it boots from none.
+    /// An OpenBSD kernel that is told of it goes on as if it had come over the network: its installer asks there for what
+    /// to do.
+    public var bootAddress: [UInt8]?
     /// The guest's RAM in bytes.
     public var memoryByteCount: UInt64
     /// Name of a CPU model, or `nil` for the best that the engine recommends.

@@ -21,11 +21,9 @@ extension GuestTests {
             let guest = try Self.run(
                 shape, "hello exit=21 spin", ["--module", "\(module),first, second", "--initrd", ramdisk])
             #expect(try guest.status(within: 20) == 43)
-            let lines = guest.text.split(separator: "\n").map(String.init)
-            func values(_ name: String) -> [String] {
-                lines.filter { $0.hasPrefix(name + "=") }.map { String($0.dropFirst(name.count + 1)) }
-            }
-            func numbers(_ name: String) -> [UInt32?] { values(name).map { UInt32($0.dropFirst(2), radix: 16) } }
+            let said = KernelReport(guest.text)
+            func values(_ name: String) -> [String] { said.values(name) }
+            func numbers(_ name: String) -> [UInt32?] { said.numbers(name) }
 
             // The state of the machine: magic number, interrupts and paging off, flat segments, A20 open.
             #expect(numbers("eax") == [0x2BAD_B002])
@@ -45,7 +43,7 @@ extension GuestTests {
             #expect(values("mod_string") == [ramdisk, "\(module) first, second"])
             #expect(numbers("mod_size") == [3, 4097])
             #expect(numbers("mod_start").allSatisfy { $0.map { $0 % 4096 == 0 && $0 > 0x20_0000 } ?? false })
-            #expect(numbers("mod_sum") == [sum(Array("abc".utf8)), sum([UInt8](repeating: 1, count: 4097))])
+            #expect(numbers("mod_sum") == [KernelReport.sum(Array("abc".utf8)), KernelReport.sum([UInt8](repeating: 1, count: 4097))])
             #expect(numbers("mod_reserved") == [0, 0])
             #expect(
                 values("mmap") == [
@@ -66,10 +64,8 @@ extension GuestTests {
             #expect(values("fw_most") == ["0100"])
             #expect(values("fw_files") == ["00000000"])
             #expect(values("fw_nothing") == ["00000000"])
-            #expect(lines.last == "end")
+            #expect(said.lines.last == "end")
         }
-
-        private func sum(_ bytes: [UInt8]) -> UInt32 { bytes.reduce(0) { $0 &* 31 &+ UInt32($1) } }
 
         @Test(arguments: [
             ("exit=0", 1), ("exit=127", 255), ("exit=128", 1), ("exit16=259", 7), ("exit32=65541", 11), ("exit=3 spin", 7),

@@ -25,7 +25,8 @@ extension GuestTests {
             #expect(try guest.status() == 143)
         }
 
-        /// It moves itself and its modules by the memory map that it is given. Further than this it needs MTRRs.
+        /// It has headers of both versions, and asks version 2's loader to put it as high as may be. Further than this it
+        /// needs MTRRs.
         @Test func `Xen reads what a multiboot loader tells it`() throws {
             let guest = try GuestProcess(
                 ["run", "-m", "1G", "-b", "\(Paths.others)/xen", "--module", Paths.kernel, "--module", Paths.initrd]
@@ -34,7 +35,7 @@ extension GuestTests {
             for line in [
                 "Xen version 4.", "Bootloader: vmd\n", "Command line: com1=115200,8n1 console=com1 loglvl=all\n",
                 "Multiboot-e820 RAM map:\n", "[0000000000000000, 000000000008ffff] (usable)\n",
-                "[0000000000100000, 000000003fffffff] (usable)\n", "New Xen image base address: 0x3fa00000\n",
+                "[0000000000100000, 000000003fffffff] (usable)\n", "Xen image load base address: 0x3fa00000\n",
             ] {
                 let hasLine = head.contains(line)
                 #expect(hasLine, "\(line)")

@@ -135,3 +135,18 @@ func checksum(_ bytes: [UInt8]) throws -> String {
     guard try process.status() == 0 else { throw GuestFailure(description: "md5sum: \(process.errorText)") }
     return String(process.text.prefix { $0 != " " })
 }
+
+/// What a kernel of `Guests` has printed: one `name=value` a line.
+struct KernelReport {
+    let lines: [String]
+
+    init(_ text: String) { lines = text.split(separator: "\n").map(String.init) }
+
+    func values(_ name: String) -> [String] {
+        lines.filter { $0.hasPrefix(name + "=") }.map { String($0.dropFirst(name.count + 1)) }
+    }
+    func numbers(_ name: String) -> [UInt32?] { values(name).map { UInt32($0.dropFirst(2), radix: 16) } }
+
+    /// As the kernels sum up bytes.
+    static func sum(_ bytes: [UInt8]) -> UInt32 { bytes.reduce(0) { $0 &* 31 &+ UInt32($1) } }
+}

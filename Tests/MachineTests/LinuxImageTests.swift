@@ -38,6 +38,20 @@ func message(_ body: () throws -> Void) -> String {
         #expect(state[.rsi] == 0x7000)
     }
 
+    @Test func `kernel gets a random seed, another one at each start`() throws {
+        var seeds: Set<[UInt8]> = []
+        for _ in 0..<2 {
+            let (memory, state) = try load(bzImage())
+            let node = try #require(memory.load(state[.rsi] + 0x250, as: UInt64.self))
+            #expect(memory.load(node, as: UInt64.self) == 0)
+            // SETUP_RNG_SEED
+            #expect(memory.load(node + 8, as: UInt32.self) == 9)
+            #expect(memory.load(node + 12, as: UInt32.self) == 32)
+            seeds.insert(memory.read(node + 16, count: 32) ?? [])
+        }
+        #expect(seeds.count == 2)
+    }
+
     @Test func `CPU is in long mode with flat segments and interrupts off`() throws {
         let (_, state) = try load(bzImage())
         #expect(state.modeName == "long mode")

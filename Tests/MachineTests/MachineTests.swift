@@ -208,7 +208,7 @@ import VMM
             _ = try FileDescriptor(open: path, flags: 0o1001)
             return Self.tripleFault(0)
         }
-        #expect(outcome == .failed("kernel \(path): is not a kernel: give a Linux bzImage, or a kernel with a multiboot header or a PVH note"))
+        #expect(outcome == .failed("kernel \(path): is not a kernel: give a Linux bzImage, an OpenBSD kernel, or one with a multiboot header or a PVH note"))
     }
 
     @Test func `unknown CPU model is refused with those that exist`() throws {

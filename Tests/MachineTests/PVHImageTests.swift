@@ -120,11 +120,11 @@ import VMM
 
 @Suite("Boot files") struct BootFileTests {
     @Test(arguments: [
-        ([0x1F, 0x8B, 8, 0], "is compressed with gzip: unpack it with gunzip"),
+        ([0x1F, 0x8B, 8, 0], "is truncated: copy it again"),
         ([0xFD, 0x37, 0x7A, 0x58, 0x5A, 0], "is compressed with xz: unpack it with unxz"),
         ([0x4D, 0x5A] + [UInt8](repeating: 0, count: 0x36) + [0x41, 0x52, 0x4D, 0x64], "is an ARM64 kernel: give one for x86-64"),
-        (Array("root:x:0:0".utf8), "is not a kernel: give a Linux bzImage, or a kernel with a multiboot header or a PVH note"),
-        ([0x7F], "is not a kernel: give a Linux bzImage, or a kernel with a multiboot header or a PVH note"),
+        (Array("root:x:0:0".utf8), "is not a kernel: give a Linux bzImage, an OpenBSD kernel, or one with a multiboot header or a PVH note"),
+        ([0x7F], "is not a kernel: give a Linux bzImage, an OpenBSD kernel, or one with a multiboot header or a PVH note"),
         ([], "is empty: copy it again"),
     ] as [([UInt8], String)])
     func `foreign file is refused with advice`(bytes: [UInt8], expected: String) {

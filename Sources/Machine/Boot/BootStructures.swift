@@ -6,6 +6,7 @@ enum BootStructures {
     static let globalDescriptorTable: UInt64 = 0x1000
     static let pvhStartInfo: UInt64 = 0x2000
     static let multibootInformation: UInt64 = 0x2000
+    static let linuxRandomSeed: UInt64 = 0x6000
     static let zeroPage: UInt64 = 0x7000
     /// PML4, PDPT and four page directories.
     static let pageTables: UInt64 = 0x9000
@@ -26,10 +27,14 @@ enum BootStructures {
 
     /// Writes a GDT with the code segment at 0x10 and the data segment at 0x18.
     static func writeDescriptorTable(_ memory: GuestMemory, code: UInt64) -> DescriptorTableRegister {
-        for (index, descriptor) in [0, 0, code, data].enumerated() {
-            memory.store(globalDescriptorTable + UInt64(index) * 8, descriptor)
-        }
-        return DescriptorTableRegister(base: globalDescriptorTable, limit: 4 * 8 - 1)
+        writeDescriptorTable(memory, [0, 0, code, data], at: globalDescriptorTable)
+    }
+
+    static func writeDescriptorTable(
+        _ memory: GuestMemory, _ descriptors: [UInt64], at base: UInt64
+    ) -> DescriptorTableRegister {
+        for (index, descriptor) in descriptors.enumerated() { memory.store(base + UInt64(index) * 8, descriptor) }
+        return DescriptorTableRegister(base: base, limit: UInt16(descriptors.count * 8 - 1))
     }
 
     /// Maps the first 4 GB to themselves in 2 MB pages (SDM Vol. 3, 4.5.4). Returns the value for CR3.
@@ -70,7 +75,10 @@ enum BootStructures {
     }
 
     /// The segments that all entry protocols want: flat, and a task register that is valid but never used.
-    static func setSegments(_ state: inout CPUState, code attributes: UInt32) {
+    static func setSegments(
+        _ state: inout CPUState, code attributes: UInt32, codeSelector: UInt16 = codeSelector,
+        dataSelector: UInt16 = dataSelector
+    ) {
         state.cs = SegmentRegister(selector: codeSelector, attributes: attributes, limit: .max)
         // Read/write, accessed, present, 32 bit, page granular.
         let data = SegmentRegister(selector: dataSelector, attributes: 0xC093, limit: .max)

@@ -22,4 +22,11 @@ struct ByteWriter {
     mutating func append<T: FixedWidthInteger & UnsignedInteger>(_ value: T) {
         for shift in stride(from: 0, to: T.bitWidth, by: 8) { bytes.append(UInt8(truncatingIfNeeded: value >> T(shift))) }
     }
+
+    mutating func append(contentsOf other: [UInt8]) { bytes += other }
+
+    /// Zeros up to the next multiple.
+    mutating func pad(to multiple: Int) {
+        while bytes.count % multiple != 0 { bytes.append(0) }
+    }
 }

@@ -1,43 +1,27 @@
 import VMM
 
-/// A file that a multiboot kernel finds beside itself, with the text that tells it what for.
-struct BootModule: Sendable {
-    let file: BootFile
-    let arguments: String
-
-    init(_ source: BootModuleSource) throws(MachineError) {
-        file = try BootFile("module", source.file)
-        arguments = source.arguments
-        guard !file.path.utf8.contains(0), !arguments.utf8.contains(0) else {
-            throw file.error("has a zero byte in its name or arguments", "remove it")
-        }
-    }
-
-    init(file: BootFile, arguments: String) {
-        self.file = file
-        self.arguments = arguments
-    }
-}
-
 /// The files and the text that boot a guest, and how they are laid into its memory.
 ///
 /// `load` is used at the start and again at each restart, so the guest gets the same files however often it reboots.
 struct KernelLoader: Sendable {
-    let kernel: BootFile
+    private(set) var kernel: BootFile
     let initrd: BootFile?
     /// For multiboot kernels.
     let modules: [BootModule]
     /// `nil` for what suits the kernel.
     let commandLine: String?
+    /// The link-layer address of the interface that the machine boots from, if it boots from one.
+    let bootAddress: [UInt8]?
 
     init(
         kernel source: BootSource, initrd initrdSource: BootSource?, modules sources: [BootModuleSource] = [],
-        commandLine: String?
+        commandLine: String?, bootAddress: [UInt8]? = nil
     ) throws(MachineError) {
         kernel = try BootFile("kernel", source)
         initrd = try initrdSource.map { source throws(MachineError) in try BootFile("initrd", source) }
         modules = try sources.map { source throws(MachineError) in try BootModule(source) }
         self.commandLine = commandLine
+        self.bootAddress = bootAddress
     }
 
     /// Writes the kernel and all it needs into memory that reads as zeros.
@@ -46,16 +30,32 @@ struct KernelLoader: Sendable {
     func load(
         into memory: GuestMemory, _ map: MemoryMap, rsdp: UInt64?
     ) throws(MachineError) -> CPUState {
-        let head = try kernel.read(at: 0, count: MultibootHeader.searchByteCount)
+        var loader = self
+        // For as long as it takes: the guest's copy is the one that stays.
+        loader.kernel = try kernel.unpacked(room: map.byteCount)
+        return try loader.loadUnpacked(into: memory, map, rsdp: rsdp)
+    }
+
+    private func loadUnpacked(
+        into memory: GuestMemory, _ map: MemoryMap, rsdp: UInt64?
+    ) throws(MachineError) -> CPUState {
+        let head = try kernel.read(at: 0, count: Multiboot2Header.searchByteCount)
         if head.has(Array("HdrS".utf8), at: 0x202) {
             let image = try LinuxImage(kernel, head)
             try refuseModules("is Linux")
             return try image.load(self, into: memory, map, rsdp: rsdp)
         }
-        // Before PVH, as in QEMU: a kernel that has both means the richer one.
+        // What a kernel asks for by a header comes before what it is; of two headers the richer protocol's counts.
+        if let image = try Multiboot2Image(kernel, head) { return try image.load(self, into: memory, map, rsdp: rsdp) }
         if let image = try MultibootImage(kernel, head) { return try image.load(self, into: memory, map) }
         if ELFFile.isELF(head) {
-            let image = try PVHImage(kernel, head)
+            let file = try ELFFile(kernel, head)
+            if try OpenBSDImage.isOpenBSD(file, kernel) {
+                let image = try OpenBSDImage(kernel, file)
+                try refuseModules("is OpenBSD's")
+                return try image.load(self, into: memory, map)
+            }
+            let image = try PVHImage(kernel, file)
             try refuseModules("is entered by PVH")
             return try image.load(self, into: memory, map, rsdp: rsdp)
         }
@@ -96,7 +96,7 @@ struct KernelLoader: Sendable {
     /// What a file is that is no kernel for this machine, as far as its first bytes tell.
     private func foreign(_ head: ByteReader) throws(MachineError) -> MachineError {
         let formats: [(pattern: [UInt8], offset: Int, reason: String, advice: String)] = [
-            ([0x1F, 0x8B], 0, "is compressed with gzip", "unpack it with gunzip"),
+            ([0x1F, 0x8B], 0, "is compressed with gzip twice", "unpack it with gunzip"),
             ([0xFD, 0x37, 0x7A, 0x58, 0x5A], 0, "is compressed with xz", "unpack it with unxz"),
             ([0x28, 0xB5, 0x2F, 0xFD], 0, "is compressed with zstd", "unpack it with unzstd"),
             ([0x41, 0x52, 0x4D, 0x64], 0x38, "is an ARM64 kernel", "give one for x86-64"),
@@ -109,6 +109,7 @@ struct KernelLoader: Sendable {
         if try kernel.read(at: 0x8001, count: 5).has(Array("CD001".utf8), at: 0) {
             return kernel.error("is a CD image", "give the kernel inside it")
         }
-        return kernel.error("is not a kernel", "give a Linux bzImage, or a kernel with a multiboot header or a PVH note")
+        return kernel.error(
+            "is not a kernel", "give a Linux bzImage, an OpenBSD kernel, or one with a multiboot header or a PVH note")
     }
 }

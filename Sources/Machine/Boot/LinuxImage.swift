@@ -26,6 +26,7 @@ struct LinuxImage {
         static let kernelAlignment = 0x230
         static let extendedLoadFlags = 0x236
         static let commandLineSize = 0x238
+        static let setupData = 0x250
         static let preferredAddress = 0x258
         static let initSize = 0x260
     }
@@ -135,6 +136,7 @@ struct LinuxImage {
         set(Field.ramdiskImage, UInt32(truncatingIfNeeded: initrd?.lowerBound ?? 0))
         set(Field.ramdiskSize, UInt32(truncatingIfNeeded: initrd?.count ?? 0))
         set(Field.commandLinePointer, UInt32(truncatingIfNeeded: BootStructures.commandLine))
+        set(Field.setupData, Self.writeRandomSeed(memory))
         memory.store(zeroPage + ZeroPage.acpiRSDP, rsdp ?? 0)
         var table = ByteWriter()
         for entry in map.entries {
@@ -163,5 +165,20 @@ struct LinuxImage {
             state.rip = loadAddress
         }
         return state
+    }
+
+    /// A list of one `setup_data`, SETUP_RNG_SEED: the kernel (6.0 or newer) takes the bytes as a start for its random
+    /// numbers, wipes them, and need not wait for interrupts to give it some. Older kernels pass over it.
+    /// - Returns: where it is.
+    private static func writeRandomSeed(_ memory: GuestMemory) -> UInt64 {
+        var random = SystemRandomNumberGenerator()
+        var node = ByteWriter()
+        // next, type, len, data
+        node.append(UInt64(0))
+        node.append(UInt32(9))
+        node.append(UInt32(32))
+        for _ in 0..<4 { node.append(random.next()) }
+        memory.write(node.bytes, at: BootStructures.linuxRandomSeed)
+        return BootStructures.linuxRandomSeed
     }
 }

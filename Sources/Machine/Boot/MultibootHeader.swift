@@ -16,17 +16,6 @@ struct MultibootHeader {
         static let known: Flags = [.pageAlign, .memoryInfo, .videoMode]
     }
 
-    /// The address fields (3.1.3), for files that are not ELF.
-    struct Addresses {
-        let header: UInt32
-        let load: UInt32
-        /// Zero: to the end of the file.
-        let loadEnd: UInt32
-        /// Zero: nothing to clear.
-        let bssEnd: UInt32
-        let entry: UInt32
-    }
-
     static let magic: UInt32 = 0x1BAD_B002
     /// The header lies in this much of the file, all of it.
     static let searchByteCount = 8192
@@ -35,7 +24,9 @@ struct MultibootHeader {
     let offset: Int
     let flags: Flags
     /// `nil` when the kernel gives none.
-    let addresses: Addresses?
+    let addresses: MultibootAddresses?
+    /// Comes with the addresses.
+    let entry: UInt32
 
     /// Looks for one; `nil` when the file has none, which makes it another kind of kernel.
     /// - Throws: when there is one that asks for what no loader has, or that is cut off.
@@ -56,6 +47,7 @@ struct MultibootHeader {
             }
             guard self.flags.contains(.addresses) else {
                 addresses = nil
+                entry = 0
                 return
             }
             func field(_ index: Int) -> UInt32? { head.load(offset + index * 4) }
@@ -66,7 +58,8 @@ struct MultibootHeader {
                     "has its multiboot header at \(hexText(UInt64(offset))), which ends behind the first 8192 bytes",
                     "link it again")
             }
-            addresses = Addresses(header: header, load: load, loadEnd: loadEnd, bssEnd: bssEnd, entry: entry)
+            addresses = MultibootAddresses(header: header, load: load, loadEnd: loadEnd, bssEnd: bssEnd)
+            self.entry = entry
             return
         }
         return nil

@@ -4,19 +4,12 @@ import VMM
 /// map, loader's name. There is no boot device, no symbol table, no drive, no APM table and no video mode: the flags
 /// that would tell of them are clear.
 struct MultibootInformation {
-    /// A file beside the kernel, as it lies in memory.
-    struct Module {
-        let range: Range<UInt64>
-        /// Its name and arguments.
-        let text: String
-    }
-
-    let modules: [Module]
+    let modules: [BootModule.Loaded]
     let map: MemoryMap
     /// Where it is.
     let commandLine: UInt64
 
-    private static let loaderName = "vmd"
+    static let loaderName = "vmd"
     /// Flags: mem_*, cmdline, mods_*, mmap_*, boot_loader_name.
     private static let flags: UInt32 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9
     /// The fields up to the frame buffer's.

@@ -17,20 +17,10 @@ struct PVHImage {
     private static let initrdAddressMax: UInt64 = 0x7FFF_FFFF
 
     /// Takes the headers apart.
-    init(_ kernel: BootFile, _ head: ByteReader) throws(MachineError) {
-        var segments: [KernelSegment] = []
-        var entry: UInt64?
-        for header in try ELFFile(kernel, head).programHeaders {
-            if header.type == ELFFile.note {
-                let notes = try kernel.read(at: header.offset, count: Int(min(header.fileByteCount, 1 << 16)))
-                entry = entry ?? Self.physicalEntry(notes)
-            } else {
-                segments.append(
-                    KernelSegment(
-                        offset: header.offset, address: header.physicalAddress, fileByteCount: header.fileByteCount,
-                        memoryByteCount: header.memoryByteCount))
-            }
-        }
+    init(_ kernel: BootFile, _ file: ELFFile) throws(MachineError) {
+        let note = try file.note("Xen", type: Self.physicalEntryNote, kernel)
+        let entry: UInt64? = note.flatMap { $0.load(0) } ?? note.flatMap { $0.load(0, as: UInt32.self) }.map(UInt64.init)
+        segments = file.segments
         guard let entry else {
             throw kernel.error("has no PVH entry note", "give the bzImage, or build with CONFIG_PVH")
         }
@@ -40,7 +30,6 @@ struct PVHImage {
             })
         else { throw kernel.error("has its entry point outside of its segments", "copy it again") }
         self.entry = entry
-        self.segments = segments
     }
 
     /// Lays out everything; see `KernelLoader.load`.
@@ -86,23 +75,5 @@ struct PVHImage {
         state.rip = entry
         state[.rbx] = info
         return state
-    }
-
-    /// Looks for the entry among notes: name length, description length, type, then both padded to four bytes.
-    private static func physicalEntry(_ notes: ByteReader) -> UInt64? {
-        var offset = 0
-        while let nameLength = notes.load(offset, as: UInt32.self),
-            let length = notes.load(offset + 4, as: UInt32.self),
-            let type = notes.load(offset + 8, as: UInt32.self)
-        {
-            let description = offset + 12 + (Int(nameLength) + 3) & ~3
-            if type == physicalEntryNote, nameLength == 4, notes.has([0x58, 0x65, 0x6E, 0], at: offset + 12) {
-                return length >= 8
-                    ? notes.load(description, as: UInt64.self)
-                    : notes.load(description, as: UInt32.self).map(UInt64.init)
-            }
-            offset = description + (Int(length) + 3) & ~3
-        }
-        return nil
     }
 }

@@ -23,7 +23,7 @@ struct Run: VmctlCommand {
             and (v << 1) | 1 when the guest wrote v to the debug exit port.
             """)
 
-    @Option(name: .customShort("b"), help: ArgumentHelp("Linux bzImage, or multiboot or PVH kernel.", valueName: "kernel"))
+    @Option(name: .customShort("b"), help: ArgumentHelp("Linux bzImage, or OpenBSD, multiboot or PVH kernel.", valueName: "kernel"))
     var kernel: String
 
     @Option(
