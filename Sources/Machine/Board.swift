@@ -12,13 +12,14 @@ import VMM
 /// | 9 | ACPI power management | 0xB000-0xB00F |
 /// | | firmware configuration | 0x510, 0x511 |
 /// | | i8259 pair | 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1 |
+/// | | I/O APIC, for engines with a local APIC | memory at 0xFEC00000 |
 /// | | PCI host bridge, reset control | 0xCF8-0xCFF |
 /// | 3, 5, 6, 7, 9... | PCI functions, in the order of their slots | from 0x1000; memory from 0xF0000000 |
 ///
 /// PCI slot 0 is the host bridge; the last one in use is always vmmci(4)'s.
 final class Board: Sendable {
     let ports: PortBus
-    let interrupts: I8259Pair
+    let interrupts: InterruptSystem
     let a20 = AddressLine20()
     let serialPort: SerialPort
     let powerManagement: ACPIPowerManagement
@@ -35,18 +36,19 @@ final class Board: Sendable {
     private static func portBase(slot: UInt8) -> UInt16 { UInt16(slot < 11 ? slot : slot + 1) << 12 }
 
     /// - Parameters:
+    ///   - processors: what the CPUs' local APICs have to know; `nil` for CPUs without.
     ///   - debugExitPort: where a write ends the machine with a status; `nil` for nowhere.
     ///   - onControl: what the guest makes of vmmci's requests. Any thread, without locks.
     /// - Throws: when that port is another device's.
     init(
         clock: any Clock, requests power: MachineRequests, terminal: any SerialTerminal, map: MemoryMap,
-        debugExitPort: UInt16?, onControl: @escaping @Sendable (VMMCIFunction.Event) -> Void = { _ in }
+        processors: InterruptSystem.Processors?, debugExitPort: UInt16?,
+        onControl: @escaping @Sendable (VMMCIFunction.Event) -> Void = { _ in }
     ) throws(MachineError) {
-        let interrupts = I8259Pair()
-        let shared = Dictionary(
-            uniqueKeysWithValues: Self.pciLines.map { ($0, SharedInterruptLine(InterruptLine(interrupts, $0))) })
-        func line(_ number: UInt8) -> InterruptLine { shared[number]?.connect() ?? InterruptLine(interrupts, number) }
+        let interrupts = InterruptSystem(clock: clock, sharedLines: Self.pciLines, processors: processors)
+        func line(_ number: UInt8) -> InterruptLine { interrupts.line(number) }
         func pciLine(slot: UInt8) -> UInt8 { Self.pciLines[Int(slot - 1) % Self.pciLines.count] }
+        func pciWire(slot: UInt8) -> InterruptLine { interrupts.pciLine(slot: slot, pciLine(slot: slot)) }
         var cmos = CMOSMemory()
         cmos.setMemory(base: MemoryMap.conventionalEnd, below4G: map.lowEnd, above4G: map.highByteCount)
 
@@ -57,7 +59,7 @@ final class Board: Sendable {
         let resetControl = ResetControl(power: power)
         let lastSlot: UInt8 = 1
         let controlDevice = VMMCIFunction(
-            clock: clock, ports: Self.portBase(slot: lastSlot), line: line(pciLine(slot: lastSlot)),
+            clock: clock, ports: Self.portBase(slot: lastSlot), line: pciWire(slot: lastSlot),
             lineNumber: pciLine(slot: lastSlot), power: power, onEvent: onControl)
         let hostBridge = PCIHostBridge(
             resetControl: resetControl, functions: [PCIAddress(device: lastSlot): controlDevice])
@@ -67,10 +69,9 @@ final class Board: Sendable {
             FirmwareConfiguration(memoryByteCount: map.byteCount, processors: 1))
 
         let claimants: [any PortClaimant] = [
-            interrupts, timer, keyboard, serialPort, realTimeClock, powerManagement, hostBridge,
-            firmwareConfiguration,
+            timer, keyboard, serialPort, realTimeClock, powerManagement, hostBridge, firmwareConfiguration,
         ]
-        var claims = claimants.flatMap(\.claims)
+        var claims = interrupts.claims + claimants.flatMap(\.claims)
         if let debugExitPort {
             guard !claims.contains(where: { $0.ports.contains(debugExitPort) }) else {
                 throw MachineError(
@@ -79,9 +80,13 @@ final class Board: Sendable {
             claims.append(DebugExit(power.requestExit).claim(debugExitPort))
         }
         ports = PortBus(claims, remainder: hostBridge.bus.portClaim)
-        mmio = MMIOBus([], remainder: hostBridge.bus.memoryClaim)
+        mmio = MMIOBus(interrupts.memoryClaims, remainder: hostBridge.bus.memoryClaim)
         var tables = ACPITables.Configuration()
-        tables.pciInterrupts = (1...lastSlot).map { .init(device: $0, line: pciLine(slot: $0)) }
+        tables.pciInterrupts = (1...lastSlot).map {
+            .init(device: $0, line: pciLine(slot: $0), globalInterrupt: interrupts.globalInterrupt(slot: $0))
+        }
+        tables.interruptControllers = interrupts.description
+        tables.allowsMessageSignalledInterrupts = interrupts.messages != nil
         self.tables = tables
         // Lines fall before the interrupt controller forgets them.
         resettable = [
@@ -92,13 +97,11 @@ final class Board: Sendable {
         self.serialPort = serialPort
         self.powerManagement = powerManagement
         self.controlDevice = controlDevice
-        interrupts.setLevelTriggered(Self.pciLines)
     }
 
     /// The reset line, and what firmware does after it.
     func reset() {
         for device in resettable { device.reset() }
-        interrupts.setLevelTriggered(Self.pciLines)
     }
 
     /// Where kernels search for the RSDP if nobody tells them: the first KB of the EBDA, which is in the memory that
