@@ -12,13 +12,14 @@ import VMM
 /// | 9 | ACPI power management | 0xB000-0xB00F |
 /// | | firmware configuration | 0x510, 0x511 |
 /// | | i8259 pair | 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1 |
+/// | | I/O APIC, for engines with a local APIC | memory at 0xFEC00000 |
 /// | | PCI host bridge, reset control | 0xCF8-0xCFF |
 /// | 3, 5, 6, 7, 9... | PCI functions, in the order of their slots | from 0x1000; memory from 0xF0000000 |
 ///
 /// PCI slot 0 is the host bridge, as on OpenBSD 1 entropy, then the disks, and the last one is always vmmci(4)'s.
 final class Board: Sendable {
     let ports: PortBus
-    let interrupts: I8259Pair
+    let interrupts: InterruptSystem
     let a20 = AddressLine20()
     let serialPort: SerialPort
     let powerManagement: ACPIPowerManagement
@@ -29,17 +30,17 @@ final class Board: Sendable {
 
     /// - Parameters:
     ///   - memory: what devices read and write by themselves.
+    ///   - processors: what the CPUs' local APICs have to know; `nil` for CPUs without.
     ///   - debugExitPort: where a write ends the machine with a status; `nil` for nowhere.
     ///   - onControl: what the guest makes of vmmci's requests. Any thread, without locks.
     /// - Throws: when that port is another device's, or the host has no threads for disks.
     init(
         clock: any Clock, requests power: MachineRequests, terminal: any SerialTerminal, map: MemoryMap,
-        memory: GuestMemory, disks: [DiskSource] = [], debugExitPort: UInt16?, onControl: @escaping @Sendable (VMMCIFunction.Event) -> Void = { _ in }
+        memory: GuestMemory, disks: [DiskSource] = [], processors: InterruptSystem.Processors?, debugExitPort: UInt16?,
+        onControl: @escaping @Sendable (VMMCIFunction.Event) -> Void = { _ in }
     ) throws(MachineError) {
-        let interrupts = I8259Pair()
-        let shared = Dictionary(
-            uniqueKeysWithValues: PCISlots.lines.map { ($0, SharedInterruptLine(InterruptLine(interrupts, $0))) })
-        func line(_ number: UInt8) -> InterruptLine { shared[number]?.connect() ?? InterruptLine(interrupts, number) }
+        let interrupts = InterruptSystem(clock: clock, sharedLines: PCISlots.lines, processors: processors)
+        func line(_ number: UInt8) -> InterruptLine { interrupts.line(number) }
         var cmos = CMOSMemory()
         cmos.setMemory(base: MemoryMap.conventionalEnd, below4G: map.lowEnd, above4G: map.highByteCount)
 
@@ -48,7 +49,7 @@ final class Board: Sendable {
         let serialPort = SerialPort(line: line(4), terminal: terminal, clock: clock)
         let powerManagement = ACPIPowerManagement(clock: clock, line: line(9), power: power)
         let resetControl = ResetControl(power: power)
-        var slots = PCISlots(memory: memory, connect: line)
+        var slots = PCISlots(memory: memory, interrupts: interrupts)
         slots.addEntropy()
         for (index, disk) in disks.enumerated() { try slots.add(disk, number: index) }
         let last = slots.next()
@@ -62,10 +63,9 @@ final class Board: Sendable {
             FirmwareConfiguration(memoryByteCount: map.byteCount, processors: 1))
 
         let claimants: [any PortClaimant] = [
-            interrupts, timer, keyboard, serialPort, realTimeClock, powerManagement, hostBridge,
-            firmwareConfiguration,
+            timer, keyboard, serialPort, realTimeClock, powerManagement, hostBridge, firmwareConfiguration,
         ]
-        var claims = claimants.flatMap(\.claims)
+        var claims = interrupts.claims + claimants.flatMap(\.claims)
         if let debugExitPort {
             guard !claims.contains(where: { $0.ports.contains(debugExitPort) }) else {
                 throw MachineError(
@@ -74,9 +74,11 @@ final class Board: Sendable {
             claims.append(DebugExit(power.requestExit).claim(debugExitPort))
         }
         ports = PortBus(claims, remainder: hostBridge.bus.portClaim)
-        mmio = MMIOBus([], remainder: hostBridge.bus.memoryClaim)
+        mmio = MMIOBus(interrupts.memoryClaims, remainder: hostBridge.bus.memoryClaim)
         var tables = ACPITables.Configuration()
         tables.pciInterrupts = slots.interrupts
+        tables.interruptControllers = interrupts.description
+        tables.allowsMessageSignalledInterrupts = interrupts.messages != nil
         self.tables = tables
         // Lines fall before the interrupt controller forgets them.
         resettable = [
@@ -87,13 +89,11 @@ final class Board: Sendable {
         self.serialPort = serialPort
         self.powerManagement = powerManagement
         self.controlDevice = controlDevice
-        interrupts.setLevelTriggered(PCISlots.lines)
     }
 
     /// The reset line, and what firmware does after it.
     func reset() {
         for device in resettable { device.reset() }
-        interrupts.setLevelTriggered(PCISlots.lines)
     }
 
     /// Where kernels search for the RSDP if nobody tells them: the first KB of the EBDA, which is in the memory that

@@ -58,13 +58,15 @@ public final class Machine: Sendable {
         let events = EventSink()
         self.events = events
         board = try Board(
-            clock: machineClock, requests: requests, terminal: terminal, map: map, memory: memory,
-            disks: configuration.disks, debugExitPort: configuration.debugExitPort, onControl: { events.report(Event($0)) })
+            clock: machineClock, requests: requests, terminal: terminal, map: map, memory: memory, disks: configuration.disks,
+            processors: policy.features.contains(.apic)
+                ? .init(timeStampFrequency: policy.tscFrequencyHz, physicalAddressBits: policy.physicalAddressBits) : nil,
+            debugExitPort: configuration.debugExitPort, onControl: { events.report(Event($0)) })
         shutdown = ShutdownControl(board, clock: machineClock) { events.report($0) }
         self.log = log
         let wiring = Wiring(
-            memory: memory, ports: board.ports, mmio: board.mmio, interrupts: board.interrupts, policy: policy,
-            clock: guestClock, a20: board.a20)
+            memory: memory, ports: board.ports, mmio: board.mmio, interrupts: board.interrupts,
+            localAPICs: board.interrupts.localAPICs, policy: policy, clock: guestClock, a20: board.a20)
         do {
             cpu = try engine.makeVirtualCPU(index: 0, wiring: wiring)
         } catch {
@@ -77,6 +79,15 @@ public final class Machine: Sendable {
         board.interrupts.onInterruptRequest { [cpu, parker] in
             cpu.interruptRequested()
             parker.unpark()
+        }
+        board.interrupts.onOutcome { [cpu, parker, requests] outcome in
+            switch outcome {
+            case .none: break
+            case .nmi:
+                cpu.injectNMI()
+                parker.unpark()
+            case .initialize: requests.requestReset("INIT message to the CPU")
+            }
         }
         requests.onRequest { [cpu, parker] in
             cpu.stop()

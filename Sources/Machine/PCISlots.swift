@@ -14,12 +14,11 @@ struct PCISlots {
     private(set) var functions: [PCIAddress: any PCIFunction] = [:]
     private var count: UInt8 = 0
     private let memory: GuestMemory
-    private let connect: (UInt8) -> InterruptLine
+    private let system: InterruptSystem
 
-    /// - Parameter connect: gives another end of a line.
-    init(memory: GuestMemory, connect: @escaping (UInt8) -> InterruptLine) {
+    init(memory: GuestMemory, interrupts: InterruptSystem) {
         self.memory = memory
-        self.connect = connect
+        system = interrupts
     }
 
     private static func line(_ slot: UInt8) -> UInt8 { lines[Int(slot - 1) % lines.count] }
@@ -31,7 +30,9 @@ struct PCISlots {
         // Around ACPI's ports at 0xB000.
         let ports = UInt16(slot < 11 ? slot : slot + 1) << 12
         let memory = UInt32(PCIBus.memoryWindow.lowerBound) + UInt32(slot - 1) << 16
-        return .init(ports: ports, memory: memory, line: connect(Self.line(slot)), lineNumber: Self.line(slot))
+        return .init(
+            ports: ports, memory: memory, line: system.pciLine(slot: slot, Self.line(slot)), lineNumber: Self.line(slot),
+            messages: system.messages)
     }
 
     mutating func put(_ function: any PCIFunction) {
@@ -41,7 +42,7 @@ struct PCISlots {
 
     /// Which line each slot's pin pulls, for the DSDT.
     var interrupts: [ACPITables.PCIInterrupt] {
-        count == 0 ? [] : (1...count).map { .init(device: $0, line: Self.line($0)) }
+        count == 0 ? [] : (1...count).map { .init(device: $0, line: Self.line($0), globalInterrupt: system.globalInterrupt(slot: $0)) }
     }
 
     // MARK: Virtio devices

@@ -25,7 +25,7 @@ extension TranslatorCPU {
         state.cr2 = c.cr2
         state.cr3 = c.cr3
         state.cr4 = c.cr4
-        state.cr8 = c.cr8
+        state.cr8 = apic.map { UInt64($0.taskPriority) } ?? c.cr8
         if hasPDPTEs { state.pageDirectoryPointers = (0..<4).map { c.pdpte[$0] } }
         state.clockNanoseconds = clock?.reading()
         for index in 0..<4 { state.dr[index] = c.dr[index] }
@@ -76,6 +76,9 @@ extension TranslatorCPU {
         context.pointee.cr3 = state.cr3
         context.pointee.cr4 = state.cr4
         context.pointee.cr8 = state.cr8
+        // The local APIC, whose state is no part of this one, has a finer value.
+        if let apic, UInt64(apic.taskPriority) != state.cr8 { apic.setTaskPriority(UInt8(truncatingIfNeeded: state.cr8 & 15)) }
+        apicPage = apic?.registerPage ?? ~0
         for index in 0..<4 { context.pointee.dr[index] = index < state.dr.count ? state.dr[index] : 0 }
         context.pointee.dr6 = state.dr6
         context.pointee.dr7 = state.dr7

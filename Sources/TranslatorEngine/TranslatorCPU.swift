@@ -18,6 +18,9 @@ package final class TranslatorCPU: @unchecked Sendable {
     package let ports: PortBus
     package let mmio: MMIOBus
     package let interrupts: any InterruptSource
+    let apic: (any LocalInterruptController)?
+    /// The physical page of the local APIC's registers, which lies over what else is there; all ones for none.
+    var apicPage: UInt64 = ~0
     package let policy: CPUPolicy
     let clock: ParavirtualClock?
 
@@ -93,12 +96,13 @@ package final class TranslatorCPU: @unchecked Sendable {
     var x87InHost = false
 
     /// - Parameter codeByteCount: bound of the translated code's memory; 128 KB at least.
-    package init(wiring: Wiring, codeByteCount: Int = TranslatorEngine.codeByteCount) throws {
+    package init(index: Int = 0, wiring: Wiring, codeByteCount: Int = TranslatorEngine.codeByteCount) throws {
         memory = wiring.memory
         lowRAMByteCount = wiring.memory.ranges.first.map { $0.base == 0 ? $0.byteCount : 0 } ?? 0
         ports = wiring.ports
         mmio = wiring.mmio
-        interrupts = wiring.interrupts
+        apic = index < wiring.localAPICs.count ? wiring.localAPICs[index] : nil
+        interrupts = apic ?? wiring.interrupts
         policy = wiring.policy
         clock = wiring.clock
         contextMapping = try MemoryMapping(

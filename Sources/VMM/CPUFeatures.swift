@@ -6,11 +6,11 @@
 public enum CPUFeature: Int, CaseIterable, Sendable {
     // CPUID.1:ECX
     case sse3 = 0_00, pclmulqdq = 0_01, ssse3 = 0_09, fma = 0_12, cx16 = 0_13, pcid = 0_17, sse41 = 0_19, sse42 = 0_20
-    case movbe = 0_22, popcnt = 0_23, aes = 0_25, xsave = 0_26, avx = 0_28, f16c = 0_29, rdrand = 0_30
+    case x2apic = 0_21, movbe = 0_22, popcnt = 0_23, tscDeadline = 0_24, aes = 0_25, xsave = 0_26, avx = 0_28, f16c = 0_29, rdrand = 0_30
     /// Not a feature of any silicon: "you run on a hypervisor".
     case hypervisor = 0_31
     // CPUID.1:EDX
-    case fpu = 1_00, vme = 1_01, de = 1_02, pse = 1_03, tsc = 1_04, msr = 1_05, pae = 1_06, cx8 = 1_08
+    case fpu = 1_00, vme = 1_01, de = 1_02, pse = 1_03, tsc = 1_04, msr = 1_05, pae = 1_06, cx8 = 1_08, apic = 1_09
     case sep = 1_11, pge = 1_13, cmov = 1_15, pat = 1_16, pse36 = 1_17, clfsh = 1_19, mmx = 1_23, fxsr = 1_24
     case sse = 1_25, sse2 = 1_26
     // CPUID.7.0:EBX
@@ -39,6 +39,8 @@ public enum CPUFeature: Int, CaseIterable, Sendable {
     case tsaSQNo = 11_01, tsaL1No = 11_02
     // CPUID.7.1:EAX
     case avx512bf16 = 12_05
+    // CPUID.6:EAX: the local APIC's timer runs whatever the CPU does.
+    case arat = 13_02
 
     fileprivate var word: Int { rawValue / 100 }
     fileprivate var mask: UInt32 { 1 << UInt32(rawValue % 100) }
@@ -49,7 +51,7 @@ public struct CPUFeatures: Hashable, Sendable, ExpressibleByArrayLiteral {
     /// Which register a word is.
     public enum Word: Int, CaseIterable, Sendable {
         case leaf1ECX, leaf1EDX, leaf7EBX, leaf7ECX, leaf7EDX, leafD1EAX
-        case extended1ECX, extended1EDX, extended7EDX, extended8EBX, extended21EAX, extended21ECX, leaf7Sub1EAX
+        case extended1ECX, extended1EDX, extended7EDX, extended8EBX, extended21EAX, extended21ECX, leaf7Sub1EAX, leaf6EAX
     }
 
     private var words = SIMD16<UInt32>()
@@ -123,14 +125,18 @@ public struct EngineFeatures: Hashable, Sendable {
     /// What it tells guests on AMD's and on Intel's CPUs whatever the host has: promises of its own.
     public let promisedOnAMD: CPUFeatures
     public let promisedOnIntel: CPUFeatures
+    /// What devices make up for it whatever the host has: a local APIC, where the engine asks it for interrupts.
+    public let emulated: CPUFeatures
 
     public init(
-        name: String, supported: CPUFeatures, promisedOnAMD: CPUFeatures = [], promisedOnIntel: CPUFeatures = []
+        name: String, supported: CPUFeatures, promisedOnAMD: CPUFeatures = [], promisedOnIntel: CPUFeatures = [],
+        emulated: CPUFeatures = []
     ) {
         self.name = name
         self.supported = supported
         self.promisedOnAMD = promisedOnAMD
         self.promisedOnIntel = promisedOnIntel
+        self.emulated = emulated
     }
 
     /// What the translator runs.
@@ -141,7 +147,7 @@ public struct EngineFeatures: Hashable, Sendable {
     public static let translator = EngineFeatures(
         name: "translator", supported: translatorFeatures,
         promisedOnAMD: [.ssbNo, .btcNo, .nullSelectorClearsBase, .automaticIBRS, .srsoNo, .tsaSQNo, .tsaL1No],
-        promisedOnIntel: [.archCapabilities])
+        promisedOnIntel: [.archCapabilities], emulated: localAPIC)
 
     private static let translatorFeatures: CPUFeatures = [
         .sse3, .pclmulqdq, .ssse3, .fma, .cx16, .sse41, .sse42, .movbe, .popcnt, .aes, .xsave, .avx, .f16c, .rdrand,
@@ -155,9 +161,13 @@ public struct EngineFeatures: Hashable, Sendable {
         .avx512bitalg, .avx512vpopcntdq, .avx512bf16, .avx512fp16, .avx512vp2intersect,
     ]
 
-    /// What may be shown to a guest of a CPU with hardware virtualisation, given what the host's KVM reports.
+    private static let localAPIC: CPUFeatures = [.apic, .x2apic, .tscDeadline, .arat]
+
+    /// What may be shown to a guest of a CPU with hardware virtualisation, given what the host's KVM reports. Its
+    /// interrupts come from the 8259 pair alone.
     public static func kvm(reported: CPUFeatures) -> EngineFeatures {
         let everything = CPUFeatures.all.subtracting([.archCapabilities, .hypervisor, .topoext, .xsaves, .ffxsr])
+            .subtracting(localAPIC)
         return EngineFeatures(name: "kvm", supported: reported.intersection(everything))
     }
 }

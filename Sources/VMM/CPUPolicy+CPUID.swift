@@ -1,6 +1,7 @@
 // CPUID as the guest sees it (Intel SDM Vol. 2, CPUID; AMD APM Vol. 3, appendix E).
 //
-// One virtual CPU, no local APIC: APIC, x2APIC, HTT, TSC deadline, MONITOR, MTRR and machine check are never shown.
+// One virtual CPU, whose APIC id is 0: HTT, MONITOR, MTRR and machine check are never shown. The local APIC is where the
+// engine takes its interrupts from one (`EngineFeatures.emulated`).
 //
 // Quirk: a leaf above the highest one reads zeros on every vendor, where Intel's repeats its highest basic leaf.
 
@@ -17,8 +18,21 @@ extension CPUPolicy {
     private static let kvmClockFeatures: UInt32 = 1 << 1 | 1 << 3 | 1 << 24
     private static let vmmClockFeatures: UInt32 = 1 << 3 | 1 << 24
 
+    /// What CPUID.0x15 says, and what the local APIC's timer counts (SDM Vol. 3, 12.5.4). Its kHz times the
+    /// numerator stay below 2^32, where Linux computes, and Linux finds a timer of 1 MHz too slow.
+    public static let crystalHz: UInt64 = 25_000_000
+
     /// CPUID as the guest sees it. `cr4` and `xcr0` are the guest's: OSXSAVE and the XSAVE area size follow them.
-    public func cpuid(_ leaf: UInt32, _ subleaf: UInt32, cr4: UInt64, xcr0: UInt64) -> CPUIDLeaf {
+    /// - Parameter isAPICEnabled: whether IA32_APIC_BASE has the local APIC on (SDM Vol. 3, 12.4.3).
+    public func cpuid(
+        _ leaf: UInt32, _ subleaf: UInt32, cr4: UInt64, xcr0: UInt64, isAPICEnabled: Bool = true
+    ) -> CPUIDLeaf {
+        var answer = cpuid(leaf, subleaf, cr4, xcr0)
+        if !isAPICEnabled && (leaf == 1 || leaf == 0x8000_0001 && vendor == .amd) { answer.edx &= ~(1 << 9) }
+        return answer
+    }
+
+    private func cpuid(_ leaf: UInt32, _ subleaf: UInt32, _ cr4: UInt64, _ xcr0: UInt64) -> CPUIDLeaf {
         switch leaf {
         case 0...highestBasicLeaf: basic(leaf, subleaf, cr4: cr4, xcr0: xcr0)
         case 0x4000_0000...0x4000_01FF: hypervisor(leaf)
@@ -41,6 +55,8 @@ extension CPUPolicy {
             return vendor == .intel ? CPUIDLeaf(eax: 0x0000_FF01) : CPUIDLeaf()
         case 4:
             return vendor == .amd ? CPUIDLeaf() : cache(subleaf)
+        case 6:
+            return CPUIDLeaf(eax: features[.leaf6EAX])
         case 7:
             // EAX of the first subleaf: the number of the last.
             let further = features[.leaf7Sub1EAX]
@@ -53,9 +69,12 @@ extension CPUPolicy {
         case 0xD:
             return extendedState(subleaf, xcr0: xcr0)
         case 0x15:
-            // TSC frequency = crystal * EBX / EAX with a made-up crystal of 1 MHz: exact to 1 kHz.
+            // TSC frequency = crystal * EBX / EAX with a made-up crystal: exact to 12.5 kHz.
             guard let frequency = tscFrequencyHz else { return CPUIDLeaf() }
-            return CPUIDLeaf(eax: 1000, ebx: UInt32(truncatingIfNeeded: frequency / 1000), ecx: 1_000_000)
+            let unit = Self.crystalHz / 1000
+            return CPUIDLeaf(
+                eax: 1000, ebx: UInt32(truncatingIfNeeded: (frequency + unit / 2) / unit),
+                ecx: UInt32(truncatingIfNeeded: Self.crystalHz))
         default:
             return CPUIDLeaf()
         }

@@ -2,6 +2,8 @@
 //
 // The rule is OpenBSD's: a read of an unknown register is #GP, a write of one is ignored.
 //
+// The local APIC's registers are its own, where there is one (`LocalInterruptController`).
+//
 // The engine answers for four registers itself, before it asks this table, because their value is not in
 // `ModelSpecificRegisters`: the TSC (which runs), FS_BASE and GS_BASE (in the segment registers), and the write of
 // EFER where it knows that paging is on without long mode (`efer(writing:over:pagingEnabled:)`). Canonical

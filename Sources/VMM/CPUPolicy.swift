@@ -84,6 +84,11 @@ public struct CPUPolicy: Sendable {
         case .intel: features = features.union(engine.promisedOnIntel)
         case .other: break
         }
+        features = features.union(engine.emulated)
+        // An odd value would only make a wrong clock: 0x15 has room for 2^32 kHz.
+        self.tscFrequencyHz = tscFrequencyHz.flatMap { (1_000_000..<4_000_000_000_000).contains($0) ? $0 : nil }
+        // A deadline in an unknown unit is none.
+        if self.tscFrequencyHz == nil { features.remove(.tscDeadline) }
         self.features = features
         archCapabilities = features.contains(.archCapabilities) ? Self.allImmunities : 0
 
@@ -93,8 +98,6 @@ public struct CPUPolicy: Sendable {
         xcr0Mask = mask & host.xcr0
 
         self.physicalAddressBits = min(max(physicalAddressBits, 36), host.physicalAddressBits)
-        // An odd value would only make a wrong clock: 0x15 has room for 2^32 kHz.
-        self.tscFrequencyHz = tscFrequencyHz.flatMap { (1_000_000..<4_000_000_000_000).contains($0) ? $0 : nil }
 
         vendorLeaf = host.vendorLeaf
         signature = host.signature

@@ -34,7 +34,7 @@ public struct ShutdownReason: Hashable, Sendable {
     }
 }
 
-/// Where a virtual CPU gets its external interrupts: the i8259 pair, later a local APIC.
+/// Where a virtual CPU gets its external interrupts: its local APIC, or the i8259 pair where there is none.
 public protocol InterruptSource: AnyObject, Sendable {
     /// Whether INTR is asserted. Any thread.
     var isPending: Bool { get }
@@ -65,20 +65,25 @@ public struct Wiring: Sendable {
     public let memory: GuestMemory
     public let ports: PortBus
     public let mmio: MMIOBus
+    /// The i8259 pair, or what stands for it: for CPUs without a local APIC.
     public let interrupts: any InterruptSource
+    /// By CPU; empty for a machine without.
+    public let localAPICs: [any LocalInterruptController]
     public let policy: CPUPolicy
     /// Takes the guest's writes to KVM_WALL_CLOCK and KVM_SYSTEM_TIME; without it they are refused.
     public let clock: ParavirtualClock?
     /// Without it A20 is always open.
     public let a20: AddressLine20?
     public init(
-        memory: GuestMemory, ports: PortBus, mmio: MMIOBus, interrupts: any InterruptSource, policy: CPUPolicy,
-        clock: ParavirtualClock? = nil, a20: AddressLine20? = nil
+        memory: GuestMemory, ports: PortBus, mmio: MMIOBus, interrupts: any InterruptSource,
+        localAPICs: [any LocalInterruptController] = [], policy: CPUPolicy, clock: ParavirtualClock? = nil,
+        a20: AddressLine20? = nil
     ) {
         self.memory = memory
         self.ports = ports
         self.mmio = mmio
         self.interrupts = interrupts
+        self.localAPICs = localAPICs
         self.policy = policy
         self.clock = clock
         self.a20 = a20

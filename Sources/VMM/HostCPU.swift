@@ -102,6 +102,7 @@ extension CPUFeatures {
         self[.leaf7EBX] = leaf(7, 0).ebx
         self[.leaf7ECX] = leaf(7, 0).ecx
         self[.leaf7EDX] = leaf(7, 0).edx
+        self[.leaf6EAX] = leaf(6, 0).eax
         if leaf(7, 0).eax >= 1 { self[.leaf7Sub1EAX] = leaf(7, 1).eax }
         self[.leafD1EAX] = leaf(0xD, 1).eax
         self[.extended1ECX] = extended(0x8000_0001, 0).ecx

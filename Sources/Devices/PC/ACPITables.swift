@@ -1,6 +1,6 @@
 /// The tables in which a PC's firmware describes the machine to an operating system (ACPI 6.4, chapter 5).
 ///
-/// One CPU and the 8259 pair: there is no MADT. The loader that takes the firmware's place puts the bytes into
+/// Without APICs there is no MADT. The loader that takes the firmware's place puts the bytes into
 /// memory, as does a firmware that is handed them.
 public enum ACPITables {
     /// An interrupt pin of a PCI function and the line that it is wired to.
@@ -9,10 +9,13 @@ public enum ACPITables {
         /// 0 is INTA.
         public let pin: UInt8
         public let line: UInt8
-        public init(device: UInt8, pin: UInt8 = 0, line: UInt8) {
+        /// The I/O APIC's pin, where there is one.
+        public let globalInterrupt: UInt8?
+        public init(device: UInt8, pin: UInt8 = 0, line: UInt8, globalInterrupt: UInt8? = nil) {
             self.device = device
             self.pin = pin
             self.line = line
+            self.globalInterrupt = globalInterrupt
         }
     }
 
@@ -23,10 +26,12 @@ public enum ACPITables {
         public var pciInterrupts: [PCIInterrupt] = []
         /// Whether functions may send messages instead of pulling lines.
         public var allowsMessageSignalledInterrupts = false
+        /// Beside the 8259 pair; `nil` for none.
+        public var interruptControllers: InterruptControllers?
         public init() {}
     }
 
-    private static let sci: UInt16 = 9
+    static let sci: UInt16 = 9
 
     /// Builds all tables for one place in guest memory, and the pointer to them, which belongs on a 16-byte boundary
     /// in the last 128 KB of the first megabyte or is handed to the guest by a boot protocol.
@@ -39,8 +44,11 @@ public enum ACPITables {
         let facs = image.append(facs())
         let dsdt = image.append(dsdt(configuration))
         let fadt = image.append(fadt(facs: facs, dsdt: dsdt, configuration))
-        let rsdt = image.append(table("RSDT", revision: 1) { $0.append(UInt32(truncatingIfNeeded: fadt)) })
-        let xsdt = image.append(table("XSDT", revision: 1) { $0.append(fadt) })
+        var listed = [fadt]
+        if let controllers = configuration.interruptControllers { listed.append(image.append(madt(controllers))) }
+        let rsdt = image.append(
+            table("RSDT", revision: 1) { table in for address in listed { table.append(UInt32(truncatingIfNeeded: address)) } })
+        let xsdt = image.append(table("XSDT", revision: 1) { table in for address in listed { table.append(address) } })
         return (image.bytes, rsdp(rsdt: rsdt, xsdt: xsdt))
     }
 
@@ -81,7 +89,7 @@ public enum ACPITables {
     private static func checksum(_ bytes: some Sequence<UInt8>) -> UInt8 { 0 &- bytes.reduce(0, &+) }
 
     /// A table with the header that all but the FACS have (5.2.6).
-    private static func table(_ signature: String, revision: UInt8, _ body: (inout Writer) -> Void) -> [UInt8] {
+    static func table(_ signature: String, revision: UInt8, _ body: (inout Writer) -> Void) -> [UInt8] {
         var content = Writer()
         body(&content)
         var table = Writer()
@@ -209,6 +217,7 @@ public enum ACPITables {
         var aml = AML()
         let soft = UInt64(ACPIRegisters.softOff)
         aml.define("_S5", .package([.integer(soft), .integer(soft), .integer(0), .integer(0)]))
+        if configuration.interruptControllers != nil { interruptModel(&aml) }
         aml.scope("_SB") { bus in
             bus.device("PCI0") { bridge in
                 bridge.define("_HID", .eisaID("PNP0A03"))
@@ -220,19 +229,11 @@ public enum ACPITables {
                     resources: .init().buses(0...0).ports(0xCF8, count: 8).portWindow(PCIBus.portWindow)
                         .memoryWindow(0xF000_0000...0xFEBF_FFFF)
                         .memoryWindow(0xFEF0_0000...0xFFBF_FFFF))
-                bridge.define("_PRT", .package(configuration.pciInterrupts.map(route)))
+                routes(configuration.pciInterrupts, &bridge)
             }
             isa(&bus)
         }
         return table("DSDT", revision: 2) { $0.bytes += aml.bytes }
-    }
-
-    /// A row of _PRT (6.2.13): all functions of a device, the pin, no link device, the line.
-    private static func route(_ interrupt: PCIInterrupt) -> AML.Value {
-        .package([
-            .integer(UInt64(interrupt.device) << 16 | 0xFFFF), .integer(UInt64(interrupt.pin)), .integer(0),
-            .integer(UInt64(interrupt.line)),
-        ])
     }
 
     /// The devices at fixed ports.

@@ -33,6 +33,22 @@ public struct AML: Sendable {
         bytes += [0x08] + Self.name(name) + [0x11] + Self.lengthPrefixed(content)
     }
 
+    // MARK: Methods
+
+    public mutating func method(_ name: String, arguments: UInt8, _ body: (inout AML) -> Void) {
+        block([0x14], Self.name(name) + [arguments & 7], body)
+    }
+
+    /// Store (ArgN, name)
+    public mutating func storeArgument(_ number: UInt8, in name: String) {
+        bytes += [0x70, 0x68 + number % 7] + Self.name(name)
+    }
+
+    /// If (name) { ... }
+    public mutating func ifSet(_ name: String, _ body: (inout AML) -> Void) { block([0xA0], Self.name(name), body) }
+
+    public mutating func returns(_ value: Value) { bytes += [0xA4] + Self.encode(value) }
+
     private mutating func block(_ opcode: [UInt8], _ head: [UInt8], _ body: (inout AML) -> Void) {
         var inner = AML()
         body(&inner)

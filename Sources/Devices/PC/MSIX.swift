@@ -1,11 +1,5 @@
 import VMM
 
-/// Receives messages that devices write to signal interrupts: a local APIC's bus.
-public protocol MSISink: AnyObject, Sendable {
-    /// Any thread. May be called with a device's lock held; never calls back into a device.
-    func deliver(address: UInt64, data: UInt32)
-}
-
 /// A function's MSI-X vectors (PCI 3.0, section 6.8.2) as a value: the table, the pending bits and the control word of
 /// the capability.
 ///

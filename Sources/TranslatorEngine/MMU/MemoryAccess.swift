@@ -149,7 +149,7 @@ extension TranslatorCPU {
         let inside = linear & 0xFFF
         let isWatched = breakpoints.watchesData && breakpoints.watches(page: linear)
         if isWatched { debugHits |= breakpoints.data(linear, count, writes: writes) }
-        guard let page = memory.hostAddress(of: translation.physical, count: 4096) else {
+        guard translation.physical != apicPage, let page = memory.hostAddress(of: translation.physical, count: 4096) else {
             return AccessPart(host: nil, physical: translation.physical | inside, count: count)
         }
         let ramOffset = page - memory.hostBase
@@ -261,11 +261,15 @@ extension TranslatorCPU {
         if count >= 4 && physical & 3 == 0 { return .dword }
         return count >= 2 && physical & 1 == 0 ? .word : .byte
     }
+    /// The local APIC, if the address is that of its registers.
+    private func localDevice(_ physical: UInt64) -> (any LocalInterruptController)? { physical & ~0xFFF == apicPage ? apic : nil }
+
     func readDevice(_ physical: UInt64, _ count: Int, into buffer: UnsafeMutableRawPointer) {
         var done = 0
         while done < count {
             let width = width(physical &+ UInt64(done), count - done)
-            var value = mmio.read(physical &+ UInt64(done), width).littleEndian
+            let address = physical &+ UInt64(done)
+            var value = (localDevice(address)?.read(address & 0xFFF, width) ?? mmio.read(address, width)).littleEndian
             memcpy(buffer + done, &value, width.rawValue)
             done += width.rawValue
         }
@@ -276,7 +280,12 @@ extension TranslatorCPU {
             let width = width(physical &+ UInt64(done), count - done)
             var value: UInt64 = 0
             memcpy(&value, buffer + done, width.rawValue)
-            mmio.write(physical &+ UInt64(done), width, UInt64(littleEndian: value))
+            let address = physical &+ UInt64(done)
+            if let device = localDevice(address) {
+                device.write(address & 0xFFF, width, UInt64(littleEndian: value))
+            } else {
+                mmio.write(address, width, UInt64(littleEndian: value))
+            }
             done += width.rawValue
         }
     }

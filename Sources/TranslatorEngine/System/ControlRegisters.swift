@@ -12,7 +12,7 @@ extension TranslatorCPU {
         case 2: value = context.pointee.cr2
         case 3: value = context.pointee.cr3
         case 4: value = context.pointee.cr4
-        case 8: value = context.pointee.cr8
+        case 8: value = apic.map { UInt64($0.taskPriority) } ?? context.pointee.cr8
         default: throw .invalidOpcode
         }
         setRegister(instruction.pointee.rm, value, size: instruction.pointee.operandSize)
@@ -28,7 +28,7 @@ extension TranslatorCPU {
         case 4: try writeCR4(value)
         case 8:
             if value > 15 { throw .generalProtection() }
-            context.pointee.cr8 = value
+            if let apic { apic.setTaskPriority(UInt8(truncatingIfNeeded: value)) } else { context.pointee.cr8 = value }
         default: throw .invalidOpcode
         }
     }

@@ -19,7 +19,7 @@ extension TranslatorCPU {
     func identify() {
         let leaf = policy.cpuid(
             UInt32(truncatingIfNeeded: rax), UInt32(truncatingIfNeeded: rcx), cr4: context.pointee.cr4,
-            xcr0: context.pointee.xcr0)
+            xcr0: context.pointee.xcr0, isAPICEnabled: apic?.isEnabled ?? false)
         rax = UInt64(leaf.eax)
         context.pointee.gpr[3] = UInt64(leaf.ebx)
         rcx = UInt64(leaf.ecx)
@@ -49,11 +49,16 @@ extension TranslatorCPU {
 
     func readModelSpecific() throws(GuestException) {
         try requireSupervisor()
-        switch UInt32(truncatingIfNeeded: rcx) {
+        let index = UInt32(truncatingIfNeeded: rcx)
+        if let apic, MSRIndex.isLocalAPIC(index) {
+            guard let value = apic.readMSR(index) else { throw .generalProtection() }
+            return setPair(value)
+        }
+        switch index {
         case MSRIndex.tsc: setPair(timeStamp)
         case MSRIndex.fsBase: setPair(context.pointee.fsBase)
         case MSRIndex.gsBase: setPair(context.pointee.gsBase)
-        case let index:
+        default:
             guard let value = policy.readMSR(index, context.pointee.msr) else { throw .generalProtection() }
             setPair(value)
         }
@@ -62,9 +67,16 @@ extension TranslatorCPU {
     func writeModelSpecific() throws(GuestException) {
         try requireSupervisor()
         let value = pair
-        switch UInt32(truncatingIfNeeded: rcx) {
+        let index = UInt32(truncatingIfNeeded: rcx)
+        if let apic, MSRIndex.isLocalAPIC(index) {
+            guard apic.writeMSR(index, value, timeStamp: timeStamp) else { throw .generalProtection() }
+            if index == MSRIndex.apicBase { localAPICMoved() }
+            return
+        }
+        switch index {
         case MSRIndex.tsc:
             context.pointee.msr.tscOffset = value &- clinux_rdtsc()
+            apic?.timeStampChanged(to: value)
             // The clock's page counts from the old value.
             let systemTime = context.pointee.msr.kvmSystemTime
             if systemTime & 1 != 0 { _ = clock?.writeSystemTime(systemTime, tscOffset: context.pointee.msr.tscOffset) }
@@ -75,13 +87,21 @@ extension TranslatorCPU {
             guard Self.isCanonical(value) else { throw .generalProtection() }
             context.pointee.gsBase = value
         case MSRIndex.efer: try writeEFER(value)
-        case let index:
+        default:
             switch policy.writeMSR(index, value, &context.pointee.msr) {
             case .done, .ignored: break
             case .generalProtection: throw .generalProtection()
             case .paravirtualClock(let register): try writeClock(register, value)
             }
         }
+    }
+
+    /// The local APIC's page of registers may be elsewhere.
+    func localAPICMoved() {
+        let page = apic?.registerPage ?? ~0
+        guard page != apicPage else { return }
+        apicPage = page
+        flushTLB(global: true)
     }
 
     /// EFER (SDM Vol. 3, 2.2.1): LMA follows CR0.PG, LME is fixed while paging is on.
