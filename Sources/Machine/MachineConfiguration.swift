@@ -1,7 +1,10 @@
+/// Where firmware boots from.
+public enum BootDevice: String, Hashable, Sendable, CaseIterable { case disk, cdrom, net }
+
 /// What a machine is made of.
 public struct MachineConfiguration: Hashable, Sendable {
-    /// A Linux bzImage, or a kernel with a multiboot header or a PVH note.
-    public var kernel: BootSource
+    /// A Linux bzImage, or a kernel with a multiboot header or a PVH note; or firmware. `nil`: the host's SeaBIOS.
+    public var kernel: BootSource?
     /// An initial ramdisk.
     public var initrd: BootSource?
     /// For multiboot kernels.
@@ -14,6 +17,12 @@ public struct MachineConfiguration: Hashable, Sendable {
     public var cpuModel: String?
     /// The port at which a write ends the machine with a status; `nil` for none.
     public var debugExitPort: UInt16?
+    /// Where firmware boots from; `nil` for its own order: disk, CD, network.
+    public var bootDevice: BootDevice?
+    /// The option ROM for booting from the network; `nil`: the host's iPXE.
+    public var networkROM: BootSource?
+    /// Whether firmware finds a port to write to what it does.
+    public var logsFirmware = false
 
     /// vmd's default.
     public static let defaultMemoryByteCount: UInt64 = 512 << 20
@@ -33,14 +42,18 @@ public struct MachineConfiguration: Hashable, Sendable {
         self.debugExitPort = debugExitPort
     }
 
-    /// The same with paths.
+    /// The same with paths, or with the host's firmware.
     /// - Parameter modules: FILE or FILE,ARGUMENTS each.
     public init(
-        kernel: String, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
+        kernel: String?, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
         memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil
     ) {
-        self.init(
-            kernel: .path(kernel), initrd: initrd.map { .path($0) }, modules: modules.map { BootModuleSource($0) },
-            commandLine: commandLine, memoryByteCount: memoryByteCount, cpuModel: cpuModel, debugExitPort: debugExitPort)
+        self.kernel = kernel.map { .path($0) }
+        self.initrd = initrd.map { .path($0) }
+        self.modules = modules.map { BootModuleSource($0) }
+        self.commandLine = commandLine
+        self.memoryByteCount = memoryByteCount
+        self.cpuModel = cpuModel
+        self.debugExitPort = debugExitPort
     }
 }

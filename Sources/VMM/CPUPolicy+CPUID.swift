@@ -1,6 +1,6 @@
 // CPUID as the guest sees it (Intel SDM Vol. 2, CPUID; AMD APM Vol. 3, appendix E).
 //
-// One virtual CPU, no local APIC: APIC, x2APIC, HTT, TSC deadline, MONITOR, MTRR and machine check are never shown.
+// One virtual CPU, no local APIC: APIC, x2APIC, HTT, TSC deadline, MONITOR and machine check are never shown.
 //
 // Quirk: a leaf above the highest one reads zeros on every vendor, where Intel's repeats its highest basic leaf.
 

@@ -76,14 +76,21 @@ final class MachineRole {
         if let name = setup.initrd, let file = descriptors.takeFirst() {
             initrd = .opened(try OpenedFile(owning: file, name: name))
         }
+        var networkROM: BootSource?
+        if let name = setup.networkROM, let file = descriptors.takeFirst() {
+            networkROM = .opened(try OpenedFile(owning: file, name: name))
+        }
         let kvm = setup.hasKVM ? descriptors.takeFirst() : nil
         let choice = EngineChoice(rawValue: setup.engine) ?? .auto
         let (engine, features) = try choice.make(device: kvm)
         let hub = try ConsoleHub()
-        let configuration = MachineConfiguration(
+        var configuration = MachineConfiguration(
             kernel: .opened(try OpenedFile(owning: kernel, name: setup.kernel)),
             initrd: initrd,
             commandLine: setup.commandLine, memoryByteCount: setup.memory, cpuModel: setup.cpuModel)
+        configuration.bootDevice = setup.bootDevice.map { Machine::BootDevice($0) }
+        configuration.networkROM = networkROM
+        configuration.logsFirmware = setup.isVerbose
         let machine = try Machine(
             configuration, engine: engine, features: features, clock: try HostClock(), terminal: hub
         ) { [mailbox] in mailbox.post(.log($0)) }
@@ -171,5 +178,16 @@ final class MachineRole {
 
     private func probe() {
         for line in RoleProbe.lines() { monitor.send(.probe(line)) }
+    }
+}
+
+extension Machine::BootDevice {
+    init(_ device: ControlProtocol::BootDevice) {
+        self =
+            switch device {
+            case .disk: .disk
+            case .cdrom: .cdrom
+            case .net: .net
+            }
     }
 }

@@ -4,13 +4,16 @@ import ControlProtocol
 struct MachineSetup: Hashable, Sendable, WireValue {
     /// The descriptors of a start, in their order; the optional ones only when `MachineSetup` says so.
     enum Descriptor: Int, CaseIterable {
-        case kernel, terminal, initrd, kvm
+        case kernel, terminal, initrd, networkROM, kvm
     }
 
     var name: String
-    /// Paths, for messages.
+    /// Paths, for messages. The kernel may be firmware.
     var kernel: String
     var initrd: String?
+    var networkROM: String?
+    /// What firmware boots from.
+    var bootDevice: BootDevice?
     var commandLine: String?
     /// Bytes.
     var memory: UInt64
@@ -22,12 +25,14 @@ struct MachineSetup: Hashable, Sendable, WireValue {
     /// Tests only: try what the sandbox forbids, and say how that went.
     var probes: Bool
 
-    var descriptorCount: Int { 2 + (initrd == nil ? 0 : 1) + (hasKVM ? 1 : 0) }
+    var descriptorCount: Int { 2 + (initrd == nil ? 0 : 1) + (networkROM == nil ? 0 : 1) + (hasKVM ? 1 : 0) }
 
     func write(to writer: inout MessageWriter) {
         writer.put(name)
         writer.put(kernel)
         writer.put(initrd)
+        writer.put(networkROM)
+        writer.put(bootDevice)
         writer.put(commandLine)
         writer.put(memory)
         writer.put(engine)
@@ -38,12 +43,15 @@ struct MachineSetup: Hashable, Sendable, WireValue {
     }
 
     init(
-        name: String, kernel: String, initrd: String?, commandLine: String?, memory: UInt64, engine: String,
+        name: String, kernel: String, initrd: String?, networkROM: String? = nil, bootDevice: BootDevice? = nil,
+        commandLine: String?, memory: UInt64, engine: String,
         cpuModel: String?, hasKVM: Bool, isVerbose: Bool, probes: Bool
     ) {
         self.name = name
         self.kernel = kernel
         self.initrd = initrd
+        self.networkROM = networkROM
+        self.bootDevice = bootDevice
         self.commandLine = commandLine
         self.memory = memory
         self.engine = engine
@@ -57,6 +65,8 @@ struct MachineSetup: Hashable, Sendable, WireValue {
         name = try reader.string()
         kernel = try reader.string()
         initrd = try reader.optional()
+        networkROM = try reader.optional()
+        bootDevice = try reader.optional()
         commandLine = try reader.optional()
         memory = try reader.number()
         engine = try reader.string()

@@ -4,15 +4,16 @@ import VMConfig
 import VMM
 
 extension EngineChoice: ExpressibleByArgument {}
+extension BootDevice: ExpressibleByArgument {}
 
 /// `vmctl run`: one machine in the foreground, without a daemon.
 struct Run: VmctlCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run a machine in the foreground, its serial console on this terminal.",
         usage: """
-            vmctl [-v] run -b kernel [--initrd file] [--module file[,args]]...
-            \t[--cmdline text] [-m size] [--engine auto|kvm|translator]
-            \t[--cpu model] [--debug-exit port]
+            vmctl [-v] run [-b kernel|firmware] [-B device] [--initrd file]
+            \t[--module file[,args]]... [--cmdline text] [-m size]
+            \t[--engine auto|kvm|translator] [--cpu model] [--debug-exit port]
             """,
         discussion: """
             The terminal belongs to the guest until it powers off. At the start of a line, ~. ends the machine, ~# \
@@ -23,8 +24,16 @@ struct Run: VmctlCommand {
             and (v << 1) | 1 when the guest wrote v to the debug exit port.
             """)
 
-    @Option(name: .customShort("b"), help: ArgumentHelp("Linux bzImage, or multiboot or PVH kernel.", valueName: "kernel"))
-    var kernel: String
+    @Option(
+        name: .customShort("b"),
+        help: ArgumentHelp(
+            "Linux bzImage, multiboot or PVH kernel, or firmware. (default: SeaBIOS as the host has it)", valueName: "kernel"))
+    var kernel: String?
+
+    @Option(
+        name: .customShort("B"),
+        help: ArgumentHelp("What firmware boots from: disk, cdrom or net. (default: its own order)", valueName: "device"))
+    var bootDevice: BootDevice?
 
     @Option(help: ArgumentHelp("Initial ramdisk.", valueName: "file"))
     var initrd: String?
@@ -65,9 +74,10 @@ struct Run: VmctlCommand {
     var isVerbose = false
 
     func perform(_ output: Output) throws -> CInt {
-        let configuration = MachineConfiguration(
+        var configuration = MachineConfiguration(
             kernel: kernel, initrd: initrd, modules: module, commandLine: cmdline,
             memoryByteCount: OptionValues.round(memory, output.say), cpuModel: cpu, debugExitPort: debugExit)
+        configuration.bootDevice = bootDevice
         return Foreground.run(configuration, engine: engine, isVerbose: isVerbose)
     }
 }
