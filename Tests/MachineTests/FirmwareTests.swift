@@ -231,4 +231,59 @@ struct SeaBIOSTests {
         running.machine.requestStop()
         #expect(running.end() == .stopped)
     }
+
+    /// Prints by the firmware's service, then writes to row 11 of the screen by itself.
+    private static let program: [UInt8] = [
+        0x60, 0x1E, 0x06, 0x0E, 0x1F, 0xFC,  // pusha; push %ds; push %es; push %cs; pop %ds; cld
+        0xBE, 0x50, 0x00,  // mov $service, %si
+        0xAC, 0x84, 0xC0, 0x74, 0x09,  // 1: lodsb; test %al, %al; jz 2f
+        0xB4, 0x0E, 0xBB, 0x07, 0x00, 0xCD, 0x10, 0xEB, 0xF2,  // mov $0xe, %ah; mov $7, %bx; int $0x10; jmp 1b
+        0xB8, 0x00, 0xB8, 0x8E, 0xC0, 0xBF, 0x40, 0x06,  // 2: mov $0xb800, %ax; mov %ax, %es; mov $1600, %di
+        0xBE, 0x5D, 0x00, 0xB4, 0x07,  // mov $hand, %si; mov $7, %ah
+        0xAC, 0xAB, 0x84, 0xC0, 0x75, 0xFA,  // 3: lodsb; stosw; test %al, %al; jnz 3b
+        0x07, 0x1F, 0x61, 0x31, 0xC0, 0xCB,  // pop %es; pop %ds; popa; xor %ax, %ax; lret
+    ]
+
+    /// The program in an option ROM, which SeaBIOS runs at its entry, byte 3.
+    private static var optionROM: [UInt8] {
+        var rom = [UInt8](repeating: 0, count: 512)
+        rom.replaceSubrange(0..<5, with: [0x55, 0xAA, 1, 0xEB, 0x1B])
+        rom.replaceSubrange(0x20..<0x20 + program.count, with: program)
+        rom.replaceSubrange(0x50..<0x50 + 12, with: Array("by service\r\n".utf8))
+        rom.replaceSubrange(0x5D..<0x5D + 7, with: Array("by hand".utf8))
+        rom[511] = 0 &- rom.reduce(0, &+)
+        return rom
+    }
+
+    @Test func `what a program prints and what it writes to the screen are both on the serial console`() throws {
+        let rom = TemporaryFile(Self.optionROM)
+        var configuration = MachineConfiguration(kernel: nil, memoryByteCount: 16 << 20)
+        configuration.bootDevice = .net
+        configuration.networkROM = .path(rom.path)
+        let (engine, _) = try EngineChoice.translator.make()
+        let terminal = Recorder()
+        let running = try RunningMachine(configuration, engine, terminal: terminal)
+        #expect(terminal.wait(for: "by service"))
+        #expect(terminal.wait(for: "\u{1B}[11;1Hby hand"))
+        running.machine.requestStop()
+        #expect(running.end() == .stopped)
+        #expect(terminal.text.components(separatedBy: "by service").count == 2, "nothing is shown twice")
+    }
+
+    private static let hasIPXE = DefaultFirmware.networkROM.paths.contains { FileManager.default.isReadableFile(atPath: $0) }
+
+    @Test(.enabled(if: hasIPXE, "needs the package ipxe-qemu"))
+    func `iPXE's option ROM runs to its prompt`() throws {
+        var configuration = MachineConfiguration(kernel: nil, memoryByteCount: 32 << 20)
+        configuration.bootDevice = .net
+        let (engine, _) = try EngineChoice.translator.make()
+        let terminal = Recorder()
+        let running = try RunningMachine(configuration, engine, terminal: terminal)
+        // Where nobody presses a key, it waits for a while.
+        #expect(terminal.wait(for: "Press Ctrl-B for the iPXE command line"))
+        #expect(running.machine.serialPort.receive([0x02]) == 1)
+        #expect(terminal.wait(for: "iPXE>"))
+        running.machine.requestStop()
+        #expect(running.end() == .stopped)
+    }
 }

@@ -108,7 +108,6 @@ public enum DefaultFirmware {
     /// The option ROM by which it boots from the network: iPXE for virtio.
     public static let networkROM = Search(
         paths: [
-            "/usr/lib/ipxe/qemu/pxe-virtio.rom", "/usr/share/qemu/pxe-virtio.rom", "/usr/lib/ipxe/qemu/efi-virtio.rom",
-            "/usr/share/qemu/efi-virtio.rom",
+            "/usr/lib/ipxe/qemu/pxe-virtio.rom", "/usr/lib/ipxe/virtio-net.rom", "/usr/share/qemu/pxe-virtio.rom",
         ], complaint: "network boot ROM not found: install the package ipxe-qemu, or boot from something else")
 }
