@@ -49,7 +49,7 @@ build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmctl
 	$(SWIFT) build -c release --static-swift-stdlib --product vmd
 
-guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio guests32 multiboot control others
+guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio $(GUESTS)/initramfs-virtio.cpio guests32 multiboot control others
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
@@ -57,6 +57,13 @@ $(GUESTS)/vmlinuz:
 
 $(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench | setup
 	@Guests/make-initramfs $@ /bin/busybox Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench
+
+# The same with drivers for virtio, which Debian's kernel has as modules: the kernel unpacks one archive after the other.
+$(GUESTS)/modules.cpio: Guests/make-modules | setup $(GUESTS)/vmlinuz
+	@Guests/make-modules $@ $(GUESTS)/vmlinuz
+
+$(GUESTS)/initramfs-virtio.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/modules.cpio
+	@cat $^ >$@
 
 # 32-bit guests come from another archive than the host's: where it cannot be reached, their tests are skipped.
 GUESTS32 := $(GUESTS)/i386
@@ -91,7 +98,7 @@ $(GUESTS)/guest-bench: $(wildcard Guests/bench/*.c Guests/bench/*.h) | setup
 	@mkdir -p $(GUESTS)
 	gcc $(GUEST_CFLAGS) -O2 -pthread -o $@ $(filter %.c,$^)
 
-# The benchmark's long jobs, and the initramfs with them: the kernel unpacks one archive after the other.
+# The benchmark's long jobs, and the initramfs with them.
 $(GUESTS)/jobs.cpio: Guests/make-jobs | setup
 	@Guests/make-jobs $(GUESTS)/jobs
 
@@ -137,7 +144,7 @@ test: build guests
 # Random instructions on the CPU and on the translator, with new seeds, for so many seconds.
 SECONDS_TO_RUN ?= 60
 fuzz: build guests
-	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests|DaemonTests/Hostile"
+	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests|VirtioFuzzTests|DaemonTests/Hostile"
 
 bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	$(call need,$(BENCH_PACKAGES))

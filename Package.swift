@@ -74,7 +74,7 @@ let package = Package(
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
-        .testTarget(name: "DevicesTests", dependencies: ["Devices", "VMM", "TestSupport"], swiftSettings: common),
+        .testTarget(name: "DevicesTests", dependencies: ["Devices", "VMM", "DiskImage", "Linux", "TestSupport"], swiftSettings: common),
         // Runs instructions on the CPU itself, to compare the translator with.
         .target(name: "CSilicon", path: "Tests/CSilicon"),
         .testTarget(

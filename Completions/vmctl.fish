@@ -70,7 +70,7 @@ complete -c vmctl -n '__vmctl_is run' -l debug-exit -x -d 'Port that ends the ma
 
 complete -c vmctl -n '__vmctl_is start run' -s B -x -a 'disk cdrom net' -d 'Boot from'
 complete -c vmctl -n '__vmctl_is start' -s c -d 'Attach to its console'
-complete -c vmctl -n '__vmctl_is start' -s d -r -F -d 'Disk image'
+complete -c vmctl -n '__vmctl_is start run' -s d -r -F -d 'Disk image'
 complete -c vmctl -n '__vmctl_is start' -s i -x -d 'Number of network interfaces'
 complete -c vmctl -n '__vmctl_is start' -s L -d 'Local network interface'
 complete -c vmctl -n '__vmctl_is start' -s n -x -d 'Network interface on a switch'

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 public import Linux
 
@@ -10,7 +11,7 @@ public final class ImageFile: Sendable {
     public let name: String
     public let isReadOnly: Bool
     private let file: FileDescriptor
-    private let observer: (any FileObserver)?
+    let observer: (any FileObserver)?
 
     /// Takes over a descriptor that was opened for reading, and for writing unless `isReadOnly`.
     public init(
@@ -27,10 +28,18 @@ public final class ImageFile: Sendable {
 
     /// Now: a file can grow under us.
     public func byteCount() throws(ImageError) -> UInt64 {
+        let status = try status()
+        guard status.st_mode & S_IFMT == S_IFBLK else { return UInt64(max(0, status.st_size)) }
+        let number = file.raw
+        let end = try attempt("find the size") { () throws(SystemError) in try retrying("lseek") { lseek(number, 0, SEEK_END) } }
+        return UInt64(max(0, end))
+    }
+
+    func status() throws(ImageError) -> stat {
         var status = stat()
         let number = file.raw
-        try attempt("fstat") { () throws(SystemError) in _ = try retrying("fstat") { fstat(number, &status) } }
-        return UInt64(max(0, status.st_size))
+        try attempt("look at the file") { () throws(SystemError) in _ = try retrying("fstat") { fstat(number, &status) } }
+        return status
     }
 
     /// Fills the buffer.
@@ -38,7 +47,7 @@ public final class ImageFile: Sendable {
     public func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws(ImageError) -> Int {
         var done = 0
         while done < buffer.count, let base = buffer.baseAddress {
-            guard let position = off_t(exactly: offset + UInt64(done)) else { break }
+            guard let position = off_t(exactly: offset &+ UInt64(done)) else { break }
             let number = file.raw
             let count = try attempt("read") { () throws(SystemError) in
                 try retrying("pread") { pread(number, base + done, buffer.count - done, position) }
@@ -54,7 +63,7 @@ public final class ImageFile: Sendable {
         try observe(.write(buffer, offset: offset))
         var done = 0
         while done < buffer.count, let base = buffer.baseAddress {
-            guard let position = off_t(exactly: offset + UInt64(done)) else {
+            guard let position = off_t(exactly: offset &+ UInt64(done)) else {
                 throw ImageError(.system(SystemError("pwrite", errno: EFBIG)), name, "the file would become too large")
             }
             let number = file.raw
@@ -79,7 +88,7 @@ public final class ImageFile: Sendable {
         try attempt("resize") { () throws(SystemError) in _ = try retrying("ftruncate") { ftruncate(number, size) } }
     }
 
-    private func observe(_ change: FileChange) throws(ImageError) {
+    func observe(_ change: FileChange) throws(ImageError) {
         guard let observer else { return }
         do {
             try observer.willChange(change)
@@ -89,7 +98,7 @@ public final class ImageFile: Sendable {
     }
 
     /// - Parameter action: what was tried, for the message.
-    private func attempt<T>(_ action: String, _ body: () throws(SystemError) -> T) throws(ImageError) -> T {
+    func attempt<T>(_ action: String, _ body: () throws(SystemError) -> T) throws(ImageError) -> T {
         do {
             return try body()
         } catch {
@@ -103,6 +112,8 @@ public enum FileChange {
     case write(UnsafeRawBufferPointer, offset: UInt64)
     case synchronize
     case resize(UInt64)
+    /// The range reads as zeros afterwards; with `keepsRoom` its place in the file stays reserved.
+    case zero(offset: UInt64, count: UInt64, keepsRoom: Bool)
 }
 
 /// Sees, and can stop, what happens to a file: for tests of crashes and failing hosts.

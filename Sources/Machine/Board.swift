@@ -17,7 +17,7 @@ import VMM
 /// | | PCI host bridge, reset control | 0xCF8-0xCFF |
 /// | 3, 5, 6, 7, 9... | PCI functions, in the order of their slots | from 0x1000; memory from 0xF0000000 |
 ///
-/// PCI slot 0 is the host bridge; the last one in use is always vmmci(4)'s.
+/// PCI slot 0 is the host bridge, as on OpenBSD 1 entropy, then the disks, and the last one is always vmmci(4)'s.
 final class Board: Sendable {
     let ports: PortBus
     let interrupts: I8259Pair
@@ -30,29 +30,22 @@ final class Board: Sendable {
     private let mirror: ScreenMirror?
     private let resettable: [any Resettable]
 
-    /// The lines of PCI's interrupt pins, by slot from 1 on, and again from the first when they run out. Level-triggered,
-    /// the SCI's among them.
-    private static let pciLines: [UInt8] = [3, 5, 6, 7, 9, 10, 11, 12, 14, 15]
-
-    /// The port base address that firmware would give to slot 1, 2 and so on: 4 KB each, around ACPI's at 0xB000.
-    private static func portBase(slot: UInt8) -> UInt16 { UInt16(slot < 11 ? slot : slot + 1) << 12 }
-
     /// - Parameters:
+    ///   - memory: what devices read and write by themselves.
     ///   - firmware: what to tell it, if the machine boots by firmware.
     ///   - debugExitPort: where a write ends the machine with a status; `nil` for nowhere.
     ///   - onControl: what the guest makes of vmmci's requests. Any thread, without locks.
-    /// - Throws: when that port is another device's.
+    /// - Throws: when that port is another device's, or the host has no threads for disks.
     init(
-        clock: any Clock, requests power: MachineRequests, terminal: any SerialTerminal, memory: GuestMemory, map: MemoryMap,
-        firmware: FirmwareOptions? = nil, debugExitPort: UInt16?,
+        clock: any Clock, requests power: MachineRequests, terminal: any SerialTerminal, map: MemoryMap,
+        memory: GuestMemory, disks: [DiskSource] = [], firmware: FirmwareOptions? = nil, debugExitPort: UInt16?,
         onControl: @escaping @Sendable (VMMCIFunction.Event) -> Void = { _ in },
         log: @escaping @Sendable (String) -> Void = { _ in }
     ) throws(MachineError) {
         let interrupts = I8259Pair()
         let shared = Dictionary(
-            uniqueKeysWithValues: Self.pciLines.map { ($0, SharedInterruptLine(InterruptLine(interrupts, $0))) })
+            uniqueKeysWithValues: PCISlots.lines.map { ($0, SharedInterruptLine(InterruptLine(interrupts, $0))) })
         func line(_ number: UInt8) -> InterruptLine { shared[number]?.connect() ?? InterruptLine(interrupts, number) }
-        func pciLine(slot: UInt8) -> UInt8 { Self.pciLines[Int(slot - 1) % Self.pciLines.count] }
         var cmos = CMOSMemory()
         cmos.setMemory(
             base: firmware == nil ? MemoryMap.conventionalEnd : MemoryMap.biosConventionalEnd, below4G: map.lowEnd, above4G: map.highByteCount)
@@ -64,17 +57,19 @@ final class Board: Sendable {
         let serialPort = SerialPort(line: line(4), terminal: mirror ?? terminal, clock: clock)
         let powerManagement = ACPIPowerManagement(clock: clock, line: line(9), power: power)
         let resetControl = ResetControl(power: power)
-        let lastSlot: UInt8 = 1
+        var slots = PCISlots(memory: memory, connect: line)
+        slots.addEntropy()
+        for (index, disk) in disks.enumerated() { try slots.add(disk, number: index) }
+        let last = slots.next()
         let controlDevice = VMMCIFunction(
-            clock: clock, ports: Self.portBase(slot: lastSlot), line: line(pciLine(slot: lastSlot)),
-            lineNumber: pciLine(slot: lastSlot), power: power, onEvent: onControl)
-        let hostBridge = PCIHostBridge(
-            resetControl: resetControl, functions: [PCIAddress(device: lastSlot): controlDevice])
+            clock: clock, ports: last.ports, line: last.line, lineNumber: last.lineNumber, power: power, onEvent: onControl)
+        slots.put(controlDevice)
+        let hostBridge = PCIHostBridge(resetControl: resetControl, functions: slots.functions)
         let realTimeClock = MC146818Port(
             clock: clock, line: line(8), memory: cmos, onTimeStep: { controlDevice.synchronizeClock() })
         var tables = ACPITables.Configuration()
-        tables.pciInterrupts = (1...lastSlot).map { .init(device: $0, line: pciLine(slot: $0)) }
-        let files = firmware.map { FirmwareFiles(options: $0, map: map, tables: tables).all } ?? []
+        tables.pciInterrupts = slots.interrupts
+        let files = firmware.map { FirmwareFiles(options: $0, map: map, tables: tables, disks: slots.disks).all } ?? []
         let firmwareConfiguration = FirmwareConfigurationPort(
             FirmwareConfiguration(memoryByteCount: map.byteCount, processors: 1, files: files, hasTransfers: true),
             memory: memory)
@@ -106,13 +101,13 @@ final class Board: Sendable {
         self.serialPort = serialPort
         self.powerManagement = powerManagement
         self.controlDevice = controlDevice
-        interrupts.setLevelTriggered(Self.pciLines)
+        interrupts.setLevelTriggered(PCISlots.lines)
     }
 
     /// The reset line, and what firmware does after it.
     func reset() {
         for device in resettable { device.reset() }
-        interrupts.setLevelTriggered(Self.pciLines)
+        interrupts.setLevelTriggered(PCISlots.lines)
     }
 
     /// Looks at the screen from now on, if there is one: an empty one.

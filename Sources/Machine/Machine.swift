@@ -58,8 +58,8 @@ public final class Machine: Sendable {
         let events = EventSink()
         self.events = events
         board = try Board(
-            clock: machineClock, requests: requests, terminal: terminal, memory: memory, map: map,
-            firmware: boot.firmwareOptions, debugExitPort: configuration.debugExitPort,
+            clock: machineClock, requests: requests, terminal: terminal, map: map, memory: memory,
+            disks: configuration.disks, firmware: boot.firmwareOptions, debugExitPort: configuration.debugExitPort,
             onControl: { events.report(Event($0)) }, log: log)
         shutdown = ShutdownControl(board, clock: machineClock) { events.report($0) }
         self.log = log

@@ -17,12 +17,17 @@ public struct MachineConfiguration: Hashable, Sendable {
     public var cpuModel: String?
     /// The port at which a write ends the machine with a status; `nil` for none.
     public var debugExitPort: UInt16?
+    /// In the order in which the guest finds them; at most `mostDisks`.
+    public var disks: [DiskSource]
     /// Where firmware boots from; `nil` for its own order: disk, CD, network.
     public var bootDevice: BootDevice?
     /// The option ROM for booting from the network; `nil`: the host's iPXE.
     public var networkROM: BootSource?
     /// Whether firmware finds a port to write to what it does.
     public var logsFirmware = false
+
+    /// vmd's limit.
+    public static let mostDisks = 4
 
     /// vmd's default.
     public static let defaultMemoryByteCount: UInt64 = 512 << 20
@@ -31,7 +36,8 @@ public struct MachineConfiguration: Hashable, Sendable {
 
     public init(
         kernel: BootSource, initrd: BootSource? = nil, modules: [BootModuleSource] = [], commandLine: String? = nil,
-        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil
+        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil,
+        disks: [DiskSource] = []
     ) {
         self.kernel = kernel
         self.initrd = initrd
@@ -40,13 +46,15 @@ public struct MachineConfiguration: Hashable, Sendable {
         self.memoryByteCount = memoryByteCount
         self.cpuModel = cpuModel
         self.debugExitPort = debugExitPort
+        self.disks = disks
     }
 
     /// The same with paths, or with the host's firmware.
     /// - Parameter modules: FILE or FILE,ARGUMENTS each.
     public init(
         kernel: String?, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
-        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil
+        memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil,
+        disks: [DiskSource] = []
     ) {
         self.kernel = kernel.map { .path($0) }
         self.initrd = initrd.map { .path($0) }
@@ -55,5 +63,6 @@ public struct MachineConfiguration: Hashable, Sendable {
         self.memoryByteCount = memoryByteCount
         self.cpuModel = cpuModel
         self.debugExitPort = debugExitPort
+        self.disks = disks
     }
 }

@@ -87,6 +87,18 @@ public final class GuestMemory: Sendable {
         return UnsafeRawPointer(hostBase + offset)
     }
 
+    /// The first of `count` bytes at `gpa` that lie together on the host: all of them, or those in the first of several
+    /// ranges. `nil` when `gpa` is not RAM.
+    @inlinable
+    public func firstPart(of gpa: UInt64, count: UInt64) -> UnsafeMutableRawBufferPointer? {
+        for range in ranges where gpa >= range.base && gpa - range.base < range.byteCount && !range.isReadOnly {
+            let inside = gpa - range.base
+            return UnsafeMutableRawBufferPointer(
+                start: hostBase + Int(range.offset + inside), count: Int(min(count, range.byteCount - inside)))
+        }
+        return nil
+    }
+
     /// Whether all `count` bytes at `gpa` are RAM.
     public func contains(_ gpa: UInt64, count: UInt64) -> Bool { hostAddress(of: gpa, count: count) != nil }
 

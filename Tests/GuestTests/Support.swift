@@ -13,6 +13,8 @@ enum Paths {
     static let guests = variable("VMD_GUESTS") ?? root + ".build-guests"
     static let kernel = guests + "/vmlinuz"
     static let initrd = guests + "/initramfs.cpio"
+    /// The same with virtio drivers to load.
+    static let virtioInitrd = guests + "/initramfs-virtio.cpio"
     static let multiboot = guests + "/multiboot/elf32"
     /// Kernels, initramfs and program of 32 bit, where their archive could be reached.
     static let guests32 = guests + "/i386"

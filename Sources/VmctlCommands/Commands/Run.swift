@@ -11,7 +11,7 @@ struct Run: VmctlCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run a machine in the foreground, its serial console on this terminal.",
         usage: """
-            vmctl [-v] run [-b kernel|firmware] [-B device] [--initrd file]
+            vmctl [-v] run [-b kernel|firmware] [-B device] [-d disk]... [--initrd file]
             \t[--module file[,args]]... [--cmdline text] [-m size]
             \t[--engine auto|kvm|translator] [--cpu model] [--debug-exit port]
             """,
@@ -34,6 +34,11 @@ struct Run: VmctlCommand {
         name: .customShort("B"),
         help: ArgumentHelp("What firmware boots from: disk, cdrom or net. (default: its own order)", valueName: "device"))
     var bootDevice: BootDevice?
+
+    @Option(
+        name: .customShort("d"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Disk image; up to \(MachineConfiguration.mostDisks).", valueName: "disk"))
+    var disks: [String] = []
 
     @Option(help: ArgumentHelp("Initial ramdisk.", valueName: "file"))
     var initrd: String?
@@ -73,10 +78,17 @@ struct Run: VmctlCommand {
     @Flag(name: .customShort("v"), help: "Say more on standard error.")
     var isVerbose = false
 
+    func validate() throws {
+        guard disks.count <= MachineConfiguration.mostDisks else {
+            throw ValidationError("too many disks: give at most \(MachineConfiguration.mostDisks)")
+        }
+    }
+
     func perform(_ output: Output) throws -> CInt {
         var configuration = MachineConfiguration(
             kernel: kernel, initrd: initrd, modules: module, commandLine: cmdline,
-            memoryByteCount: OptionValues.round(memory, output.say), cpuModel: cpu, debugExitPort: debugExit)
+            memoryByteCount: OptionValues.round(memory, output.say), cpuModel: cpu, debugExitPort: debugExit,
+            disks: try disks.map { try DiskSource.raw($0) })
         configuration.bootDevice = bootDevice
         return Foreground.run(configuration, engine: engine, isVerbose: isVerbose)
     }

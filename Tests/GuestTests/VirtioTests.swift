@@ -1,0 +1,76 @@
+import Glibc
+import Testing
+
+extension GuestTests {
+    /// Linux's virtio drivers, both kinds, on our devices.
+    @Suite struct Virtio {
+        /// A guest with these disks whose drivers are loaded.
+        private func guest(disks: [String], _ words: String = "quiet", legacy: Bool = false) throws -> GuestProcess {
+            let arguments = ["run", "-m", "512M", "-b", Paths.kernel, "--initrd", Paths.virtioInitrd, "--cmdline", "console=ttyS0 \(words)"]
+                + disks.flatMap { ["-d", $0] } + Paths.engine
+            let guest = try GuestProcess(arguments)
+            _ = try guest.wait(for: GuestProcess.prompt)
+            let loads = legacy
+                ? "load-virtio virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev && insmod /modules/virtio_pci.ko force_legacy=1 && load-virtio virtio_blk virtio-rng"
+                : "load-virtio"
+            #expect(try guest.shell("\(loads) && echo lo''aded").contains("loaded"))
+            return guest
+        }
+
+        @Test(arguments: [false, true])
+        func `disk is found, written, flushed, discarded and read back`(legacy: Bool) throws {
+            let scratch = try Scratch()
+            let disk = try scratch.file("disk", byteCount: 64 << 20)
+            let second = try scratch.file("second", [UInt8]("second disk".utf8), byteCount: 1 << 20)
+            let guest = try guest(disks: [disk, second], legacy: legacy)
+            #expect(try guest.shell("cat /sys/block/vda/size /sys/block/vdb/size").contains("131072\n2048"))
+            #expect(try guest.shell("cat /sys/block/vda/serial").contains("vmd-disk0"))
+            #expect(try guest.shell("head -c 11 /dev/vdb").contains("second disk"))
+            // All of the kernel's own bytes, past the page cache of the guest.
+            let sum = "dd if=/dev/vda bs=64k count=256 iflag=direct 2>/dev/null | md5sum | cut -d ' ' -f 1"
+            let written = try guest.shell(
+                "dd if=/dev/urandom of=/tmp/data bs=64k count=256 2>/dev/null; dd if=/tmp/data of=/dev/vda bs=64k oflag=direct conv=fsync 2>/dev/null; sync; "
+                    + "md5sum </tmp/data | cut -d ' ' -f 1; \(sum)")
+            let sums = written.split(whereSeparator: \.isWhitespace).filter { $0.count == 32 }
+            #expect(sums.count == 2)
+            #expect(Set(sums).count == 1)
+            #expect(try sums.first.map(String.init) == checksum(File.bytes(disk, limit: 16 << 20)))
+            // A file system on it, through the page cache: mount, fill, unmount, mount again.
+            let tree = try guest.shell(
+                "mkfs.ext2 /dev/vda >/dev/null 2>&1; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt && cp /bin/busybox /mnt/ && umount /mnt && "
+                    + "mount -t ext4 /dev/vda /mnt && cmp /bin/busybox /mnt/busybox && umount /mnt && echo sa''me")
+            #expect(tree.contains("same"))
+            if !legacy {
+                #expect(try guest.shell("cat /sys/block/vda/queue/discard_max_bytes /sys/block/vda/queue/write_zeroes_max_bytes").contains("2147483648\n2147483648"))
+                #expect(try guest.shell("blkdiscard /dev/vda 2>&1; echo $?").contains("0"))
+            }
+            #expect(!(try guest.shell("dmesg | grep -i 'error\\|warn'")).contains("I/O"))
+            guest.send("poweroff -f\n")
+            #expect(try guest.status() == 0)
+        }
+
+        @Test func `entropy device gives random numbers`() throws {
+            let guest = try guest(disks: [])
+            #expect(try guest.shell("cat /sys/class/misc/hw_random/rng_current").contains("virtio_rng"))
+            let sums = try guest.shell("for i in 1 2; do dd if=/dev/hwrng bs=4096 count=4 2>/dev/null | md5sum; done")
+                .split(whereSeparator: \.isWhitespace).filter { $0.count == 32 }
+            #expect(Set(sums).count == 2)
+            guest.send("poweroff -f\n")
+            #expect(try guest.status() == 0)
+        }
+
+        @Test func `drivers can be taken off and put back`() throws {
+            let scratch = try Scratch()
+            let guest = try guest(disks: [try scratch.file("disk", byteCount: 1 << 20)])
+            #expect(try guest.shell("rmmod virtio_blk && ls /dev/vda 2>&1; load-virtio virtio_blk; head -c 512 /dev/vda | wc -c").contains("512"))
+            guest.send("poweroff -f\n")
+            #expect(try guest.status() == 0)
+        }
+
+        @Test func `missing disk is named`() throws {
+            let run = try GuestProcess(boot() + ["-d", "/nonexistent/disk"])
+            #expect(try run.status() == 1)
+            #expect(run.errorText.contains("disk /nonexistent/disk: No such file or directory"))
+        }
+    }
+}
