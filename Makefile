@@ -17,6 +17,8 @@ VMD     := .build/release/vmd
 # What has to be there to build the product, and to make and test a guest.
 BUILD_PACKAGES := libseccomp-dev libzydis-dev zlib1g-dev libzstd-dev
 GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
+# What machines boot by that are given no kernel, and by the network.
+FIRMWARE_PACKAGES := seabios ipxe-qemu
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
@@ -40,7 +42,7 @@ help:
 need = @Guests/need-packages $(1)
 
 setup:
-	$(call need,$(BUILD_PACKAGES) $(GUEST_PACKAGES))
+	$(call need,$(BUILD_PACKAGES) $(GUEST_PACKAGES) $(FIRMWARE_PACKAGES))
 
 # Swift's libraries are linked in: the program starts sooner and runs where no Swift is installed.
 build: setup

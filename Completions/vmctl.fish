@@ -68,7 +68,7 @@ complete -c vmctl -n '__vmctl_is start run' -l cpu -x -a 'host x86-64 x86-64-v2 
 complete -c vmctl -n '__vmctl_is run' -l module -r -F -d 'Module for a multiboot kernel'
 complete -c vmctl -n '__vmctl_is run' -l debug-exit -x -d 'Port that ends the machine'
 
-complete -c vmctl -n '__vmctl_is start' -s B -x -a 'disk cdrom net' -d 'Boot from'
+complete -c vmctl -n '__vmctl_is start run' -s B -x -a 'disk cdrom net' -d 'Boot from'
 complete -c vmctl -n '__vmctl_is start' -s c -d 'Attach to its console'
 complete -c vmctl -n '__vmctl_is start run' -s d -r -F -d 'Disk image'
 complete -c vmctl -n '__vmctl_is start' -s i -x -d 'Number of network interfaces'

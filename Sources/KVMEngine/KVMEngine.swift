@@ -88,12 +88,19 @@ public final class KVMEngine: Engine {
 
     private func map(_ memory: GuestMemory) throws(KVMError) {
         for (slot, range) in memory.ranges.enumerated() {
+            if range.isReadOnly, try Self.check(machine.raw, KVM_CAP_READONLY_MEM) == 0 {
+                throw .missingCapability("read-only memory (Linux 3.7)")
+            }
+            // Writes to it come back as accesses to device memory.
             var region = kvm_userspace_memory_region(
-                slot: UInt32(slot), flags: 0, guest_phys_addr: range.base, memory_size: range.byteCount,
+                slot: UInt32(slot), flags: range.isReadOnly ? Self.readOnlyFlag : 0, guest_phys_addr: range.base, memory_size: range.byteCount,
                 userspace_addr: UInt64(UInt(bitPattern: memory.hostBase)) + range.offset)
             try kvm("KVM_SET_USER_MEMORY_REGION", machine.raw, clinux_kvm_set_user_memory_region, &region)
         }
     }
+
+    /// KVM_MEM_READONLY
+    private static let readOnlyFlag: UInt32 = 1 << 1
 
     static func open() throws(KVMError) -> FileDescriptor {
         do throws(SystemError) {

@@ -214,6 +214,7 @@ extension KVMVirtualCPU {
 
     private func readModelSpecificRegisters(_ state: inout CPUState) throws(KVMError) {
         state.msr.miscEnable = tableMSRs.miscEnable
+        state.msr.memoryTypes = tableMSRs.memoryTypes
         let registers = kernelRegisters
         let list = Counted(registers.map { kvm_msr_entry(index: $0.index, reserved: 0, data: 0) })
         let count = try kvm("KVM_GET_MSRS", descriptor.raw, clinux_kvm_get_msrs, list.address)

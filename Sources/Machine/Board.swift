@@ -10,7 +10,9 @@ import VMM
 /// | 4 | 16550A, the console | 0x3F8-0x3FF |
 /// | 8 | mc146818 | 0x70, 0x71 |
 /// | 9 | ACPI power management | 0xB000-0xB00F |
-/// | | firmware configuration | 0x510, 0x511 |
+/// | | firmware configuration | 0x510, 0x511, 0x514-0x51B |
+/// | | VGA's registers, with firmware | 0x3B4-0x3DA |
+/// | | debug port, with firmware that is logged | 0x402 |
 /// | | i8259 pair | 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1 |
 /// | | I/O APIC, for engines with a local APIC | memory at 0xFEC00000 |
 /// | | PCI host bridge, reset control | 0xCF8-0xCFF |
@@ -26,27 +28,34 @@ final class Board: Sendable {
     let controlDevice: VMMCIFunction
     let mmio: MMIOBus
     private let tables: ACPITables.Configuration
+    private let mirror: ScreenMirror?
     private let resettable: [any Resettable]
 
     /// - Parameters:
     ///   - memory: what devices read and write by themselves.
     ///   - processors: what the CPUs' local APICs have to know; `nil` for CPUs without.
+    ///   - firmware: what to tell it, if the machine boots by firmware.
     ///   - debugExitPort: where a write ends the machine with a status; `nil` for nowhere.
     ///   - onControl: what the guest makes of vmmci's requests. Any thread, without locks.
     /// - Throws: when that port is another device's, or the host has no threads for disks.
     init(
         clock: any Clock, requests power: MachineRequests, terminal: any SerialTerminal, map: MemoryMap,
-        memory: GuestMemory, disks: [DiskSource] = [], processors: InterruptSystem.Processors?, debugExitPort: UInt16?,
-        onControl: @escaping @Sendable (VMMCIFunction.Event) -> Void = { _ in }
+        memory: GuestMemory, disks: [DiskSource] = [], firmware: FirmwareOptions? = nil,
+        processors: InterruptSystem.Processors?, debugExitPort: UInt16?,
+        onControl: @escaping @Sendable (VMMCIFunction.Event) -> Void = { _ in },
+        log: @escaping @Sendable (String) -> Void = { _ in }
     ) throws(MachineError) {
         let interrupts = InterruptSystem(clock: clock, sharedLines: PCISlots.lines, processors: processors)
         func line(_ number: UInt8) -> InterruptLine { interrupts.line(number) }
         var cmos = CMOSMemory()
-        cmos.setMemory(base: MemoryMap.conventionalEnd, below4G: map.lowEnd, above4G: map.highByteCount)
+        cmos.setMemory(
+            base: firmware == nil ? MemoryMap.conventionalEnd : MemoryMap.biosConventionalEnd, below4G: map.lowEnd, above4G: map.highByteCount)
+        cmos.setBootOrder()
 
         let timer = I8253Port(clock: clock, line: line(0), isWaiting: { interrupts.isWaiting(0) })
         let keyboard = KeyboardController(power: power, keyboardLine: line(1), auxiliaryLine: line(12), a20: a20)
-        let serialPort = SerialPort(line: line(4), terminal: terminal, clock: clock)
+        let mirror = firmware.map { _ in ScreenMirror(terminal, memory: memory, clock: clock) }
+        let serialPort = SerialPort(line: line(4), terminal: mirror ?? terminal, clock: clock)
         let powerManagement = ACPIPowerManagement(clock: clock, line: line(9), power: power)
         let resetControl = ResetControl(power: power)
         var slots = PCISlots(memory: memory, interrupts: interrupts)
@@ -59,12 +68,27 @@ final class Board: Sendable {
         let hostBridge = PCIHostBridge(resetControl: resetControl, functions: slots.functions)
         let realTimeClock = MC146818Port(
             clock: clock, line: line(8), memory: cmos, onTimeStep: { controlDevice.synchronizeClock() })
+        var tables = ACPITables.Configuration()
+        tables.pciInterrupts = slots.interrupts
+        tables.interruptControllers = interrupts.description
+        tables.allowsMessageSignalledInterrupts = interrupts.messages != nil
+        let files = firmware.map { FirmwareFiles(options: $0, map: map, tables: tables, disks: slots.disks).all } ?? []
         let firmwareConfiguration = FirmwareConfigurationPort(
-            FirmwareConfiguration(memoryByteCount: map.byteCount, processors: 1))
+            FirmwareConfiguration(memoryByteCount: map.byteCount, processors: 1, files: files, hasTransfers: true),
+            memory: memory)
 
-        let claimants: [any PortClaimant] = [
+        var claimants: [any PortClaimant & Resettable] = [
             timer, keyboard, serialPort, realTimeClock, powerManagement, hostBridge, firmwareConfiguration,
         ]
+        if let mirror {
+            let vga = VGAPorts(onWrite: { [weak mirror] in mirror?.watch() })
+            mirror.connect(vga)
+            claimants.append(vga)
+        }
+        if firmware?.logsDebugPort == true { claimants.append(DebugPort { log("firmware: \($0)") }) }
+        // Lines fall before the interrupt controller forgets them.
+        resettable = claimants + [resetControl, interrupts]
+        self.mirror = mirror
         var claims = interrupts.claims + claimants.flatMap(\.claims)
         if let debugExitPort {
             guard !claims.contains(where: { $0.ports.contains(debugExitPort) }) else {
@@ -75,16 +99,7 @@ final class Board: Sendable {
         }
         ports = PortBus(claims, remainder: hostBridge.bus.portClaim)
         mmio = MMIOBus(interrupts.memoryClaims, remainder: hostBridge.bus.memoryClaim)
-        var tables = ACPITables.Configuration()
-        tables.pciInterrupts = slots.interrupts
-        tables.interruptControllers = interrupts.description
-        tables.allowsMessageSignalledInterrupts = interrupts.messages != nil
         self.tables = tables
-        // Lines fall before the interrupt controller forgets them.
-        resettable = [
-            timer, keyboard, serialPort, realTimeClock, powerManagement, resetControl, hostBridge,
-            firmwareConfiguration, interrupts,
-        ]
         self.interrupts = interrupts
         self.serialPort = serialPort
         self.powerManagement = powerManagement
@@ -95,6 +110,9 @@ final class Board: Sendable {
     func reset() {
         for device in resettable { device.reset() }
     }
+
+    /// Looks at the screen from now on, if there is one: an empty one.
+    func startScreen() { mirror?.restart() }
 
     /// Where kernels search for the RSDP if nobody tells them: the first KB of the EBDA, which is in the memory that
     /// the map keeps back below 1 MB.

@@ -19,46 +19,18 @@ public struct DiskSource: Hashable, Sendable {
         hasher.combine(identifier)
     }
 
-    /// Opens a raw image, for reading only when that is all that we may.
-    public static func raw(_ path: String) throws(MachineError) -> DiskSource {
-        do {
-            return DiskSource(try open(path, isReadOnly: false))
-        } catch where error.isReadOnly {
+    /// Opens an image and what it stands on, for reading only when that is all that we may.
+    /// - Parameter allowedBases: absolute paths of files and folders outside of the image's own that it may stand on.
+    public static func open(_ location: ImageLocation, allowedBases: [String] = []) throws(MachineError) -> DiskSource {
+        do throws(ImageError) {
             do {
-                return DiskSource(try open(path, isReadOnly: true))
+                return DiskSource(try ImageChain(location, ImageOpening(isReadOnly: false, allowedBases: allowedBases)).assemble())
             } catch {
-                throw MachineError("disk \(error.text)")
+                guard case .system(let reason) = error.kind, reason.isPermission || reason.errno == EROFS else { throw error }
+                return DiskSource(try ImageChain(location, ImageOpening(isReadOnly: true, allowedBases: allowedBases)).assemble())
             }
         } catch {
-            throw MachineError("disk \(error.text)")
-        }
-    }
-
-    private struct Failure: Error {
-        let text: String
-        var isReadOnly = false
-    }
-
-    private static func open(_ path: String, isReadOnly: Bool) throws(Failure) -> RawImage {
-        let descriptor: FileDescriptor
-        do {
-            // A FIFO given by mistake would block until somebody opens its other end.
-            let access = isReadOnly ? O_RDONLY : O_RDWR
-            descriptor = try FileDescriptor(open: path, flags: access | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
-        } catch {
-            throw Failure(
-                text: "\(path): \(error.reason): give a file that can be read and written",
-                isReadOnly: error.errno == EACCES || error.errno == EROFS)
-        }
-        var status = stat()
-        let kind = unsafe fstat(descriptor.raw, &status) == 0 ? status.st_mode & S_IFMT : 0
-        guard kind == S_IFREG || kind == S_IFBLK else {
-            throw Failure(text: "\(path) is neither a regular file nor a block device")
-        }
-        do {
-            return try RawImage(ImageFile(owning: descriptor, name: path, isReadOnly: isReadOnly))
-        } catch {
-            throw Failure(text: error.description)
+            throw MachineError("disk \(error)")
         }
     }
 }

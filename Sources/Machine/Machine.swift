@@ -21,7 +21,8 @@ public final class Machine: Sendable {
 
     private let memory: GuestMemory
     private let map: MemoryMap
-    private let loader: KernelLoader
+    private let physicalAddressBits: UInt8
+    private let boot: Boot
     let board: Board
     private let cpu: any VirtualCPU
     private let hostClock: any Clock
@@ -44,11 +45,10 @@ public final class Machine: Sendable {
         _ configuration: MachineConfiguration, engine: any Engine, features: EngineFeatures, clock: any Clock,
         terminal: any SerialTerminal, log: @escaping @Sendable (String) -> Void = { _ in }
     ) throws(MachineError) {
-        map = try MemoryMap(byteCount: configuration.memoryByteCount)
-        loader = try KernelLoader(
-            kernel: configuration.kernel, initrd: configuration.initrd, modules: configuration.modules,
-            commandLine: configuration.commandLine, bootAddress: configuration.bootAddress)
+        boot = try Boot(configuration)
+        map = try MemoryMap(byteCount: configuration.memoryByteCount, firmwareByteCount: boot.firmwareByteCount)
         let policy = try Self.policy(configuration.cpuModel, features)
+        physicalAddressBits = policy.physicalAddressBits
         memory = try Self.allocate(map)
         requests = MachineRequests()
         guestClock = ParavirtualClock(memory: memory, clock: clock)
@@ -58,10 +58,11 @@ public final class Machine: Sendable {
         let events = EventSink()
         self.events = events
         board = try Board(
-            clock: machineClock, requests: requests, terminal: terminal, map: map, memory: memory, disks: configuration.disks,
+            clock: machineClock, requests: requests, terminal: terminal, map: map, memory: memory,
+            disks: configuration.disks, firmware: boot.firmwareOptions,
             processors: policy.features.contains(.apic)
                 ? .init(timeStampFrequency: policy.tscFrequencyHz, physicalAddressBits: policy.physicalAddressBits) : nil,
-            debugExitPort: configuration.debugExitPort, onControl: { events.report(Event($0)) })
+            debugExitPort: configuration.debugExitPort, onControl: { events.report(Event($0)) }, log: log)
         shutdown = ShutdownControl(board, clock: machineClock) { events.report($0) }
         self.log = log
         let wiring = Wiring(
@@ -74,7 +75,7 @@ public final class Machine: Sendable {
         }
         log(
             "engine \(engine.name), CPU \(policy.model), \(sizeText(map.byteCount)) of memory, "
-                + "kernel \(configuration.kernel.name)")
+                + "\(boot.firmwareOptions == nil ? "kernel" : "firmware") \(boot.file.path)")
         try loadGuest()
         board.interrupts.onInterruptRequest { [cpu, parker] in
             cpu.interruptRequested()
@@ -146,7 +147,7 @@ public final class Machine: Sendable {
 
     private static func allocate(_ map: MemoryMap) throws(MachineError) -> GuestMemory {
         do {
-            return try GuestMemory(ranges: map.ranges)
+            return try GuestMemory(ranges: map.ranges, rom: map.rom)
         } catch {
             throw MachineError(
                 "memory size \(sizeText(map.byteCount)): the host cannot map that much (\(error.reason)): "
@@ -154,10 +155,19 @@ public final class Machine: Sendable {
         }
     }
 
-    /// Puts firmware tables, kernel and files into memory and the CPU at the kernel's entry.
+    /// Puts firmware, or its tables, kernel and files, into memory and the CPU at the entry.
     private func loadGuest() throws(MachineError) {
-        let rsdp = board.writeTables(memory)
-        var state = try loader.load(into: memory, map, rsdp: rsdp)
+        var state: CPUState
+        switch boot {
+        case .kernel(let loader):
+            let rsdp = board.writeTables(memory)
+            state = try loader.load(into: memory, map, rsdp: rsdp)
+            state.msr.memoryTypes = MemoryTypeRanges(
+                devices: UInt32(PCIBus.memoryWindow.lowerBound), physicalAddressBits: physicalAddressBits)
+        case .firmware(let image, _):
+            state = try image.load(into: memory)
+            board.startScreen()
+        }
         // The guest's counter starts at zero, as after power-on.
         state.msr.tscOffset = 0 &- TimeStampCounter.now()
         do {
@@ -165,7 +175,7 @@ public final class Machine: Sendable {
         } catch {
             throw MachineError("CPU: \(error)")
         }
-        log("kernel entry at \(hexText(state.rip)), \(state.modeName)")
+        if case .kernel = boot { log("kernel entry at \(hexText(state.rip)), \(state.modeName)") }
     }
 
     // MARK: - The CPU's thread

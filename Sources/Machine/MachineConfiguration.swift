@@ -1,7 +1,11 @@
+/// Where firmware boots from.
+public enum BootDevice: String, Hashable, Sendable, CaseIterable { case disk, cdrom, net }
+
 /// What a machine is made of.
 public struct MachineConfiguration: Hashable, Sendable {
-    /// A Linux bzImage, an OpenBSD kernel, or one with a multiboot header or a PVH note; gzip may have packed it.
-    public var kernel: BootSource
+    /// A Linux bzImage, an OpenBSD kernel, or one with a multiboot header or a PVH note; gzip may have packed it. Or firmware.
+    /// `nil`: the host's SeaBIOS.
+    public var kernel: BootSource?
     /// An initial ramdisk.
     public var initrd: BootSource?
     /// For multiboot kernels.
@@ -20,6 +24,12 @@ public struct MachineConfiguration: Hashable, Sendable {
     public var debugExitPort: UInt16?
     /// In the order in which the guest finds them; at most `mostDisks`.
     public var disks: [DiskSource]
+    /// Where firmware boots from; `nil` for its own order: disk, CD, network.
+    public var bootDevice: BootDevice?
+    /// The option ROM for booting from the network; `nil`: the host's iPXE.
+    public var networkROM: BootSource?
+    /// Whether firmware finds a port to write to what it does.
+    public var logsFirmware = false
 
     /// vmd's limit.
     public static let mostDisks = 4
@@ -44,16 +54,20 @@ public struct MachineConfiguration: Hashable, Sendable {
         self.disks = disks
     }
 
-    /// The same with paths.
+    /// The same with paths, or with the host's firmware.
     /// - Parameter modules: FILE or FILE,ARGUMENTS each.
     public init(
-        kernel: String, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
+        kernel: String?, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
         memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil,
         disks: [DiskSource] = []
     ) {
-        self.init(
-            kernel: .path(kernel), initrd: initrd.map { .path($0) }, modules: modules.map { BootModuleSource($0) },
-            commandLine: commandLine, memoryByteCount: memoryByteCount, cpuModel: cpuModel, debugExitPort: debugExitPort,
-            disks: disks)
+        self.kernel = kernel.map { .path($0) }
+        self.initrd = initrd.map { .path($0) }
+        self.modules = modules.map { BootModuleSource($0) }
+        self.commandLine = commandLine
+        self.memoryByteCount = memoryByteCount
+        self.cpuModel = cpuModel
+        self.debugExitPort = debugExitPort
+        self.disks = disks
     }
 }

@@ -12,6 +12,8 @@ struct PCISlots {
     private static let most: UInt8 = 14
 
     private(set) var functions: [PCIAddress: any PCIFunction] = [:]
+    /// The disks' slots, for firmware.
+    private(set) var disks: [UInt8] = []
     private var count: UInt8 = 0
     private let memory: GuestMemory
     private let system: InterruptSystem
@@ -60,5 +62,6 @@ struct PCISlots {
         } catch {
             throw MachineError("disk \(number): \(error): raise the limit on processes")
         }
+        disks.append(count)
     }
 }

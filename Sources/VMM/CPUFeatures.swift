@@ -13,6 +13,7 @@ public enum CPUFeature: Int, CaseIterable, Sendable {
     case fpu = 1_00, vme = 1_01, de = 1_02, pse = 1_03, tsc = 1_04, msr = 1_05, pae = 1_06, cx8 = 1_08, apic = 1_09
     case sep = 1_11, pge = 1_13, cmov = 1_15, pat = 1_16, pse36 = 1_17, clfsh = 1_19, mmx = 1_23, fxsr = 1_24
     case sse = 1_25, sse2 = 1_26
+    case mtrr = 1_12
     // CPUID.7.0:EBX
     case fsgsbase = 2_00, bmi1 = 2_03, avx2 = 2_05, fdpExceptionOnly = 2_06, smep = 2_07, bmi2 = 2_08, erms = 2_09, invpcid = 2_10
     case zeroFCSFDS = 2_13, avx512f = 2_16, avx512dq = 2_17, rdseed = 2_18, adx = 2_19, smap = 2_20
@@ -151,7 +152,7 @@ public struct EngineFeatures: Hashable, Sendable {
 
     private static let translatorFeatures: CPUFeatures = [
         .sse3, .pclmulqdq, .ssse3, .fma, .cx16, .sse41, .sse42, .movbe, .popcnt, .aes, .xsave, .avx, .f16c, .rdrand,
-        .fpu, .de, .pse, .tsc, .msr, .pae, .cx8, .sep, .pge, .cmov, .pat, .pse36, .clfsh, .mmx, .fxsr, .sse, .sse2,
+        .mtrr, .fpu, .de, .pse, .tsc, .msr, .pae, .cx8, .sep, .pge, .cmov, .pat, .pse36, .clfsh, .mmx, .fxsr, .sse, .sse2,
         .fsgsbase, .bmi1, .avx2, .erms, .fdpExceptionOnly, .smep, .bmi2, .zeroFCSFDS, .rdseed, .adx, .smap, .sha,
         .rdpid, .lahf, .lzcnt, .syscall, .nx, .mmxext, .pdpe1gb, .rdtscp, .lm,
         .invariantTSC, .restoreFPErrorPointers, .lfenceSerializing, .vaes, .vpclmulqdq, .gfni,

@@ -56,7 +56,7 @@ public enum CPUModel: String, CaseIterable, Sendable, CustomStringConvertible {
 
     /// What kernels use, and programs that ask for it by name: it does not belong to a level.
     private static let system: CPUFeatures = [
-        .vme, .de, .sep, .pat, .pse36, .clfsh, .fsgsbase, .smep, .smap, .umip, .erms, .fsrm, .pdpe1gb, .rdtscp, .rdpid,
+        .vme, .de, .sep, .mtrr, .pat, .pse36, .clfsh, .fsgsbase, .smep, .smap, .umip, .erms, .fsrm, .pdpe1gb, .rdtscp, .rdpid,
         .rdrand, .rdseed, .invariantTSC, .fdpExceptionOnly, .zeroFCSFDS, .clflushopt, .clwb, .prefetchw, .mdClear,
         .restoreFPErrorPointers, .lfenceSerializing, .ffxsr,
     ]

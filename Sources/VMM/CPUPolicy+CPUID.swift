@@ -1,6 +1,6 @@
 // CPUID as the guest sees it (Intel SDM Vol. 2, CPUID; AMD APM Vol. 3, appendix E).
 //
-// One virtual CPU, whose APIC id is 0: HTT, MONITOR, MTRR and machine check are never shown. The local APIC is where the
+// One virtual CPU, whose APIC id is 0: HTT, MONITOR and machine check are never shown. The local APIC is where the
 // engine takes its interrupts from one (`EngineFeatures.emulated`).
 //
 // Quirk: a leaf above the highest one reads zeros on every vendor, where Intel's repeats its highest basic leaf.

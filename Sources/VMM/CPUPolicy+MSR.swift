@@ -97,6 +97,7 @@ extension CPUPolicy {
         case MSRIndex.kvmWallClock: return tscFrequencyHz != nil ? msrs.kvmWallClock : nil
         default: break
         }
+        if features.contains(.mtrr), let value = msrs.memoryTypes.read(index) { return value }
         switch vendor {
         case .amd: return readAMD(index)
         case .intel: return readIntel(index, msrs)
@@ -178,7 +179,11 @@ extension CPUPolicy {
         case MSRIndex.smmMonitorControl, MSRIndex.archCapabilities: return .generalProtection
         case MSRIndex.kvmSystemTime: return tscFrequencyHz != nil ? .paravirtualClock(.systemTime) : .ignored
         case MSRIndex.kvmWallClock: return tscFrequencyHz != nil ? .paravirtualClock(.wallClock) : .ignored
-        default: return .ignored
+        default:
+            guard features.contains(.mtrr),
+                let isGood = msrs.memoryTypes.write(index, value, physicalAddressBits: physicalAddressBits)
+            else { return .ignored }
+            return isGood ? .done : .generalProtection
         }
     }
 

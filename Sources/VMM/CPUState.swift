@@ -53,6 +53,7 @@ public struct ModelSpecificRegisters: Codable, Hashable, Sendable {
     /// Reset value: SDM Vol. 3, 12.12.4.
     public var pat: UInt64 = 0x0007_0406_0007_0406
     public var miscEnable: UInt64 = 1
+    public var memoryTypes = MemoryTypeRanges()
     /// Written values of the paravirtual clock registers (KVM_SYSTEM_TIME, KVM_WALL_CLOCK).
     public var kvmSystemTime: UInt64 = 0
     public var kvmWallClock: UInt64 = 0

@@ -14,7 +14,7 @@ extension GuestMemory {
     public func fill(
         _ gpa: UInt64, count: UInt64, from file: borrowing RegularFile, at offset: UInt64
     ) throws(SystemError) -> UInt64? {
-        guard let start = self.offset(of: gpa, count: count), let total = Int(exactly: count) else { return nil }
+        guard let start = self.offset(of: gpa, count: count, writes: true), let total = Int(exactly: count) else { return nil }
         let buffer = UnsafeMutableRawPointer.allocate(byteCount: Self.fillByteCount, alignment: 4096)
         defer { buffer.deallocate() }
         var done = 0

@@ -7,10 +7,10 @@ import Testing
 /// What the daemon's processes say to each other: it arrives as it was sent, and nothing else arrives.
 @Suite("Messages", .timeLimit(.minutes(1))) struct MessageTests {
     static let setup = MachineSetup(
-        name: "web", kernel: "/boot/vmlinuz", initrd: "/boot/initrd", commandLine: "console=ttyS0", memory: 1 << 30,
+        name: "web", kernel: "/boot/vmlinuz", initrd: "/boot/initrd", bootDevice: .net, commandLine: "console=ttyS0", memory: 1 << 30,
         engine: "auto", cpuModel: "x86-64-v3", hasKVM: true, isVerbose: true, probes: false)
     static let small = MachineSetup(
-        name: "w", kernel: "k", initrd: nil, commandLine: nil, memory: 0, engine: "", cpuModel: nil, hasKVM: false,
+        name: "w", kernel: "k", initrd: nil, networkROM: "/lib/rom", commandLine: nil, memory: 0, engine: "", cpuModel: nil, hasKVM: false,
         isVerbose: false, probes: true)
     static let machineCommands: [MachineCommand] = [
         .setUp(setup), .setUp(small), .shutDown, .pause, .unpause, .sendBreak, .attachConsole(client: .max, holder: "root (pid 1)"),

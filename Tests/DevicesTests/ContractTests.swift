@@ -19,13 +19,20 @@ import VMM
         let bridge: PCIHostBridge
         let control: VMMCIFunction
         let acpi: ACPIPowerManagement
-        let firmware = FirmwareConfigurationPort(FirmwareConfiguration(memoryByteCount: 1 << 29, processors: 1))
+        let memory = try? GuestMemory(ranges: [(0, 1 << 20)])
+        let firmware: FirmwareConfigurationPort
+        let vga = VGAPorts()
+        let debug = DebugPort { _ in }
         let exit = DebugExit { _ in }
         let bus: PortBus
 
         init(now: UInt64 = 0) {
             clock = VirtualClock(now: now, wall: 1_800_000_000_000_000_000)
             let pic = pic
+            firmware = FirmwareConfigurationPort(
+                FirmwareConfiguration(
+                    memoryByteCount: 1 << 29, processors: 1, files: [.init("a", [1, 2, 3])], hasTransfers: true),
+                memory: memory)
             pit = I8253Port(clock: clock, line: InterruptLine(pic, 0), isWaiting: { pic.isWaiting(0) })
             rtc = MC146818Port(clock: clock, line: InterruptLine(pic, 8))
             serial = SerialPort(line: InterruptLine(pic, 4), terminal: Sink())
@@ -38,15 +45,15 @@ import VMM
             acpi = ACPIPowerManagement(clock: clock, line: InterruptLine(pic, 9), power: power)
             bus = PortBus(
                 pic.claims + pit.claims + rtc.claims + serial.claims + keyboard.claims + bridge.claims + acpi.claims
-                    + firmware.claims + [exit.claim(0xF4)], remainder: bridge.bus.portClaim)
+                    + firmware.claims + vga.claims + debug.claims + [exit.claim(0xF4)], remainder: bridge.bus.portClaim)
         }
 
-        var resettables: [any Resettable] { [pic, pit, rtc, serial, keyboard, reset, bridge, acpi, firmware] }
+        var resettables: [any Resettable] { [pic, pit, rtc, serial, keyboard, reset, bridge, acpi, firmware, vga, debug] }
 
         /// Every port that somebody answers.
         static let ports: [UInt16] = [
             I8259Pair.ports, I8253Port.ports, MC146818Port.ports, SerialPort.ports, KeyboardController.ports,
-            PCIHostBridge.ports, ACPIPowerManagement.ports, FirmwareConfigurationPort.ports, [0xF4...0xF4],
+            PCIHostBridge.ports, ACPIPowerManagement.ports, FirmwareConfigurationPort.ports, VGAPorts.ports, DebugPort.ports, [0xF4...0xF4],
             [0x1000...0x1028, 0x8000...0x8002],
         ].flatMap { $0.flatMap { Array($0) } }
 
@@ -116,6 +123,7 @@ import VMM
         try roundTrip(pc.control.save())
         try roundTrip(pc.acpi.save())
         try roundTrip(pc.firmware.save())
+        try roundTrip(pc.vga.save())
     }
 
     @Test(arguments: 31...40 as ClosedRange<UInt64>)
@@ -134,6 +142,7 @@ import VMM
         other.bridge.restore(pc.bridge.save())
         other.acpi.restore(pc.acpi.save())
         other.firmware.restore(pc.firmware.save())
+        other.vga.restore(pc.vga.save())
         other.pic.restore(pc.pic.save())
         // The timer's tick and the refresh bit depend on where in a tick the two clocks stand.
         for port in PC.ports where !(0x40...0x43).contains(port) && port != 0x61 && port != 0xB00C {
@@ -183,6 +192,7 @@ import VMM
             accepted += try restoreForged(pc.bridge.save(), &random) { pc.bridge.restore($0) }
             accepted += try restoreForged(pc.acpi.save(), &random) { pc.acpi.restore($0) }
             accepted += try restoreForged(pc.firmware.save(), &random) { pc.firmware.restore($0) }
+            accepted += try restoreForged(pc.vga.save(), &random) { pc.vga.restore($0) }
             pc.harass(100, &random)
         }
         #expect(accepted > 200)
@@ -210,6 +220,7 @@ import VMM
         #expect(pc.acpi.save() == states.4)
         #expect(pc.keyboard.save() == KeyboardController.State())
         #expect(pc.reset.save() == 0)
-        #expect(pc.firmware.save() == FirmwareConfiguration.Selection())
+        #expect(pc.firmware.save() == FirmwareConfigurationPort.State())
+        #expect(pc.vga.save() == VGARegisters())
     }
 }

@@ -73,6 +73,27 @@ import VMM
         #expect(guest.port.values == [0xBEEF, 0xFFFF])
     }
 
+    @Test func `ROM is executed and read, and what is written to it goes nowhere`() throws {
+        let memory = try GuestMemory(ranges: [(0, 0xA0000)], rom: (0xFFFF_0000, 0x1_0000))
+        let engine = try KVMEngine()
+        let cpu = try engine.makeVirtualCPU(
+            index: 0,
+            wiring: Wiring(
+                memory: memory, ports: PortBus([]), mmio: MMIOBus([]), interrupts: OneLine(),
+                policy: try CPUPolicy(model: nil, engine: engine.features, tscFrequencyHz: nil)))
+        memory.writeROM([0xE9, 0x0D, 0xFF], at: 0xFFFF_FFF0)  // jmp ff00
+        memory.writeROM([0x11, 0x22], at: 0xFFFF_FE00)
+        memory.writeROM(
+            [
+                0x2E, 0xC6, 0x06, 0x00, 0xFE, 0x55,  // movb $0x55, %cs:0xfe00
+                0x2E, 0xA1, 0x00, 0xFE, 0xF4,  // mov %cs:0xfe00, %ax; hlt
+            ], at: 0xFFFF_FF00)
+        try cpu.writeState(CPUState())
+        #expect(try cpu.run() == .halt(interruptsEnabled: false))
+        #expect(try cpu.readState()[.rax] & 0xFFFF == 0x2211)
+        #expect(memory.read(0xFFFF_FE00, count: 2) == [0x11, 0x22])
+    }
+
     @Test func `quadword memory access arrives whole`() throws {
         // mov rbx, 0xA0010; mov rax, 0x1122334455667788; mov [rbx], rax; mov rcx, [rbx]; hlt
         let guest = try TinyGuest(

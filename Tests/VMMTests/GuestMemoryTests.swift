@@ -54,6 +54,22 @@ import VMM
         #expect(memory.read(.max, count: 1) == nil)
     }
 
+    @Test func `ROM is read like RAM and written by its owner alone`() throws {
+        let memory = try GuestMemory(ranges: [(0, 0x2000), (1 << 32, 0x1000)], rom: (0xFFFF_F000, 0x1000))
+        #expect(memory.ranges.map(\.base) == [0, 0xFFFF_F000, 1 << 32])
+        #expect(memory.ranges.map(\.isReadOnly) == [false, true, false])
+        #expect(memory.writeROM([1, 2, 3, 4], at: 0xFFFF_FFFC))
+        #expect(!memory.writeROM([1, 2], at: 0xFFFF_FFFF), "not over its end")
+        #expect(!memory.write([9], at: 0xFFFF_FFFC) && !memory.store(0xFFFF_FFFC, UInt32.max))
+        #expect(memory.load(0xFFFF_FFFC, as: UInt32.self) == 0x0403_0201)
+        #expect(memory.read(0xFFFF_FFFC, count: 4) == [1, 2, 3, 4])
+        #expect(memory.hostAddress(of: 0xFFFF_F000, count: 1) == nil && !memory.contains(0xFFFF_F000, count: 1))
+        #expect(memory.readableAddress(of: 0xFFFF_F000, count: 0x1000) != nil)
+        #expect(memory.readableAddress(of: 0xFFFF_F000, count: 0x1001) == nil)
+        let file = try RegularFile(#filePath)
+        #expect(try memory.fill(0xFFFF_F000, count: 4, from: file, at: 0) == nil)
+    }
+
     @Test func `cleared memory reads zero and stays usable`() throws {
         let memory = try memory()
         memory.store(0x3000, UInt64.max)

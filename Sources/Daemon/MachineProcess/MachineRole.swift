@@ -1,4 +1,5 @@
 import ControlProtocol
+import DiskImage
 import Glibc
 import Linux
 import Machine
@@ -76,14 +77,22 @@ final class MachineRole {
         if let name = setup.initrd, let file = descriptors.takeFirst() {
             initrd = .opened(try OpenedFile(owning: file, name: name))
         }
+        var networkROM: BootSource?
+        if let name = setup.networkROM, let file = descriptors.takeFirst() {
+            networkROM = .opened(try OpenedFile(owning: file, name: name))
+        }
         let kvm = setup.hasKVM ? descriptors.takeFirst() : nil
         let choice = EngineChoice(rawValue: setup.engine) ?? .auto
         let (engine, features) = try choice.make(device: kvm)
         let hub = try ConsoleHub()
-        let configuration = MachineConfiguration(
+        var configuration = MachineConfiguration(
             kernel: .opened(try OpenedFile(owning: kernel, name: setup.kernel)),
             initrd: initrd,
             commandLine: setup.commandLine, memoryByteCount: setup.memory, cpuModel: setup.cpuModel)
+        configuration.bootDevice = setup.bootDevice.map { Machine::BootDevice($0) }
+        configuration.networkROM = networkROM
+        configuration.logsFirmware = setup.isVerbose
+        for members in setup.disks { configuration.disks.append(DiskSource(try Self.image(members, &descriptors))) }
         let machine = try Machine(
             configuration, engine: engine, features: features, clock: try HostClock(), terminal: hub
         ) { [mailbox] in mailbox.post(.log($0)) }
@@ -98,6 +107,22 @@ final class MachineRole {
         self.hub = hub
         if setup.probes { probe() }
         try machine.start { [mailbox] in mailbox.post(.event($0)) }
+    }
+
+    /// The disk that the first of the descriptors are.
+    private static func image(
+        _ members: [ImageChain.Member], _ descriptors: inout FileDescriptorList
+    ) throws(MachineError) -> any BlockImage {
+        var files = FileDescriptorList()
+        for _ in members {
+            guard let file = descriptors.takeFirst() else { throw MachineError("descriptors are missing") }
+            files.append(file)
+        }
+        do {
+            return try ImageChain(members, files).assemble()
+        } catch {
+            throw MachineError("disk \(error)")
+        }
     }
 
     // MARK: - News
@@ -171,5 +196,16 @@ final class MachineRole {
 
     private func probe() {
         for line in RoleProbe.lines() { monitor.send(.probe(line)) }
+    }
+}
+
+extension Machine::BootDevice {
+    init(_ device: ControlProtocol::BootDevice) {
+        self =
+            switch device {
+            case .disk: .disk
+            case .cdrom: .cdrom
+            case .net: .net
+            }
     }
 }

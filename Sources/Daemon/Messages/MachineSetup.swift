@@ -7,7 +7,7 @@ struct MachineSetup: Hashable, Sendable, WireValue {
     /// The descriptors of a start, in their order; the optional ones only when `MachineSetup` says so. Those of each disk are
     /// its image and what that stands on, in the order of its members.
     enum Descriptor: Int, CaseIterable {
-        case kernel, terminal, initrd, kvm, disks, cdrom
+        case kernel, terminal, initrd, networkROM, kvm, disks, cdrom
     }
 
     /// As many as there can be: four disks and a CD, each with all that images may stand on.
@@ -15,9 +15,12 @@ struct MachineSetup: Hashable, Sendable, WireValue {
     static let mostDisks = 4
 
     var name: String
-    /// Paths, for messages.
+    /// Paths, for messages. The kernel may be firmware.
     var kernel: String
     var initrd: String?
+    var networkROM: String?
+    /// What firmware boots from.
+    var bootDevice: BootDevice?
     var commandLine: String?
     /// Bytes.
     var memory: UInt64
@@ -33,13 +36,15 @@ struct MachineSetup: Hashable, Sendable, WireValue {
     var probes: Bool
 
     var descriptorCount: Int {
-        2 + (initrd == nil ? 0 : 1) + (hasKVM ? 1 : 0) + disks.reduce(0) { $0 + $1.count } + cdrom.count
+        2 + (initrd == nil ? 0 : 1) + (networkROM == nil ? 0 : 1) + (hasKVM ? 1 : 0) + disks.reduce(0) { $0 + $1.count } + cdrom.count
     }
 
     func write(to writer: inout MessageWriter) {
         writer.put(name)
         writer.put(kernel)
         writer.put(initrd)
+        writer.put(networkROM)
+        writer.put(bootDevice)
         writer.put(commandLine)
         writer.put(memory)
         writer.put(engine)
@@ -53,13 +58,15 @@ struct MachineSetup: Hashable, Sendable, WireValue {
     }
 
     init(
-        name: String, kernel: String, initrd: String?, commandLine: String?, memory: UInt64, engine: String,
-        cpuModel: String?, hasKVM: Bool, disks: [[ImageChain.Member]] = [], cdrom: [ImageChain.Member] = [],
-        bootDevice: BootDevice? = nil, isVerbose: Bool, probes: Bool
+        name: String, kernel: String, initrd: String?, networkROM: String? = nil, bootDevice: BootDevice? = nil,
+        commandLine: String?, memory: UInt64, engine: String, cpuModel: String?, hasKVM: Bool,
+        disks: [[ImageChain.Member]] = [], cdrom: [ImageChain.Member] = [], isVerbose: Bool, probes: Bool
     ) {
         self.name = name
         self.kernel = kernel
         self.initrd = initrd
+        self.networkROM = networkROM
+        self.bootDevice = bootDevice
         self.commandLine = commandLine
         self.memory = memory
         self.engine = engine
@@ -76,6 +83,8 @@ struct MachineSetup: Hashable, Sendable, WireValue {
         name = try reader.string()
         kernel = try reader.string()
         initrd = try reader.optional()
+        networkROM = try reader.optional()
+        bootDevice = try reader.optional()
         commandLine = try reader.optional()
         memory = try reader.number()
         engine = try reader.string()

@@ -100,6 +100,7 @@ extension MachinePlan {
         kernel = machine.boot.map(Self.absolute)
         initrd = machine.initrd.map(Self.absolute)
         commandLine = machine.commandLine?.value
+        bootDevice = machine.bootDevice.flatMap { ControlProtocol::BootDevice(name: $0.rawValue) }
         memory = machine.memoryByteCount
         cpus = UInt32(clamping: machine.cpuCount)
         engine = machine.engine

@@ -19,6 +19,8 @@ struct MachinePlan: Hashable, Sendable {
     var kernel: String?
     var initrd: String?
     var commandLine: String?
+    /// What firmware boots from; `nil` for its own order.
+    var bootDevice: ControlProtocol::BootDevice?
     /// Bytes.
     var memory = Limits.defaultMemoryByteCount
     var cpus: UInt32 = 1
@@ -49,6 +51,7 @@ struct MachinePlan: Hashable, Sendable {
         kernel = request.kernel ?? kernel
         initrd = request.initrd ?? initrd
         commandLine = request.commandLine ?? commandLine
+        bootDevice = request.bootDevice ?? bootDevice
         if let bytes = request.memory {
             guard Limits.memoryByteCount.contains(bytes) else {
                 throw Refusal(.invalid, "memory of \(bytes >> 20)M: give 1M to \(Limits.memoryByteCount.upperBound >> 30)G")

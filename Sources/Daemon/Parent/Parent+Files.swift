@@ -2,6 +2,7 @@ import ControlProtocol
 import DiskImage
 import Glibc
 import Linux
+import Machine
 import VMConfig
 
 /// The files and terminals that machines are handed.
@@ -39,6 +40,21 @@ extension Parent {
             let failure: Response.Failure = error.kind == .inUse ? .busy : .invalid
             throw Refusal(failure, "\(place)vm \(plan.name): \(role) \(error)")
         }
+    }
+
+    /// Opens what nobody named: the host's firmware.
+    /// - Parameter file: gets it.
+    /// - Returns: its path.
+    func open(
+        _ search: DefaultFirmware.Search, _ plan: MachinePlan, into file: inout FileDescriptor?
+    ) throws(Refusal) -> String {
+        for path in search.paths {
+            guard let found = try? RegularFile(path) else { continue }
+            file = found.release()
+            return path
+        }
+        let place = plan.source.map { "\($0): " } ?? ""
+        throw Refusal(.invalid, "\(place)vm \(plan.name): \(search.complaint)")
     }
 
     /// A terminal that the machine's owner may open by its path.

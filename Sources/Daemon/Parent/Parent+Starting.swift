@@ -2,12 +2,14 @@ import ControlProtocol
 import DiskImage
 import Glibc
 import Linux
+import Machine
 import VMConfig
 
 /// Descriptors that a client opened for one start.
 struct RunFiles: ~Copyable {
     var kernel: FileDescriptor?
     var initrd: FileDescriptor?
+    var networkROM: FileDescriptor?
 }
 
 /// From a request or a turn to a process.
@@ -85,9 +87,17 @@ extension Parent {
     ) throws(Refusal) {
         var files = given
         try refuseWhatIsMissing(plan)
-        guard let kernelPath = plan.kernel else {
-            throw Refusal(
-                .invalid, "vm \(plan.name): no kernel: give one with `boot \"PATH\"` in vm.conf or -b PATH")
+        let kernelPath =
+            if let kernel = plan.kernel { kernel } else { try open(DefaultFirmware.bios, plan, into: &files.kernel) }
+        var networkROMPath: String?
+        // Not beside an initrd, which says that the kernel is one.
+        if plan.bootDevice == .net, plan.initrd == nil {
+            do {
+                networkROMPath = try open(DefaultFirmware.networkROM, plan, into: &files.networkROM)
+            } catch {
+                // A kernel may have no use for it.
+                if plan.kernel == nil { throw error }
+            }
         }
         if files.kernel.number == nil { files.kernel = try open("kernel", kernelPath, plan) }
         if files.initrd.number == nil, let path = plan.initrd { files.initrd = try open("initrd", path, plan) }
@@ -97,12 +107,14 @@ extension Parent {
         let terminal = try makeTerminal(plan)
         let path = (try? terminal.slavePath()) ?? "?"
         let kvm = plan.engine == .translator ? nil : try? FileDescriptor(open: "/dev/kvm", flags: O_RDWR)
-        let numbers = [files.kernel.number, terminal.master.raw, files.initrd.number, kvm.number].compactMap { $0 }
-            + images.numbers
+        let numbers = [
+            files.kernel.number, terminal.master.raw, files.initrd.number, files.networkROM.number, kvm.number,
+        ].compactMap { $0 } + images.numbers
         let setup = MachineSetup(
-            name: plan.name, kernel: kernelPath, initrd: plan.initrd, commandLine: plan.commandLine,
+            name: plan.name, kernel: kernelPath, initrd: plan.initrd, networkROM: networkROMPath, bootDevice: plan.bootDevice,
+            commandLine: plan.commandLine,
             memory: plan.memory, engine: plan.engine.rawValue, cpuModel: plan.cpuModel, hasKVM: kvm.number != nil,
-            disks: disks, cdrom: cdrom ?? [], bootDevice: plan.bootDevice, isVerbose: log.isVerbose, probes: options.probes)
+            disks: disks, cdrom: cdrom ?? [], isVerbose: log.isVerbose, probes: options.probes)
 
         let run = takeRunNumber()
         record.start(

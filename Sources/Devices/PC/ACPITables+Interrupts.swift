@@ -17,7 +17,7 @@ extension ACPITables {
     private static let activeHighLevel: UInt16 = 0b1101
 
     /// Multiple APIC description table, revision 3 (5.2.12).
-    static func madt(_ controllers: InterruptControllers) -> [UInt8] {
+    static func madt(_ controllers: InterruptControllers) -> Writer {
         table("APIC", revision: 3) { table in
             table.append(0xFEE0_0000 as UInt32)
             // PCAT_COMPAT: the 8259 pair is there as well.

@@ -1,7 +1,7 @@
 /// The tables in which a PC's firmware describes the machine to an operating system (ACPI 6.4, chapter 5).
 ///
-/// Without APICs there is no MADT. The loader that takes the firmware's place puts the bytes into
-/// memory, as does a firmware that is handed them.
+/// Without APICs there is no MADT. The loader that takes the firmware's place puts the bytes into memory (`build`); a
+/// firmware gets the same bytes with a list of what to change once it knows where they are (`files`, `TableLoader`).
 public enum ACPITables {
     /// An interrupt pin of a PCI function and the line that it is wired to.
     public struct PCIInterrupt: Hashable, Sendable {
@@ -33,63 +33,87 @@ public enum ACPITables {
 
     static let sci: UInt16 = 9
 
+    /// Tables that can be moved, and the pointer to them: pointers count from the first byte of the tables, checksums are
+    /// not there yet.
+    public static func files(
+        _ configuration: Configuration = Configuration()
+    ) -> (tables: RelocatableTables, rsdp: RelocatableTables) {
+        var image = Image()
+        let facs = image.append(facs())
+        let dsdt = image.append(dsdt(configuration))
+        let fadt = image.append(fadt(facs: facs, dsdt: dsdt, configuration))
+        var listed = [fadt]
+        if let controllers = configuration.interruptControllers { listed.append(image.append(madt(controllers))) }
+        let rsdt = image.append(table("RSDT", revision: 1) { table in for place in listed { table.pointer32(place) } })
+        let xsdt = image.append(table("XSDT", revision: 1) { table in for place in listed { table.pointer64(place) } })
+        return (image.tables, rsdp(rsdt: rsdt, xsdt: xsdt))
+    }
+
     /// Builds all tables for one place in guest memory, and the pointer to them, which belongs on a 16-byte boundary
     /// in the last 128 KB of the first megabyte or is handed to the guest by a boot protocol.
     /// - Parameter address: a multiple of 64 below 4 GB.
     public static func build(
         at address: UInt64, _ configuration: Configuration = Configuration()
     ) -> (tables: [UInt8], rsdp: [UInt8]) {
-        precondition(address % 64 == 0 && address < 1 << 32)
-        var image = Image(base: address)
-        let facs = image.append(facs())
-        let dsdt = image.append(dsdt(configuration))
-        let fadt = image.append(fadt(facs: facs, dsdt: dsdt, configuration))
-        var listed = [fadt]
-        if let controllers = configuration.interruptControllers { listed.append(image.append(madt(controllers))) }
-        let rsdt = image.append(
-            table("RSDT", revision: 1) { table in for address in listed { table.append(UInt32(truncatingIfNeeded: address)) } })
-        let xsdt = image.append(table("XSDT", revision: 1) { table in for address in listed { table.append(address) } })
-        return (image.bytes, rsdp(rsdt: rsdt, xsdt: xsdt))
+        precondition(address % UInt64(alignment) == 0 && address < 1 << 32)
+        let (tables, rsdp) = files(configuration)
+        return (tables.relocated(by: address), rsdp.relocated(by: address))
     }
 
     // MARK: Layout
 
-    /// Tables one after the other, each on a 64-byte boundary, which the FACS needs.
-    private struct Image {
-        let base: UInt64
-        var bytes: [UInt8] = []
+    /// What the FACS needs; the others lie on the same boundary.
+    static let alignment = 64
 
-        mutating func append(_ table: [UInt8]) -> UInt64 {
-            bytes += Array(repeating: 0, count: (64 - bytes.count % 64) % 64)
-            let address = base + UInt64(bytes.count)
-            bytes += table
-            return address
+    /// Tables one after the other.
+    private struct Image {
+        var tables = RelocatableTables()
+
+        /// - Returns: where the table is.
+        mutating func append(_ table: Writer) -> UInt64 {
+            tables.bytes += Array(repeating: 0, count: (alignment - tables.bytes.count % alignment) % alignment)
+            let start = tables.bytes.count
+            tables.append(table.tables)
+            return UInt64(start)
         }
     }
 
     /// Bytes in little-endian order.
     struct Writer {
-        var bytes: [UInt8] = []
-
-        mutating func append<T: FixedWidthInteger>(_ value: T) {
-            for index in 0..<T.bitWidth / 8 { bytes.append(UInt8(truncatingIfNeeded: value >> T(index * 8))) }
+        var tables = RelocatableTables()
+        var bytes: [UInt8] {
+            get { tables.bytes }
+            set { tables.bytes = newValue }
         }
 
-        mutating func append(_ text: String) { bytes += text.utf8 }
+        mutating func append<T: FixedWidthInteger>(_ value: T) {
+            for index in 0..<T.bitWidth / 8 { tables.bytes.append(UInt8(truncatingIfNeeded: value >> T(index * 8))) }
+        }
 
-        mutating func zeros(_ count: Int) { bytes += Array(repeating: 0, count: count) }
+        mutating func append(_ text: String) { tables.bytes += text.utf8 }
+
+        mutating func zeros(_ count: Int) { tables.bytes += Array(repeating: 0, count: count) }
+
+        /// The place of another table.
+        mutating func pointer32(_ offset: UInt64) {
+            tables.pointers.append(.init(offset: tables.bytes.count, byteCount: 4))
+            append(UInt32(truncatingIfNeeded: offset))
+        }
+
+        mutating func pointer64(_ offset: UInt64) {
+            tables.pointers.append(.init(offset: tables.bytes.count, byteCount: 8))
+            append(offset)
+        }
 
         /// A generic address structure for a port (5.2.3.2). Access size 1 is a byte, 2 a word, 3 a dword.
         mutating func port(_ port: UInt16, bits: UInt8, access: UInt8) {
-            bytes += [1, bits, 0, access]
+            tables.bytes += [1, bits, 0, access]
             append(UInt64(port))
         }
     }
 
-    private static func checksum(_ bytes: some Sequence<UInt8>) -> UInt8 { 0 &- bytes.reduce(0, &+) }
-
     /// A table with the header that all but the FACS have (5.2.6).
-    static func table(_ signature: String, revision: UInt8, _ body: (inout Writer) -> Void) -> [UInt8] {
+    static func table(_ signature: String, revision: UInt8, _ body: (inout Writer) -> Void) -> Writer {
         var content = Writer()
         body(&content)
         var table = Writer()
@@ -102,38 +126,37 @@ public enum ACPITables {
         table.append(1 as UInt32)
         table.append("VMD ")
         table.append(1 as UInt32)
-        table.bytes += content.bytes
-        table.bytes[9] = checksum(table.bytes)
-        return table.bytes
+        table.tables.append(content.tables)
+        table.tables.checksums = [.init(range: 0..<table.bytes.count, offset: 9)]
+        return table
     }
 
     // MARK: Tables
 
     /// Root system description pointer, revision 2 (5.2.5.3).
-    private static func rsdp(rsdt: UInt64, xsdt: UInt64) -> [UInt8] {
+    private static func rsdp(rsdt: UInt64, xsdt: UInt64) -> RelocatableTables {
         var table = Writer()
         table.append("RSD PTR ")
         table.append(0 as UInt8)
         table.append("VMD   ")
         table.append(2 as UInt8)
-        table.append(UInt32(truncatingIfNeeded: rsdt))
+        table.pointer32(rsdt)
         table.append(36 as UInt32)
-        table.append(xsdt)
+        table.pointer64(xsdt)
         table.zeros(4)
-        table.bytes[8] = checksum(table.bytes.prefix(20))
-        table.bytes[32] = checksum(table.bytes)
-        return table.bytes
+        table.tables.checksums = [.init(range: 0..<20, offset: 8), .init(range: 0..<36, offset: 32)]
+        return table.tables
     }
 
     /// Firmware ACPI control structure, version 2 (5.2.10). Nothing uses the global lock.
-    private static func facs() -> [UInt8] {
+    private static func facs() -> Writer {
         var table = Writer()
         table.append("FACS")
         table.append(64 as UInt32)
         table.zeros(24)
         table.append(2 as UInt8)
         table.zeros(31)
-        return table.bytes
+        return table
     }
 
     /// Bits of the FADT's flags (table 5.10).
@@ -161,10 +184,10 @@ public enum ACPITables {
     }
 
     /// Fixed ACPI description table, revision 5 (5.2.9).
-    private static func fadt(facs: UInt64, dsdt: UInt64, _ configuration: Configuration) -> [UInt8] {
+    private static func fadt(facs: UInt64, dsdt: UInt64, _ configuration: Configuration) -> Writer {
         table("FACP", revision: 5) { table in
-            table.append(UInt32(truncatingIfNeeded: facs))
-            table.append(UInt32(truncatingIfNeeded: dsdt))
+            table.pointer32(facs)
+            table.pointer32(dsdt)
             // Reserved, preferred profile: unspecified.
             table.zeros(2)
             table.append(sci)
@@ -200,7 +223,7 @@ public enum ACPITables {
             table.zeros(3)
             // The 32-bit pointer to the FACS holds.
             table.append(0 as UInt64)
-            table.append(dsdt)
+            table.pointer64(dsdt)
             table.port(ACPIPowerManagement.eventPort, bits: 32, access: 2)
             table.zeros(12)
             table.port(ACPIPowerManagement.controlPort, bits: 16, access: 2)
@@ -213,7 +236,7 @@ public enum ACPITables {
     }
 
     /// Differentiated system description table (5.2.11.1).
-    private static func dsdt(_ configuration: Configuration) -> [UInt8] {
+    private static func dsdt(_ configuration: Configuration) -> Writer {
         var aml = AML()
         let soft = UInt64(ACPIRegisters.softOff)
         aml.define("_S5", .package([.integer(soft), .integer(soft), .integer(0), .integer(0)]))

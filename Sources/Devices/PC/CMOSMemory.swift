@@ -47,6 +47,17 @@ public struct CMOSMemory: Codable, Hashable, Sendable {
         setWord(0x5B, high)
         self[0x5D] = UInt8(truncatingIfNeeded: high >> 16)
         self[0x5F] = UInt8(truncatingIfNeeded: min(max(processors, 1), 256) - 1)
+        setChecksum()
+    }
+
+    /// What SeaBIOS boots from when nobody gives it an order: QEMU's numbers, 1 floppy, 2 disk, 3 CD, 4 network; first and
+    /// second in 0x3D, third in 0x38, whose bit 0 lets a boot sector without signature pass.
+    public mutating func setBootOrder() {
+        self[0x3D] = 0x32
+        self[0x38] = 0x41
+    }
+
+    private mutating func setChecksum() {
         // The sum of 0x10 to 0x2D, high byte first.
         var sum: UInt16 = 0
         for index in 0x10...0x2D as ClosedRange<UInt8> { sum &+= UInt16(self[index]) }

@@ -46,10 +46,13 @@ extension PCIConfigurationSpace {
         set(Register.command, command.union(space == .ports ? .ports : .memory).rawValue)
     }
 
-    /// Declares INTA and presets the register in which firmware notes the line.
+    /// Declares INTA, and in the register where firmware notes the line, the line. Nothing can route it elsewhere, so the
+    /// register cannot be written: SeaBIOS, which does not know this bridge, would note 0xFF there, "not connected", and
+    /// kernels without ACPI would believe it.
     public mutating func addInterrupt(line: UInt8) {
         set(Register.interruptPin, 1 as UInt8)
         set(Register.interruptLine, line)
+        allowWrites(Register.interruptLine, 0 as UInt8)
     }
 
     public var command: Command { Command(rawValue: get(Register.command, as: UInt16.self)) }

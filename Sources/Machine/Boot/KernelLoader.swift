@@ -62,6 +62,19 @@ struct KernelLoader: Sendable {
         throw try foreign(head)
     }
 
+    /// What is no kernel, nothing that is foreign for sure, and could be firmware, is firmware, as on OpenBSD.
+    func firmware() throws(MachineError) -> FirmwareImage? {
+        let head = try kernel.read(at: 0, count: MultibootHeader.searchByteCount)
+        guard try !isKernel(head), try foreignFormat(head) == nil, try FirmwareImage.isPlausible(kernel) else { return nil }
+        return FirmwareImage(kernel)
+    }
+
+    /// Whether `load` tries to load it.
+    private func isKernel(_ head: ByteReader) throws(MachineError) -> Bool {
+        if head.has(Array("HdrS".utf8), at: 0x202) || ELFFile.isELF(head) { return true }
+        return try MultibootImage(kernel, head) != nil
+    }
+
     /// Loads the initial ramdisk as high as it may lie, clear of the kernel that grows up from below.
     /// - Parameters:
     ///   - start: the end of what the kernel needs.
@@ -93,8 +106,14 @@ struct KernelLoader: Sendable {
         throw module.file.error("the kernel \(reason) and takes no modules", "give it as --initrd")
     }
 
-    /// What a file is that is no kernel for this machine, as far as its first bytes tell.
+    /// What is wrong with a file that is no kernel for this machine.
     private func foreign(_ head: ByteReader) throws(MachineError) -> MachineError {
+        try foreignFormat(head)
+            ?? kernel.error("is not a kernel", "give a Linux bzImage, an OpenBSD kernel, or one with a multiboot header or a PVH note")
+    }
+
+    /// What a file is that is surely neither a kernel nor firmware, as far as its first bytes tell.
+    private func foreignFormat(_ head: ByteReader) throws(MachineError) -> MachineError? {
         let formats: [(pattern: [UInt8], offset: Int, reason: String, advice: String)] = [
             ([0x1F, 0x8B], 0, "is compressed with gzip twice", "unpack it with gunzip"),
             ([0xFD, 0x37, 0x7A, 0x58, 0x5A], 0, "is compressed with xz", "unpack it with unxz"),
@@ -109,7 +128,6 @@ struct KernelLoader: Sendable {
         if try kernel.read(at: 0x8001, count: 5).has(Array("CD001".utf8), at: 0) {
             return kernel.error("is a CD image", "give the kernel inside it")
         }
-        return kernel.error(
-            "is not a kernel", "give a Linux bzImage, an OpenBSD kernel, or one with a multiboot header or a PVH note")
+        return nil
     }
 }

@@ -58,6 +58,8 @@ public final class Foreground {
             let signals = try SignalDescriptor(streams.takesSignals ? handledSignals : [])
             UserTerminal.guardExits()
             let (engine, features) = try engine.make()
+            var configuration = configuration
+            configuration.logsFirmware = isVerbose
             let session = try Foreground(configuration, engine, features, streams) { text in
                 if isVerbose { UserTerminal.say(text) }
             }

@@ -27,15 +27,16 @@ extension TranslatorCPU {
         if context.pointee.isLongMode && !Self.isCanonical(linear) { throw .generalProtection() }
         let translation = try walk(linear, access: .execute, user: isUser, smapExempt: false)
         // Where no RAM is, the bus reads all ones: FF FF, which is no instruction.
-        guard let host = memory.hostAddress(of: translation.physical, count: 4096) else { throw .invalidOpcode }
-        let ramOffset = host - memory.hostBase
+        guard let host = memory.readableAddress(of: translation.physical, count: 4096) else { throw .invalidOpcode }
+        let ramOffset = host - UnsafeRawPointer(memory.hostBase)
         let isGlobal = translation.facts.contains(.global)
         tlb.codeSlot(linear).pointee = TLBState.CodeEntry(
             key: key | (isGlobal ? 4 : 0), physical: translation.physical, host: UInt64(UInt(bitPattern: host)),
             ramOffset: ramOffset)
         tlb.noteExecuted(linear, sizeShift: translation.sizeShift)
         return CodePage(
-            physical: translation.physical, host: host.assumingMemoryBound(to: UInt8.self), ramOffset: ramOffset,
+            physical: translation.physical, host: UnsafeMutablePointer(mutating: host.assumingMemoryBound(to: UInt8.self)),
+            ramOffset: ramOffset,
             isGlobal: isGlobal)
     }
 

@@ -150,7 +150,8 @@ extension TranslatorCPU {
         let isWatched = breakpoints.watchesData && breakpoints.watches(page: linear)
         if isWatched { debugHits |= breakpoints.data(linear, count, writes: writes) }
         guard translation.physical != apicPage, let page = memory.hostAddress(of: translation.physical, count: 4096) else {
-            return AccessPart(host: nil, physical: translation.physical | inside, count: count)
+            let part = AccessPart(host: nil, physical: translation.physical | inside, count: count)
+            return writes ? part : readOnlyMemory(translation, linear, part, table: table, isWatched: isWatched)
         }
         let ramOffset = page - memory.hostBase
         if isWatched { return AccessPart(host: page + Int(inside), physical: translation.physical | inside, count: count) }
@@ -162,6 +163,22 @@ extension TranslatorCPU {
             table: table, linear: linear, host: page, ramOffset: ramOffset, writable: mayWrite,
             global: translation.facts.contains(.global), sizeShift: translation.sizeShift)
         return AccessPart(host: page + Int(inside), physical: translation.physical | inside, count: count)
+    }
+
+    /// ROM has memory behind it for reads alone: no entry lets a write in, so writes come here and are a device's, which
+    /// nobody is.
+    @inline(never)
+    private func readOnlyMemory(
+        _ translation: PageTranslation, _ linear: UInt64, _ part: AccessPart, table: Int, isWatched: Bool
+    ) -> AccessPart {
+        guard let rom = memory.readableAddress(of: translation.physical, count: 4096) else { return part }
+        let page = UnsafeMutableRawPointer(mutating: rom)
+        if !isWatched {
+            tlb.fill(
+                table: table, linear: linear, host: page, ramOffset: page - memory.hostBase, writable: false,
+                global: translation.facts.contains(.global), sizeShift: translation.sizeShift)
+        }
+        return AccessPart(host: page + Int(linear & 0xFFF), physical: part.physical, count: part.count)
     }
 
     /// Before a write to RAM: drops blocks made from the bytes that change.
@@ -265,6 +282,10 @@ extension TranslatorCPU {
     private func localDevice(_ physical: UInt64) -> (any LocalInterruptController)? { physical & ~0xFFF == apicPage ? apic : nil }
 
     func readDevice(_ physical: UInt64, _ count: Int, into buffer: UnsafeMutableRawPointer) {
+        // The first half of a read and write of ROM.
+        if let rom = memory.readableAddress(of: physical, count: UInt64(count)) {
+            return buffer.copyMemory(from: rom, byteCount: count)
+        }
         var done = 0
         while done < count {
             let width = width(physical &+ UInt64(done), count - done)

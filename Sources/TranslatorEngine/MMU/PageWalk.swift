@@ -316,15 +316,23 @@ extension TranslatorCPU {
         return memory.hostAddress(of: address, count: count)
     }
 
+    /// A table in ROM can be read; its flags stay as they are.
+    @inline(__always)
+    private func readable(_ address: UInt64, _ count: UInt64, _ walk: Walk) -> UnsafeMutableRawPointer? {
+        let address = address & addressMask
+        if address < walk.lowCount { return walk.low + Int(truncatingIfNeeded: address) }
+        return memory.readableAddress(of: address, count: count).map { UnsafeMutableRawPointer(mutating: $0) }
+    }
+
     @inline(__always)
     private func read64(_ address: UInt64, _ walk: Walk) -> UInt64 {
-        guard let pointer = host(address, 8, walk) else { return ~0 }
+        guard let pointer = readable(address, 8, walk) else { return ~0 }
         return pointer.assumingMemoryBound(to: Atomic<UInt64>.self).pointee.load(ordering: .acquiring)
     }
 
     @inline(__always)
     private func read32(_ address: UInt64, _ walk: Walk) -> UInt64 {
-        guard let pointer = host(address, 4, walk) else { return 0xFFFF_FFFF }
+        guard let pointer = readable(address, 4, walk) else { return 0xFFFF_FFFF }
         return UInt64(pointer.assumingMemoryBound(to: Atomic<UInt32>.self).pointee.load(ordering: .acquiring))
     }
 

@@ -4,13 +4,14 @@ import VMConfig
 import VMM
 
 extension EngineChoice: ExpressibleByArgument {}
+extension BootDevice: ExpressibleByArgument {}
 
 /// `vmctl run`: one machine in the foreground, without a daemon.
 struct Run: VmctlCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run a machine in the foreground, its serial console on this terminal.",
         usage: """
-            vmctl [-v] run -b kernel [-d disk]... [--initrd file]
+            vmctl [-v] run [-b kernel|firmware] [-B device] [-d disk]... [--initrd file]
             \t[--module file[,args]]... [--cmdline text] [-m size]
             \t[--engine auto|kvm|translator] [--cpu model] [--debug-exit port]
             """,
@@ -23,8 +24,16 @@ struct Run: VmctlCommand {
             and (v << 1) | 1 when the guest wrote v to the debug exit port.
             """)
 
-    @Option(name: .customShort("b"), help: ArgumentHelp("Linux bzImage, or OpenBSD, multiboot or PVH kernel.", valueName: "kernel"))
-    var kernel: String
+    @Option(
+        name: .customShort("b"),
+        help: ArgumentHelp(
+            "Linux bzImage, OpenBSD, multiboot or PVH kernel, or firmware. (default: SeaBIOS as the host has it)", valueName: "kernel"))
+    var kernel: String?
+
+    @Option(
+        name: .customShort("B"),
+        help: ArgumentHelp("What firmware boots from: disk, cdrom or net. (default: its own order)", valueName: "device"))
+    var bootDevice: BootDevice?
 
     @Option(
         name: .customShort("d"), parsing: .unconditionalSingleValue,
@@ -76,10 +85,11 @@ struct Run: VmctlCommand {
     }
 
     func perform(_ output: Output) throws -> CInt {
-        let configuration = MachineConfiguration(
+        var configuration = MachineConfiguration(
             kernel: kernel, initrd: initrd, modules: module, commandLine: cmdline,
             memoryByteCount: OptionValues.round(memory, output.say), cpuModel: cpu, debugExitPort: debugExit,
-            disks: try disks.map { try DiskSource.raw($0) })
+            disks: try disks.map { try DiskSource.open(ImageLocation($0)) })
+        configuration.bootDevice = bootDevice
         return Foreground.run(configuration, engine: engine, isVerbose: isVerbose)
     }
 }

@@ -72,14 +72,19 @@ import VMM
         }
     }
 
-    @Test func `the CPU starts at the reset vector`() throws {
-        // RAM under the reset vector is firmware: 16 bytes below 4 GB.
-        let memory = try GuestMemory(ranges: [(0, 1 << 20), (0xFFFF_0000, 0x1_0000)])
+    /// A CPU with ROM under the reset vector, 16 bytes below 4 GB.
+    private func cpuWithROM() throws -> (TranslatorCPU, GuestMemory) {
+        let memory = try GuestMemory(ranges: [(0, 1 << 20)], rom: (0xFFFF_0000, 0x1_0000))
         let policy = try CPUPolicy(model: nil, engine: .translator, tscFrequencyHz: 2_000_000_000)
         let cpu = try TranslatorCPU(
             wiring: Wiring(memory: memory, ports: PortBus([]), mmio: MMIOBus([]), interrupts: NoInterrupts(), policy: policy))
-        memory.write([0x2E, 0xA0, 0x00, 0xFF, 0xE9, 0x09, 0xFF], at: 0xFFFF_FFF0)  // mov %cs:0xff00, %al; jmp ff00
-        memory.write([0xEA, 0x00, 0x10, 0x00, 0x00], at: 0xFFFF_FF00)  // ljmp 0000:1000
+        return (cpu, memory)
+    }
+
+    @Test func `the CPU starts at the reset vector`() throws {
+        let (cpu, memory) = try cpuWithROM()
+        memory.writeROM([0x2E, 0xA0, 0x00, 0xFF, 0xE9, 0x09, 0xFF], at: 0xFFFF_FFF0)  // mov %cs:0xff00, %al; jmp ff00
+        memory.writeROM([0xEA, 0x00, 0x10, 0x00, 0x00], at: 0xFFFF_FF00)  // ljmp 0000:1000
         memory.write([0xB3, 0x77, 0xF4], at: 0x1000)  // mov $0x77, %bl; hlt
         cpu.writeState(CPUState())
         #expect(try cpu.run() == .halt(interruptsEnabled: false))
@@ -88,5 +93,41 @@ import VMM
         #expect(state[.rbx] & 0xFF == 0x77)
         #expect(state.rip == 0x1003)
         #expect(state.cs.base == 0)
+    }
+
+    @Test func `what is written to ROM goes nowhere`() throws {
+        let (cpu, memory) = try cpuWithROM()
+        memory.writeROM([0xE9, 0x0D, 0xFF], at: 0xFFFF_FFF0)  // jmp ff00
+        memory.writeROM(
+            [
+                0x0F, 0x01, 0x16, 0x00, 0x20,  // lgdt 0x2000
+                0x0F, 0x20, 0xC0, 0x0C, 0x01, 0x0F, 0x22, 0xC0,  // mov %cr0, %eax; or $1, %al; mov %eax, %cr0
+                0x66, 0xEA, 0x00, 0x10, 0x00, 0x00, 0x08, 0x00,  // ljmpl 8:1000
+            ], at: 0xFFFF_FF00)
+        // Flat 32-bit segments.
+        memory.write([0x17, 0x00, 0x10, 0x20, 0x00, 0x00], at: 0x2000)
+        memory.store(0x2018, 0x00CF_9B00_0000_FFFF as UInt64)
+        memory.store(0x2020, 0x00CF_9300_0000_FFFF as UInt64)
+        memory.writeROM([0x11, 0x22, 0x33, 0x44], at: 0xFFFF_8000)
+        memory.write(
+            [
+                0x66, 0xB8, 0x10, 0x00, 0x8E, 0xD8, 0x8E, 0xC0,  // mov $0x10, %ax; mov %ax, %ds; mov %ax, %es
+                0xBB, 0x00, 0x80, 0xFF, 0xFF,  // mov $0xffff8000, %ebx
+                0x8B, 0x13,  // mov (%ebx), %edx: it is in the TLB now
+                0xC7, 0x03, 0xEF, 0xBE, 0xAD, 0xDE,  // movl $0xdeadbeef, (%ebx)
+                0x83, 0x03, 0x01,  // addl $1, (%ebx)
+                0x8B, 0x0B,  // mov (%ebx), %ecx
+                0xB8, 0x01, 0x00, 0x00, 0x00,  // mov $1, %eax
+                0x0F, 0xC1, 0x03,  // xadd %eax, (%ebx): reads what is there
+                0x89, 0xDF, 0x83, 0xC7, 0x02, 0x8B, 0x37,  // mov %ebx, %edi; add $2, %edi; mov (%edi), %esi
+                0xAA,  // stosb
+                0xF4,
+            ], at: 0x1000)
+        cpu.writeState(CPUState())
+        #expect(try cpu.run() == .halt(interruptsEnabled: false))
+        let state = cpu.readState()
+        #expect(state[.rdx] == 0x4433_2211 && state[.rcx] == 0x4433_2211 && state[.rax] == 0x4433_2211)
+        #expect(state[.rsi] == 0x4433)
+        #expect(memory.load(0xFFFF_8000, as: UInt32.self) == 0x4433_2211)
     }
 }
