@@ -1,4 +1,5 @@
 import ArgumentParser
+import DiskImage
 import Machine
 import VMConfig
 import VMM
