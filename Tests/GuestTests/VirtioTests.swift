@@ -11,7 +11,7 @@ extension GuestTests {
             let guest = try GuestProcess(arguments)
             _ = try guest.wait(for: GuestProcess.prompt)
             let loads = legacy
-                ? "load-virtio virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev && insmod /modules/virtio_pci.ko force_legacy=1 && load-virtio virtio_blk virtio-rng"
+                ? "load-virtio virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev && insmod /modules/virtio_pci.ko force_legacy=1 && load-virtio virtio_blk virtio-rng"
                 : "load-virtio"
             #expect(try guest.shell("\(loads) && echo lo''aded").contains("loaded"))
             return guest
