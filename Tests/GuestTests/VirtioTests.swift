@@ -34,7 +34,8 @@ extension GuestTests {
             let sums = written.split(whereSeparator: \.isWhitespace).filter { $0.count == 32 }
             #expect(sums.count == 2)
             #expect(Set(sums).count == 1)
-            #expect(try sums.first.map(String.init) == checksum(File.bytes(disk, limit: 16 << 20)))
+            let onHost = try checksum(File.bytes(disk, limit: 16 << 20))
+            #expect(sums.first == onHost[...])
             // A file system on it, through the page cache: mount, fill, unmount, mount again.
             let tree = try guest.shell(
                 "mkfs.ext2 /dev/vda >/dev/null 2>&1; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt && cp /bin/busybox /mnt/ && umount /mnt && "
