@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 // What fcntl.h and unistd.h have under _GNU_SOURCE only, as the kernel numbers it.
-enum { CLINUX_SEEK_DATA = 3, CLINUX_SEEK_HOLE = 4 };
+enum { CLINUX_SEEK_DATA = 3, CLINUX_SEEK_HOLE = 4, CLINUX_RENAME_NOREPLACE = 1 };
 
 // The file's size stays; the range reads as zeros and takes no room.
 static inline int clinux_punch_hole(int fd, int64_t offset, int64_t count) {
@@ -66,7 +66,7 @@ static inline int clinux_name_file(const char *link, const char *path) {
 }
 // EEXIST when there is such a file already.
 static inline int clinux_rename_new(const char *from, const char *to) {
-    return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
+    return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, CLINUX_RENAME_NOREPLACE);
 }
 
 #endif
