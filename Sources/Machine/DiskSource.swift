@@ -33,4 +33,15 @@ public struct DiskSource: Hashable, Sendable {
             throw MachineError("disk \(error)")
         }
     }
+
+    /// Opens a CD or DVD image, which is only read.
+    public static func disc(_ path: String) throws(MachineError) -> DiskSource {
+        do throws(ImageError) {
+            let image = try ImageChain(ImageLocation(path: path, format: .raw), ImageOpening(isReadOnly: true)).assemble()
+            guard image.byteCount > 0 else { throw ImageError(.refused, path, "is empty: give an ISO image") }
+            return DiskSource(image)
+        } catch {
+            throw MachineError("cdrom \(error)")
+        }
+    }
 }

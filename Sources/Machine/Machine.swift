@@ -59,7 +59,7 @@ public final class Machine: Sendable {
         self.events = events
         board = try Board(
             clock: machineClock, requests: requests, terminal: terminal, map: map, memory: memory,
-            disks: configuration.disks, firmware: boot.firmwareOptions,
+            disks: configuration.disks, cdrom: configuration.cdrom, firmware: boot.firmwareOptions,
             processors: policy.features.contains(.apic)
                 ? .init(timeStampFrequency: policy.tscFrequencyHz, physicalAddressBits: policy.physicalAddressBits) : nil,
             debugExitPort: configuration.debugExitPort, onControl: { events.report(Event($0)) }, log: log)

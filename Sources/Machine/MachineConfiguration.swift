@@ -31,6 +31,9 @@ public struct MachineConfiguration: Hashable, Sendable {
     /// Whether firmware finds a port to write to what it does.
     public var logsFirmware = false
 
+    /// The disc in the CD-ROM drive; `nil` for a machine without a drive.
+    public var cdrom: DiskSource?
+
     /// vmd's limit.
     public static let mostDisks = 4
 
@@ -42,7 +45,7 @@ public struct MachineConfiguration: Hashable, Sendable {
     public init(
         kernel: BootSource, initrd: BootSource? = nil, modules: [BootModuleSource] = [], commandLine: String? = nil,
         memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil,
-        disks: [DiskSource] = []
+        disks: [DiskSource] = [], cdrom: DiskSource? = nil
     ) {
         self.kernel = kernel
         self.initrd = initrd
@@ -52,6 +55,7 @@ public struct MachineConfiguration: Hashable, Sendable {
         self.cpuModel = cpuModel
         self.debugExitPort = debugExitPort
         self.disks = disks
+        self.cdrom = cdrom
     }
 
     /// The same with paths, or with the host's firmware.
@@ -59,7 +63,7 @@ public struct MachineConfiguration: Hashable, Sendable {
     public init(
         kernel: String?, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
         memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil,
-        disks: [DiskSource] = []
+        disks: [DiskSource] = [], cdrom: DiskSource? = nil
     ) {
         self.kernel = kernel.map { .path($0) }
         self.initrd = initrd.map { .path($0) }
@@ -69,5 +73,6 @@ public struct MachineConfiguration: Hashable, Sendable {
         self.cpuModel = cpuModel
         self.debugExitPort = debugExitPort
         self.disks = disks
+        self.cdrom = cdrom
     }
 }

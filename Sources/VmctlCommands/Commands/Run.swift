@@ -12,7 +12,8 @@ struct Run: VmctlCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run a machine in the foreground, its serial console on this terminal.",
         usage: """
-            vmctl [-v] run [-b kernel|firmware] [-B device] [-d disk]... [--initrd file]
+            vmctl [-v] run [-b kernel|firmware] [-B device] [-d disk]... [-r iso]
+            \t[--initrd file]
             \t[--module file[,args]]... [--cmdline text] [-m size]
             \t[--engine auto|kvm|translator] [--cpu model] [--debug-exit port]
             """,
@@ -40,6 +41,9 @@ struct Run: VmctlCommand {
         name: .customShort("d"), parsing: .unconditionalSingleValue,
         help: ArgumentHelp("Disk image; up to \(MachineConfiguration.mostDisks).", valueName: "disk"))
     var disks: [String] = []
+
+    @Option(name: .customShort("r"), help: ArgumentHelp("CD or DVD image for the CD-ROM drive.", valueName: "iso"))
+    var cdrom: String?
 
     @Option(help: ArgumentHelp("Initial ramdisk.", valueName: "file"))
     var initrd: String?
@@ -89,7 +93,8 @@ struct Run: VmctlCommand {
         var configuration = MachineConfiguration(
             kernel: kernel, initrd: initrd, modules: module, commandLine: cmdline,
             memoryByteCount: OptionValues.round(memory, output.say), cpuModel: cpu, debugExitPort: debugExit,
-            disks: try disks.map { try DiskSource.open(ImageLocation($0)) })
+            disks: try disks.map { try DiskSource.open(ImageLocation($0)) },
+            cdrom: try cdrom.map { try DiskSource.disc($0) })
         configuration.bootDevice = bootDevice
         return Foreground.run(configuration, engine: engine, isVerbose: isVerbose)
     }
