@@ -28,12 +28,12 @@ public struct Conversion: Sendable {
     public var progress: @Sendable (_ done: UInt64, _ total: UInt64) -> Void = { _, _ in }
     /// Asked again and again: the conversion ends soon after it says yes.
     public var isCancelled: @Sendable () -> Bool = { false }
-    public var threadCount: Int
+    /// At most; `nil` for what suits the target and the host.
+    public var threadCount: Int?
     
     public init(_ target: Target, byteCount: UInt64) {
         self.target = target
         self.byteCount = byteCount
-        threadCount = ProcessorCount.usable
     }
 
     /// Writes the image to an empty file.
@@ -45,7 +45,9 @@ public struct Conversion: Sendable {
         let sink = try makeSink(file, fileName)
         let work = ConversionWork(self, source, sink, file.name)
         var threads: [PosixThread] = []
-        let count = max(1, min(threadCount, 16, work.pieceCount))
+        // Copies wait for one file's lock: two keep it busy. Compression takes what it gets, on a busy host too.
+        let suitable = sink.compresses ? max(4, ProcessorCount.usable) : min(2, ProcessorCount.usable)
+        let count = max(1, min(threadCount ?? suitable, 16, work.pieceCount))
         for _ in 1..<count {
             // The others do it without this one.
             if let thread = try? PosixThread("convert", work.run) { threads.append(thread) }

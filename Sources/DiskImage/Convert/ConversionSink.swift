@@ -5,6 +5,8 @@ import Synchronization
 protocol ConversionSink: AnyObject, Sendable {
     /// A multiple of what the format gives room in.
     var pieceByteCount: Int { get }
+    /// Whether a piece costs more thinking than waiting.
+    var compresses: Bool { get }
     /// - Parameter bytes: `nil` for zeros.
     func put(_ bytes: UnsafeRawBufferPointer?, at offset: UInt64, piece: Int) throws(ImageError)
     /// Another thread has failed: nobody is to wait for it.
@@ -15,6 +17,7 @@ protocol ConversionSink: AnyObject, Sendable {
 /// A disk that is written in any order.
 final class DiskSink: ConversionSink {
     let pieceByteCount = 2 << 20
+    let compresses = false
     private let image: any BlockImage
     private let block: Int
     private let close: @Sendable () throws(ImageError) -> Void
@@ -40,6 +43,7 @@ final class DiskSink: ConversionSink {
 /// A qcow2 image of compressed clusters: each thread compresses its own.
 final class CompressedSink: ConversionSink {
     let pieceByteCount: Int
+    let compresses = true
     private let image: QCOW2Image
     private let cluster: Int
 
@@ -54,7 +58,11 @@ final class CompressedSink: ConversionSink {
         var position = 0
         while position < bytes.count {
             let part = UnsafeRawBufferPointer(rebasing: bytes[position..<min(position + cluster, bytes.count)])
-            if !ZeroScan.isZero(part) { try image.writeCompressed(part, at: offset + UInt64(position)) }
+            if Compressibility.isHopeless(part) {
+                try image.write(part, at: offset + UInt64(position))
+            } else if !ZeroScan.isZero(part) {
+                try image.writeCompressed(part, at: offset + UInt64(position))
+            }
             position += cluster
         }
     }
@@ -73,6 +81,7 @@ final class StreamSink: ConversionSink, @unchecked Sendable {
     }
 
     let pieceByteCount = 16 * VMDKStreamWriter.grainByteCount
+    let compresses = true
     private let writer: VMDKStreamWriter
     private let turn = Monitor(Turn())
 

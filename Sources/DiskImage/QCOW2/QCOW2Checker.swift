@@ -105,20 +105,19 @@ struct QCOW2Checker: ~Copyable {
 
     private mutating func findSnapshots() throws(ImageError) {
         var distinct: [UInt64: (entries: UInt32, times: UInt32)] = [:]
-        var total: UInt64 = 0
+        let total = state.snapshots.reduce(0) { $0 + UInt64($1.l1Entries) * 8 }
+        guard total <= fileByteCount else {
+            result.errors += 1
+            result.note("the L1 tables of its snapshots overlap; they are not looked at")
+            return
+        }
         for snapshot in state.snapshots {
             guard count(snapshot.l1Offset, UInt64(snapshot.l1Entries) * 8, "the L1 table of snapshot \(snapshot.id)") else { continue }
             if let known = distinct[snapshot.l1Offset] {
                 distinct[snapshot.l1Offset] = (max(known.entries, snapshot.l1Entries), known.times + 1)
             } else {
                 distinct[snapshot.l1Offset] = (snapshot.l1Entries, 1)
-                total += UInt64(snapshot.l1Entries) * 8
             }
-        }
-        guard total <= fileByteCount else {
-            result.errors += 1
-            result.note("the L1 tables of its snapshots overlap; they are not looked at")
-            return
         }
         for (offset, table) in distinct.sorted(by: { $0.key < $1.key }) {
             let l1 = try QCOW2State.readNumbers(state.file, offset, UInt64(table.entries), "L1 table of a snapshot")
@@ -131,6 +130,9 @@ struct QCOW2Checker: ~Copyable {
         defer { buffer.deallocate() }
         guard let memory = buffer.baseAddress else { return }
         try state.readTable(buffer, at: table)
+        guard !counts.isFull else {
+            throw ImageError(.unsupported, state.file.name, "its clusters are spread too widely to be counted in 1 GiB of memory")
+        }
         let times = tables[table] ?? 1
         for index in 0..<(1 << geometry.l2Bits) {
             let entry = memory.entry(index, geometry)
@@ -201,13 +203,16 @@ struct QCOW2Checker: ~Copyable {
         var directory = [UInt8](repeating: 0, count: Int(bitmaps.directoryByteCount))
         _ = try directory.read(state.file, at: bitmaps.directoryOffset)
         var at = 0
+        var total: UInt64 = 0
         for _ in 0..<bitmaps.count {
             guard at + 24 <= directory.count else { return corruption("its bitmap directory is too short") }
             let table = directory.big64(at)
             let entries = UInt64(directory.big32(at + 8))
             let size = 24 + Int(directory.big32(at + 20)) + Int(directory.big16(at + 18))
             at += (size + 7) & ~7
-            guard entries * 8 <= fileByteCount, count(table, entries * 8, "a bitmap's table") else { continue }
+            total += entries * 8
+            guard total <= min(fileByteCount, QCOW2Limit.bitmapTablesByteCount) else { return corruption("the tables of its bitmaps are too large") }
+            guard count(table, entries * 8, "a bitmap's table") else { continue }
             for entry in try QCOW2State.readNumbers(state.file, table, entries, "bitmap's table") where entry & QCOW2Limit.offsetMask != 0 {
                 count(entry & QCOW2Limit.offsetMask, geometry.clusterSize, "a bitmap's cluster")
             }

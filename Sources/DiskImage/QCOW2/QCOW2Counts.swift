@@ -5,6 +5,10 @@ final class QCOW2Counts {
     private var lastIndex = UInt64.max
     private var last: UnsafeMutablePointer<UInt32>?
     private static let pageBits: UInt64 = 12
+    /// 1 GiB of memory.
+    private static let pageLimit = 1 << 16
+    /// Not everything was counted: what is referred to is spread so widely as no image is that was not made for it.
+    private(set) var isFull = false
 
     deinit { for page in pages.values { page.deallocate() } }
 
@@ -12,6 +16,10 @@ final class QCOW2Counts {
         if index == lastIndex, let last { return last }
         var page = pages[index]
         if page == nil, make {
+            guard pages.count < Self.pageLimit else {
+                isFull = true
+                return nil
+            }
             let new = UnsafeMutablePointer<UInt32>.allocate(capacity: 1 << Int(Self.pageBits))
             new.initialize(repeating: 0, count: 1 << Int(Self.pageBits))
             pages[index] = new

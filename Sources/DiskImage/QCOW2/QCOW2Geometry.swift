@@ -57,4 +57,6 @@ enum QCOW2Limit {
     static let offsetMask: UInt64 = 0x00FF_FFFF_FFFF_FE00
     static let bitmaps = 65535
     static let bitmapDirectoryByteCount: UInt64 = 64 << 20
+    /// Of all bitmaps together.
+    static let bitmapTablesByteCount: UInt64 = 256 << 20
 }

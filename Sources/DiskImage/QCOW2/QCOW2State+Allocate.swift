@@ -197,6 +197,31 @@ extension QCOW2State {
         return nil
     }
 
+    /// A table that is about to be changed in place is nothing else as well.
+    /// - Parameter l1Index: of an L2 table; `block`: of a refcount block.
+    func checkTable(_ offset: UInt64, l1Index: Int? = nil, block: Int? = nil) throws(ImageError) {
+        let size = geometry.clusterSize
+        func overlaps(_ start: UInt64, _ count: UInt64) -> Bool { start < offset &+ size && offset < start &+ count }
+        let isWrong =
+            overlaps(0, size) || overlaps(header.l1Offset, UInt64(map.l1.count) * 8)
+            || overlaps(header.refcountTableOffset, UInt64(header.refcountTableClusters) * size)
+            || header.snapshotsOffset != 0 && overlaps(header.snapshotsOffset, snapshotTableByteCount)
+            || snapshots.contains { overlaps($0.l1Offset, UInt64($0.l1Entries) * 8) }
+            || Self.contains(map.l1, offset, QCOW2Limit.offsetMask, except: l1Index)
+            || Self.contains(table, offset, Self.tableOffsetMask, except: block)
+        if isWrong {
+            let what = l1Index.map { "L2 table \($0)" } ?? "refcount block \(block ?? 0)"
+            throw corrupt("its \(what) at \(offset) lies in another table")
+        }
+    }
+
+    private static func contains(_ entries: [UInt64], _ offset: UInt64, _ mask: UInt64, except index: Int?) -> Bool {
+        entries.withUnsafeBufferPointer { entries in
+            for i in 0..<entries.count where entries[i] & mask == offset && i != index { return true }
+            return false
+        }
+    }
+
     /// Makes the filter anew for a file of so many clusters.
     func resetFilter(clusters: UInt64) {
         map.resetFilter(clusters: clusters)

@@ -53,14 +53,25 @@ extension QCOW2State {
         }
     }
 
+    /// The tables that the header leads to lie in places of their own: those that it names are written where they are.
+    private func checkPlaces() throws(ImageError) {
+        var places: [(start: UInt64, end: UInt64, what: String)] = [(0, geometry.clusterSize, "header")]
+        func add(_ offset: UInt64, _ byteCount: UInt64, _ what: String) {
+            if byteCount > 0 { places.append((offset, offset + byteCount, what)) }
+        }
+        add(header.l1Offset, UInt64(header.l1Entries) * 8, "L1 table")
+        add(header.refcountTableOffset, UInt64(header.refcountTableClusters) << UInt64(geometry.clusterBits), "refcount table")
+        add(header.snapshotsOffset, snapshotTableByteCount, "snapshot table")
+        places.sort { $0.start < $1.start }
+        for (first, second) in zip(places, places.dropFirst()) where second.start < first.end {
+            throw malformed("its \(first.what) and its \(second.what) overlap; open it for reading only")
+        }
+    }
+
     /// What opening for writing changes (qcow2.txt: autoclear features, the dirty bit).
     private func beginUse() throws(ImageError) {
-        // We keep no bitmap up to date, nor what we do not know.
-        if header.autoclear.rawValue != 0 {
-            header.autoclear = []
-            header.bitmaps = nil
-            try writeHeader()
-        }
+        try checkPlaces()
+        try checkWritable()
         guard header.incompatible.contains(.dirty) else { return }
         let result = try check(.all)
         guard result.corruptions == 0, result.errors == 0 else {

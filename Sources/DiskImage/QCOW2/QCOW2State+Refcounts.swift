@@ -62,6 +62,10 @@ extension QCOW2State {
         guard let slot = try refcountSlot(cluster) else {
             throw corrupt("cluster \(cluster) is used, but has no refcount")
         }
+        if refcounts.state(slot) == .clean, shadow == nil {
+            let block = blockIndex(cluster)
+            try checkTable(table[block] & Self.tableOffsetMask, block: block)
+        }
         let index = refcountIndex(cluster)
         let old = refcounts.memory(slot).refcount(index, geometry)
         let new: UInt64

@@ -53,6 +53,7 @@ extension QCOW2State {
         guard index < map.l1.count else { throw malformed("its L1 table is too small for its disk") }
         if map.l1[index] & QCOW2Entry.copied == 0 || map.l1[index] & QCOW2Limit.offsetMask == 0 { try makeL2(index) }
         guard let slot = try loadSlice(offset) else { throw malformed("it has no L2 table at \(offset)") }
+        if map.cache.state(slot) == .clean { try checkTable(map.l1[index] & QCOW2Limit.offsetMask, l1Index: index) }
         return slot
     }
 

@@ -70,7 +70,8 @@ extension QCOW2State {
         byteCount = header.byteCount
         try synchronize()
         headerIsUnsure = false
-        for range in released { try giveBack(range) }
+        // It is done: room that cannot be given back is no reason to say otherwise.
+        for range in released { try? giveBack(range) }
     }
 
     /// Back to the usual ways, with tables that are as the file has them.

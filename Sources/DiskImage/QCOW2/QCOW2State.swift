@@ -121,6 +121,17 @@ final class QCOW2State {
             throw malformed("is damaged and was marked so; check and repair it before writing to it")
         }
         if headerIsUnsure { try writeHeader() }
+        guard header.autoclear.rawValue != 0 else { return }
+        // We keep no bitmap up to date, nor what we do not know (qcow2.txt, "autoclear_features").
+        let old = header
+        header.autoclear = []
+        header.bitmaps = nil
+        do throws(ImageError) {
+            try writeHeader()
+        } catch {
+            header = old
+            throw error
+        }
     }
 
     /// Damage was found that a write would make worse: nothing is written from now on, here or by others.

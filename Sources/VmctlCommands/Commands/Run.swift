@@ -13,8 +13,7 @@ struct Run: VmctlCommand {
         abstract: "Run a machine in the foreground, its serial console on this terminal.",
         usage: """
             vmctl [-v] run [-b kernel|firmware] [-B device] [-d disk]... [-r iso]
-            \t[--initrd file]
-            \t[--module file[,args]]... [--cmdline text] [-m size]
+            \t[--initrd file] [--module file[,args]]... [--cmdline text] [-m size]
             \t[--engine auto|kvm|translator] [--cpu model] [--debug-exit port]
             """,
         discussion: """

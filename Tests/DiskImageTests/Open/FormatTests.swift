@@ -1,5 +1,6 @@
 import CLinux
 import DiskImage
+import DiskTestSupport
 import Glibc
 import Linux
 import Testing

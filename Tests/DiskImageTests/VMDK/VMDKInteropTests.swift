@@ -1,4 +1,5 @@
 import DiskImage
+import DiskTestSupport
 import Linux
 import TestSupport
 import Testing

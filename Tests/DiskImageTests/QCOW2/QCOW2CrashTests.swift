@@ -1,0 +1,188 @@
+import DiskImage
+import Glibc
+import Linux
+import TestSupport
+import Testing
+
+/// A crash of the host at any point, with any of the writes lost that were not flushed: the image is sound, and what was flushed is
+/// there.
+@Suite("qcow2: crashes and failing hosts") struct QCOW2CrashTests {
+    /// What was done between two points of the recording.
+    struct Step {
+        var start: Int
+        var end: Int
+        /// Bytes of the disk that may have changed; all, when `nil`.
+        var range: Range<Int>?
+        /// Everything before its end is on the medium then, and is this.
+        var flushed: [UInt8]?
+    }
+
+    @Test(arguments: 1...6) func `at every point of the writes the image is sound`(seed: UInt64) throws {
+        var random = SplitMix64(seed: seed)
+        let size = 512 * UInt64.random(in: 200...900, using: &random)
+        var options = QCOW2Options.random(byteCount: size, &random)
+        // Narrower ones cannot count three snapshots.
+        options.refcountBits = max(options.refcountBits, 8)
+        options.clusterSize = min(options.clusterSize, 16384)
+        options.extendedL2 = options.extendedL2 && options.clusterSize == 16384
+        let recorder = Recorder()
+        let steps = try work(options, recorder, &random)
+        let changes = recorder.changes
+        let first = steps[0].start
+        let stride = max(1, (changes.count - first) / 60)
+        for cut in Swift.stride(from: first, through: changes.count, by: stride) {
+            for loses in [false, true] {
+                let share = Int.random(in: 1...4, using: &random)
+                let file = try Recorder.replay(changes[..<cut]) { !loses || Int.random(in: 0..<share, using: &random) == 0 }
+                try look(file, cut, steps, options, "seed \(seed), cut \(cut) of \(changes.count), loses \(loses), \(options)", asksPeer: (cut / stride) % 20 == 0)
+            }
+        }
+    }
+
+    /// Everything that a disk does.
+    private func work(_ options: QCOW2Options, _ recorder: Recorder, _ random: inout SplitMix64) throws -> [Step] {
+        let file = try ImageFile.memory(recorder)
+        try QCOW2Image.create(file, options)
+        try file.synchronize()
+        let image = try QCOW2Image(file)
+        var model = DiskModel(byteCount: Int(options.byteCount))
+        var steps = [Step(start: recorder.count, end: recorder.count, range: 0..<0, flushed: model.bytes)]
+        var snapshots: [(name: String, bytes: [UInt8])] = []
+        for number in 0..<70 {
+            let start = recorder.count
+            var range: Range<Int>? = 0..<0
+            var flushed = false
+            switch UInt8.random(in: 0...19, using: &random) {
+            case 0...2:
+                try image.flush()
+                flushed = true
+            case 3 where snapshots.count < 3:
+                try image.createSnapshot(name: "s\(number)")
+                snapshots.append(("s\(number)", model.bytes))
+                flushed = true
+            case 4 where !snapshots.isEmpty:
+                let chosen = snapshots.remove(at: Int.random(in: 0..<snapshots.count, using: &random))
+                try image.deleteSnapshot(chosen.name)
+                flushed = true
+            case 5 where !snapshots.isEmpty:
+                let chosen = snapshots[Int.random(in: 0..<snapshots.count, using: &random)]
+                try image.applySnapshot(chosen.name)
+                model = DiskModel(bytes: chosen.bytes)
+                range = nil
+                flushed = true
+            case 6:
+                let cluster = options.clusterSize
+                let offset = UInt64.random(in: 0...(options.byteCount - 1) / cluster, using: &random) * cluster
+                let bytes = [UInt8](repeating: UInt8.random(in: 1...255, using: &random), count: Int(min(cluster, options.byteCount - offset)))
+                try bytes.withUnsafeBytes { try image.writeCompressed($0, at: offset) }
+                model.replace(Int(offset), bytes)
+                range = Int(offset)..<(Int(offset) + bytes.count)
+            case 7:
+                let offset = Int.random(in: 0..<model.bytes.count, using: &random)
+                let count = Int.random(in: 0...(model.bytes.count - offset), using: &random)
+                try image.discard(at: UInt64(offset), count: UInt64(count))
+                model.replace(offset, try image.bytes(at: UInt64(offset), count: count))
+                range = offset..<(offset + count)
+            default:
+                let offset = Int.random(in: 0..<model.bytes.count, using: &random)
+                let count = min(model.bytes.count - offset, 1 << Int.random(in: 0...15, using: &random))
+                let byte = UInt8.random(in: 0...255, using: &random)
+                if byte < 40 {
+                    try image.writeZeroes(at: UInt64(offset), count: UInt64(count), mayDiscard: byte < 20)
+                    model.fill(offset, count, 0)
+                } else {
+                    try image.put([UInt8](repeating: byte, count: count), at: UInt64(offset))
+                    model.fill(offset, count, byte)
+                }
+                range = offset..<(offset + count)
+            }
+            steps.append(Step(start: start, end: recorder.count, range: range, flushed: flushed ? model.bytes : nil))
+        }
+        #expect(DiskModel.difference(try DiskModel.contents(of: image), model.bytes) == nil)
+        let start = recorder.count
+        try image.close()
+        steps.append(Step(start: start, end: recorder.count, range: 0..<0, flushed: model.bytes))
+        return steps
+    }
+
+    private func look(
+        _ crashed: consuming FileDescriptor, _ cut: Int, _ steps: [Step], _ options: QCOW2Options, _ says: String, asksPeer: Bool
+    ) throws {
+        let file = ImageFile(owning: crashed, name: "crashed", isReadOnly: false)
+        if !options.lazyRefcounts {
+            let result = try QCOW2Image(file, for: .check).check()
+            try #require(result.corruptions == 0 && result.errors == 0, "\(says): \(result.messages)")
+        }
+        if asksPeer, Peer.hasQEMU, !options.lazyRefcounts {
+            let folder = try ScratchFolder()
+            try folder.write("crashed", try file.contents())
+            let result = try Peer.run(["qemu-img", "check", "-f", "qcow2", folder["crashed"]])
+            // 3 is leaks and nothing else.
+            try #require(result.status == 0 || result.status == 3, "\(says): \(result.output)")
+        }
+        let image = try QCOW2Image(file)
+        // What was flushed last, and what may have changed since.
+        guard let last = steps.lastIndex(where: { $0.flushed != nil && $0.end <= cut }), let expected = steps[last].flushed else { return }
+        var isOpen = [Bool](repeating: false, count: expected.count)
+        for step in steps[(last + 1)...] where step.start < cut {
+            guard let range = step.range else { return }
+            for i in range { isOpen[i] = true }
+        }
+        let found = try DiskModel.contents(of: image)
+        try #require(found.count == expected.count, Comment(rawValue: says))
+        let wrong = found.indices.first { !isOpen[$0] && found[$0] != expected[$0] }
+        try #require(wrong == nil, "\(says): byte \(wrong ?? 0) is \(found[wrong ?? 0]), not \(expected[wrong ?? 0])")
+        // And it goes on.
+        try image.put([1, 2, 3], at: 100)
+        try image.close()
+        let result = try image.check()
+        try #require(result.corruptions == 0 && result.errors == 0, "\(says): \(result.messages)")
+    }
+
+    @Test(arguments: 1...6) func `after calls that failed the image is sound and goes on`(seed: UInt64) throws {
+        var random = SplitMix64(seed: seed &+ 1000)
+        let size = 512 * UInt64.random(in: 200...2000, using: &random)
+        var options = QCOW2Options.random(byteCount: size, &random)
+        options.clusterSize = min(options.clusterSize, 4096)
+        options.extendedL2 = false
+        options.lazyRefcounts = false
+        if options.refcountBits == 1 { options.refcountBits = 2 }
+        let recorder = Recorder()
+        let file = try ImageFile.memory(recorder)
+        try QCOW2Image.create(file, options)
+        let image = try QCOW2Image(file)
+        var model = DiskModel(byteCount: Int(size))
+        var failed = 0
+        for number in 0..<80 {
+            recorder.fail(after: Int.random(in: 0...12, using: &random), with: [ENOSPC, EIO].randomElement(using: &random) ?? EIO, times: Int.random(in: 1...3, using: &random))
+            let offset = Int.random(in: 0..<model.bytes.count, using: &random)
+            let count = min(model.bytes.count - offset, 1 << Int.random(in: 0...14, using: &random))
+            do {
+                switch UInt8.random(in: 0...9, using: &random) {
+                case 0: try image.flush()
+                case 1:
+                    try image.createSnapshot(name: "s\(number)")
+                    try image.deleteSnapshot("s\(number)")
+                case 2:
+                    try image.writeZeroes(at: UInt64(offset), count: UInt64(count), mayDiscard: true)
+                    model.fill(offset, count, 0)
+                default:
+                    try image.put([UInt8](repeating: UInt8(number), count: count), at: UInt64(offset))
+                    model.fill(offset, count, UInt8(number))
+                }
+                recorder.heal()
+            } catch is ImageError {
+                failed += 1
+                recorder.heal()
+                // What the request was for is undefined, and only that.
+                model.replace(offset, try image.bytes(at: UInt64(offset), count: count))
+            }
+            try #require(DiskModel.difference(try DiskModel.contents(of: image), model.bytes) == nil, "seed \(seed), step \(number), \(options)")
+        }
+        #expect(failed > 10)
+        try image.close()
+        let result = try image.check()
+        #expect(result.corruptions == 0 && result.errors == 0, "seed \(seed): \(result.messages)")
+        #expect(DiskModel.difference(try DiskModel.contents(of: try QCOW2Image(file)), model.bytes) == nil)
+    }
+}
