@@ -17,10 +17,12 @@ VMD     := .build/release/vmd
 # What has to be there to build the product, and to make and test a guest.
 BUILD_PACKAGES := libseccomp-dev libzydis-dev zlib1g-dev libzstd-dev
 GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
-BENCH_PACKAGES := qemu-system-x86
+# What our images are compared with.
+IMAGE_PACKAGES := qemu-utils
+BENCH_PACKAGES := qemu-system-x86 $(IMAGE_PACKAGES)
 
 .DEFAULT_GOAL := help
-.PHONY: run test fuzz bench bench-daemon build setup guests guests32 multiboot control others install uninstall clean help
+.PHONY: run test fuzz bench bench-daemon bench-images build setup guests guests32 multiboot control others install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
@@ -28,6 +30,7 @@ help:
 	@echo 'make fuzz     random instructions, hostile guests and clients, SECONDS_TO_RUN=60'
 	@echo 'make bench    measure against qemu-system-x86_64 -accel tcg, side by side'
 	@echo 'make bench-daemon   what 100 idle machines cost'
+	@echo 'make bench-images   disk images against qemu-img'
 	@echo 'make build    build $(VMCTL) and $(VMD)'
 	@echo 'make setup    install the packages that are missing (apt-get; needs root)'
 	@echo 'make guests   fetch the kernels and make the initramfs: $(KERNEL), $(INITRD)'
@@ -130,21 +133,28 @@ run: build guests
 
 # Guest tests drive the release build, as users have it; unit tests run in a debug build, with all its checks.
 test: build guests
+	$(call need,$(IMAGE_PACKAGES))
 	SWIFT='$(SWIFT)' Tests/run
 
 # Random instructions on the CPU and on the translator, with new seeds, for so many seconds.
 SECONDS_TO_RUN ?= 60
 fuzz: build guests
-	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests|DaemonTests/Hostile"
+	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests|VMDKHostileTests|DaemonTests/Hostile"
 
 bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	$(call need,$(BENCH_PACKAGES))
 	Benchmarks/run
 	Benchmarks/daemon
+	Benchmarks/images
 
 # The daemon's part of it alone.
 bench-daemon: build control
 	Benchmarks/daemon
+
+# The disk images' part of it.
+bench-images: build
+	$(call need,$(IMAGE_PACKAGES))
+	Benchmarks/images
 
 # Files below PREFIX; systemd looks for its own there too when PREFIX is /usr or /usr/local.
 BINDIR  := $(DESTDIR)$(PREFIX)/bin

@@ -70,7 +70,9 @@ let package = Package(
             name: "sandbox-helper", dependencies: ["Linux"], path: "Tests/SandboxHelper", swiftSettings: common),
         .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: safe),
         .testTarget(name: "LinuxTests", dependencies: ["Linux", "sandbox-helper"], swiftSettings: common),
-        .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "Linux", "TestSupport"], swiftSettings: common),
+        // Folders of a test's own, and other programs to compare with.
+        .target(name: "DiskTestSupport", dependencies: ["Linux"], path: "Tests/DiskTestSupport", swiftSettings: common),
+        .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "Linux", "CLinux", "TestSupport", "DiskTestSupport"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
@@ -93,7 +95,10 @@ let package = Package(
             swiftSettings: common),
         .testTarget(
             name: "VmctlCommandsTests",
-            dependencies: ["VmctlCommands", "ControlProtocol", "Linux", "VMConfig", "TestSupport", "ControlTestSupport"],
+            dependencies: [
+                "VmctlCommands", "ControlProtocol", "DiskImage", "Linux", "VMConfig", "TestSupport", "ControlTestSupport",
+                "DiskTestSupport",
+            ],
             swiftSettings: common),
         .testTarget(
             name: "GuestTests", dependencies: ["Linux", "CLinux", "ControlProtocol", "TestSupport"], swiftSettings: common),

@@ -18,18 +18,22 @@ _vmctl_files() {
 
 _vmctl() {
     local vmctl=$1 cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
-    local commands='console load log pause reload reset run show start status stop unpause wait'
-    local socket=() command= operands=0 index word
+    local commands='console create export image load log pause reload reset rollback rollforward run show snapshot start'
+    commands+=' status stop unpause wait'
+    local socket=() command= verb= operands=0 index word
     COMPREPLY=()
 
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case $word in
-        -s) index=$((index + 1)) socket=(-s "${COMP_WORDS[index]}") ;;
+        # The size of a new image, or vmd's socket.
+        -s) index=$((index + 1)); [[ $command == create ]] || socket=(-s "${COMP_WORDS[index]}") ;;
+        --allow-base | --cluster-size | --compression | --refcount-bits) index=$((index + 1)) ;;
         -B | -b | -d | -i | -m | -n | -p | -r | -t | --initrd | --module | --cmdline | --engine | --cpu | --debug-exit)
             # `status -r` takes no value, and what has none in front of a command is none of ours.
             case $command:$word in
             status:-r | :*) ;;
+            rollforward:-* | snapshot:-d | image:-[!b]) ;;
             *) index=$((index + 1)) ;;
             esac ;;
         -*) ;;
@@ -42,12 +46,13 @@ _vmctl() {
                     [[ $command == show ]] && command=status
                 esac
             else
+                ((operands > 0)) || verb=$word
                 operands=$((operands + 1))
             fi ;;
         esac
     done
 
-    case $prev in -s) _vmctl_files; return ;; esac
+    case $command:$prev in create:-s) _vmctl_reply $'1G\n10G\n50G'; return ;; *:-s) _vmctl_files; return ;; esac
 
     if [[ -z $command ]]; then
         if [[ $cur == -* ]]; then _vmctl_reply $'-h\n-s\n-v\n--help'; else _vmctl_reply "${commands// /$'\n'}"$'\nhelp'; fi
@@ -61,12 +66,25 @@ _vmctl() {
     start:--engine | run:--engine) _vmctl_reply $'auto\nkvm\ntranslator'; return ;;
     start:--cpu | run:--cpu) _vmctl_reply $'host\nx86-64\nx86-64-v2\nx86-64-v3\nx86-64-v4'; return ;;
     start:-m | run:-m) _vmctl_reply $'128M\n256M\n512M\n1G\n2G\n4G'; return ;;
+    create:-b | create:-i | image:-b | *:--allow-base) _vmctl_files; return ;;
+    *:--cluster-size) _vmctl_reply $'4K\n64K\n1M\n2M'; return ;;
+    *:--compression) _vmctl_reply $'zlib\nzstd'; return ;;
+    *:--refcount-bits) _vmctl_reply $'1\n2\n4\n8\n16\n32\n64'; return ;;
+    export:-m) _vmctl_reply $'128M\n256M\n512M\n1G\n2G\n4G'; return ;;
+    export:-n) return ;;
     start:-i | start:-n | start:-p | start:--cmdline | run:--cmdline | run:--debug-exit) return ;;
     esac
 
     if [[ $cur == -* ]]; then
         local options=$'-h\n-s\n-v\n--help'
         case $command in
+        create) options=$'-b\n-c\n-h\n-i\n-s\n-v\n--allow-base\n--cluster-size\n--compression\n--help\n--refcount-bits' ;;
+        export) options=$'-c\n-h\n-m\n-n\n-v\n--allow-base\n--help' ;;
+        image) options=$'-b\n-c\n-h\n-j\n-k\n-l\n-u\n-v\n--allow-base\n--chain\n--cluster-size\n--compression\n--help'
+            options+=$'\n--refcount-bits\n--shrink' ;;
+        rollback) options=$'-h\n-v\n--allow-base\n--help' ;;
+        rollforward) options=$'-f\n-h\n-v\n--allow-base\n--help' ;;
+        snapshot) options=$'-d\n-h\n-j\n-v\n--allow-base\n--help' ;;
         run) options=$'-b\n-h\n-m\n-v\n--cmdline\n--cpu\n--debug-exit\n--engine\n--help\n--initrd\n--module' ;;
         start) options+=$'\n-B\n-b\n-c\n-d\n-i\n-L\n-m\n-n\n-p\n-r\n-t\n--cmdline\n--cpu\n--engine\n--initrd' ;;
         status) options+=$'\n-j\n-r' ;;
@@ -77,11 +95,24 @@ _vmctl() {
         return
     fi
 
+    case $command in
+    image | snapshot)
+        if ((operands > 0)); then
+            ((operands == 1)) || [[ $verb == convert ]] && _vmctl_files
+        elif [[ $command == image ]]; then
+            _vmctl_reply $'check\ncommit\nconvert\ninfo\nmap\nrebase\nrepair\nresize'
+        else
+            _vmctl_reply $'apply\ncreate\ndelete\nlist'
+        fi
+        return ;;
+    export) _vmctl_files; return ;;
+    esac
+
     ((operands == 0)) || return
     case $command in
     start | status) _vmctl_reply "$(_vmctl_machines "$vmctl" "${socket[@]}" status)" ;;
     console | pause | stop | unpause | wait) _vmctl_reply "$(_vmctl_machines "$vmctl" "${socket[@]}" status -r)" ;;
-    load) _vmctl_files ;;
+    create | load | rollback | rollforward) _vmctl_files ;;
     log) _vmctl_reply $'brief\nverbose' ;;
     reset) _vmctl_reply $'all\nswitches\nvms' ;;
     help) _vmctl_reply "${commands// /$'\n'}" ;;

@@ -12,7 +12,8 @@ end
 
 # The command's whole name; nothing while there is none.
 function __vmctl_command
-    set -l commands console help load log pause reload reset run show start status stop unpause wait
+    set -l commands console create export help image load log pause reload reset rollback rollforward run show snapshot start \
+        status stop unpause wait
     set -l words (commandline -opc)[2..-1]
     while set -q words[1]
         switch $words[1]
@@ -36,14 +37,20 @@ end
 complete -c vmctl -f
 complete -c vmctl -n 'not __vmctl_command | string length -q' -a '
     console\t"Attach this terminal to a machine"
+    create\t"Make a disk image"
+    export\t"Write disks as a machine of VMware"
     help\t"Describe a command"
+    image\t"Look at image files, and work on them"
     load\t"Add the machines of a further configuration"
     log\t"Set how much vmd logs"
     pause\t"Stop a machine until it is told to go on"
     reload\t"Read the configuration again"
     reset\t"Forget what was configured"
+    rollback\t"Go back to what the image below a disk holds"
+    rollforward\t"Undo the last rollback"
     run\t"Run a machine in the foreground"
     show\t"List machines"
+    snapshot\t"Keep what a disk holds, and come back to it"
     start\t"Start a machine"
     status\t"List machines"
     stop\t"Ask a machine to shut down"
@@ -51,11 +58,11 @@ complete -c vmctl -n 'not __vmctl_command | string length -q' -a '
     wait\t"Wait until a machine has ended"'
 complete -c vmctl -s h -l help -d 'Show help'
 complete -c vmctl -s v -d 'Say more'
-complete -c vmctl -n 'not __vmctl_is run' -s s -r -F -d 'Control socket of vmd'
+complete -c vmctl -n 'not __vmctl_is run create export image rollback rollforward snapshot' -s s -r -F -d 'Control socket of vmd'
 
 complete -c vmctl -n '__vmctl_is start status show' -a '(__vmctl_machines)'
 complete -c vmctl -n '__vmctl_is console pause stop unpause wait' -a '(__vmctl_machines -r)'
-complete -c vmctl -n '__vmctl_is load' -F
+complete -c vmctl -n '__vmctl_is load create export image rollback rollforward snapshot' -F
 complete -c vmctl -n '__vmctl_is log' -a 'brief verbose'
 complete -c vmctl -n '__vmctl_is reset' -a 'all switches vms'
 
@@ -83,3 +90,24 @@ complete -c vmctl -n '__vmctl_is stop' -s f -d 'At once'
 complete -c vmctl -n '__vmctl_is stop' -s w -d 'Wait until it has ended'
 complete -c vmctl -n '__vmctl_is status show' -s j -d 'As JSON'
 complete -c vmctl -n '__vmctl_is status show' -s r -d 'Only those that run'
+
+complete -c vmctl -n '__vmctl_is create export image rollback rollforward snapshot' -l allow-base -r -F -d 'What images may stand on'
+complete -c vmctl -n '__vmctl_is create' -s s -x -a '1G 10G 50G' -d 'Size of the disk'
+complete -c vmctl -n '__vmctl_is create image' -s b -r -F -d 'Base'
+complete -c vmctl -n '__vmctl_is create' -s i -r -F -d 'Image to copy'
+complete -c vmctl -n '__vmctl_is create export image' -s c -d 'Compress'
+complete -c vmctl -n '__vmctl_is create image' -l cluster-size -x -a '4K 64K 1M 2M' -d 'Size of clusters'
+complete -c vmctl -n '__vmctl_is create image' -l compression -x -a 'zlib zstd' -d 'Method'
+complete -c vmctl -n '__vmctl_is create image' -l refcount-bits -x -a '1 2 4 8 16 32 64' -d 'Width of refcounts'
+complete -c vmctl -n '__vmctl_is export' -s m -x -a '128M 256M 512M 1G 2G 4G' -d 'Memory'
+complete -c vmctl -n '__vmctl_is export' -s n -x -d 'Name of the machine'
+complete -c vmctl -n '__vmctl_is image' -a 'check commit convert info map rebase repair resize'
+complete -c vmctl -n '__vmctl_is image snapshot' -s j -d 'As JSON'
+complete -c vmctl -n '__vmctl_is image' -s k -d 'Keep what it has'
+complete -c vmctl -n '__vmctl_is image' -s l -d 'Leaks only'
+complete -c vmctl -n '__vmctl_is image' -s u -d 'Only the name'
+complete -c vmctl -n '__vmctl_is image' -l chain -d 'Also what it stands on'
+complete -c vmctl -n '__vmctl_is image' -l shrink -d 'Lose what lies behind the end'
+complete -c vmctl -n '__vmctl_is rollforward' -s f -d 'Lose what was written since'
+complete -c vmctl -n '__vmctl_is snapshot' -a 'apply create delete list'
+complete -c vmctl -n '__vmctl_is snapshot' -s d -d 'A derived image'

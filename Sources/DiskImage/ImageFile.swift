@@ -12,11 +12,15 @@ public final class ImageFile: Sendable {
     public let isReadOnly: Bool
     private let file: FileDescriptor
     let observer: (any FileObserver)?
+    private let synchronizes: Bool
 
     /// Takes over a descriptor that was opened for reading, and for writing unless `isReadOnly`.
+    /// - Parameter synchronizes: `false` for a new file that counts only once it is whole: nothing waits for the medium.
     public init(
-        owning descriptor: consuming FileDescriptor, name: String, isReadOnly: Bool, observer: (any FileObserver)? = nil
+        owning descriptor: consuming FileDescriptor, name: String, isReadOnly: Bool, synchronizes: Bool = true,
+        observer: (any FileObserver)? = nil
     ) {
+        self.synchronizes = synchronizes
         file = descriptor
         self.name = name
         self.isReadOnly = isReadOnly
@@ -76,6 +80,7 @@ public final class ImageFile: Sendable {
     /// Everything written is on the medium (fdatasync(2)).
     public func synchronize() throws(ImageError) {
         try observe(.synchronize)
+        guard synchronizes else { return }
         let number = file.raw
         try attempt("flush") { () throws(SystemError) in _ = try retrying("fdatasync") { fdatasync(number) } }
     }

@@ -62,7 +62,15 @@ static inline void clinux_file_identity(unsigned user, unsigned group) {
     syscall(SYS_setfsuid, user);
 }
 
-// A new name for a file that has none yet, or by which another is replaced; RENAME_NOREPLACE: EEXIST when it is there.
+// A file that has no name yet (O_TMPFILE, which fcntl.h has under _GNU_SOURCE only).
+static inline int clinux_open_nameless(const char *folder, unsigned mode) {
+    return open(folder, 020000000 | O_DIRECTORY | O_RDWR | O_CLOEXEC, mode);
+}
+// Gives it one; EEXIST when there is such a file.
+static inline int clinux_name_file(const char *link, const char *path) {
+    return linkat(AT_FDCWD, link, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
+}
+// EEXIST when there is such a file already.
 static inline int clinux_rename_new(const char *from, const char *to) {
     return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
 }

@@ -41,7 +41,7 @@ struct BaseFile {
         consuming func take() -> FileDescriptor { descriptor }
     }
 
-    func open(_ name: String) throws(ImageError) -> Found {
+    func open(_ name: String, forWriting: Bool = false) throws(ImageError) -> Found {
         // QEMU takes this prefix off.
         let path = name.hasPrefix("file:") && !name.hasPrefix("file:/" + "/") ? String(name.dropFirst(5)) : name
         guard !path.isEmpty, !path.utf8.contains(0) else { throw ImageError(.malformed, image, "the name of its base is empty") }
@@ -51,7 +51,7 @@ struct BaseFile {
         let parts = path.split(separator: "/", omittingEmptySubsequences: true)
         if !path.hasPrefix("/"), !parts.contains(".."), let found = try beneath(path) {
             guard let real = Self.path(of: found.raw) else { throw refusal(name, "cannot be found again") }
-            return Found(descriptor: try open(found, name, isAllowed: false), path: real)
+            return Found(descriptor: try open(found, name, isAllowed: false, forWriting), path: real)
         }
         let absolute = path.hasPrefix("/") ? path : folder + "/" + path
         guard let found = try? FileDescriptor(open: absolute, flags: CInt(CLINUX_O_PATH)), let real = Self.path(of: found.raw),
@@ -61,7 +61,7 @@ struct BaseFile {
             throw refusal(
                 name, "is outside of the image's folder, and \"allow base\" names no folder with it")
         }
-        return Found(descriptor: try open(found, name, isAllowed: true), path: real)
+        return Found(descriptor: try open(found, name, isAllowed: true, forWriting), path: real)
     }
 
     /// - Returns: `nil` when the way leads out of the folder.
@@ -110,7 +110,9 @@ struct BaseFile {
     }
 
     /// Opens what has been found, as the user who owns the image: root opens nothing for others that they may not read.
-    private func open(_ found: borrowing FileDescriptor, _ name: String, isAllowed: Bool) throws(ImageError) -> FileDescriptor {
+    private func open(
+        _ found: borrowing FileDescriptor, _ name: String, isAllowed: Bool, _ forWriting: Bool
+    ) throws(ImageError) -> FileDescriptor {
         var status = stat()
         guard fstat(found.raw, &status) == 0 else { throw refusal(name, "cannot be looked at") }
         let kind = status.st_mode & S_IFMT
@@ -123,7 +125,7 @@ struct BaseFile {
         }
         defer { if takesTurns { clinux_file_identity(geteuid(), getegid()) } }
         do {
-            return try FileDescriptor(open: "/proc/self/fd/\(found.raw)", flags: O_RDONLY | O_NONBLOCK | O_NOCTTY)
+            return try FileDescriptor(open: "/proc/self/fd/\(found.raw)", flags: (forWriting ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_NOCTTY)
         } catch where takesTurns && error.isPermission {
             throw refusal(name, "may not be read by \(UserDatabase.name(ofUser: owner)), whose image it is")
         } catch {

@@ -12,6 +12,8 @@ public struct ImageOpening: Hashable, Sendable {
     public var locks = true
     /// The bases too. Without them only the image itself is opened, and what it stands on is not looked at.
     public var opensBases = true
+    /// The image's own base may be written too: for `commit`.
+    public var writesBase = false
     /// Whether what is found out of its format may be written down with the file.
     public var keepsFormat = true
 
@@ -68,9 +70,10 @@ extension ImageChain {
             let format = try FormatNote.decide(file, path: name, stated: stated, keeps: opening.keepsFormat)
             members.append(Member(name: name, format: format, isReadOnly: isReadOnly))
             guard opening.opensBases, format == .qcow2, let backing = try QCOW2Header(reading: file).backing else { break }
-            let base = try BaseFile(of: number, name, allowed: opening.allowedBases).open(backing.name)
+            let base = try BaseFile(of: number, name, allowed: opening.allowedBases).open(
+                backing.name, forWriting: opening.writesBase && members.count == 1)
             stated = try backing.format.map { word throws(ImageError) in try Self.format(word, name) }
-            (name, isReadOnly) = (base.path, true)
+            (name, isReadOnly) = (base.path, !(opening.writesBase && members.count == 1))
             next = base.take()
         }
         self.init(members, descriptors)

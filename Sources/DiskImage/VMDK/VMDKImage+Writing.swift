@@ -103,11 +103,9 @@ extension VMDKImage {
                     little: UInt32(
                         truncatingIfNeeded: directory + header.directorySectors + table * VMDKHeader.tableSectors))
             }
-            try entries.withBytes { bytes throws(ImageError) in try file.write(bytes, at: directory * 512) }
+            try entries.write(file, at: directory * 512)
         }
-        try descriptor.bytes(padding: Int(header.descriptorSectors) * 512).withBytes { bytes throws(ImageError) in
-            try file.write(bytes, at: header.descriptorOffset * 512)
-        }
-        try header.bytes.withBytes { bytes throws(ImageError) in try file.write(bytes, at: 0) }
+        try descriptor.bytes(padding: Int(header.descriptorSectors) * 512).write(file, at: header.descriptorOffset * 512)
+        try header.bytes.write(file, at: 0)
     }
 }

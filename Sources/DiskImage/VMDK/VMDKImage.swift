@@ -47,13 +47,12 @@ public final class VMDKImage: BlockImage {
     private static func readHeader(_ file: ImageFile) throws(ImageError) -> (VMDKHeader, VMDKDescriptor) {
         let size = try file.byteCount()
         let sector = HeapBytes(count: VMDKHeader.byteCount)
-        guard try file.read(into: sector.bytes, at: 0) == VMDKHeader.byteCount else {
-            throw ImageError(.malformed, file.name, "too short for a VMDK image")
-        }
+        let count = try file.read(into: sector.bytes, at: 0)
         if sector.readable.prefix(21).elementsEqual("# Disk DescriptorFile".utf8) {
             throw ImageError(
                 .unsupported, file.name, "only describes a disk that lies in other files: convert it to an image of one file")
         }
+        guard count == VMDKHeader.byteCount else { throw ImageError(.malformed, file.name, "is too short for a VMDK image") }
         var header = try VMDKHeader(sector.readable, file.name)
         if header.directory == VMDKHeader.directoryAtEnd { header = try readFooter(file, size, header) }
         guard (header.descriptorOffset + header.descriptorSectors) * 512 <= size else {

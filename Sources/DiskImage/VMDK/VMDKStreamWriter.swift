@@ -30,7 +30,7 @@ final class VMDKStreamWriter {
         var start = header.bytes
         start += descriptor.bytes(padding: Int(header.descriptorSectors) * 512)
         start.pad(to: Int(header.overhead) * 512)
-        try start.withBytes { bytes throws(ImageError) in try file.write(bytes, at: 0) }
+        try start.write(file, at: 0)
     }
 
     /// What `append` takes.
@@ -84,7 +84,7 @@ final class VMDKStreamWriter {
             throw ImageError(.refused, file.name, "a VMDK file is full at 2 TB")
         }
         let offset = sector * 512
-        try bytes.withBytes { buffer throws(ImageError) in try file.write(buffer, at: offset) }
+        try bytes.write(file, at: offset)
         sector += UInt64(bytes.count / 512)
         return place
     }

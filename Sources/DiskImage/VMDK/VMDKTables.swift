@@ -70,7 +70,7 @@ struct VMDKTables: Sendable {
         for copy in [redundant, directory] where !copy.isEmpty && copy[table] != 0 {
             let offset = UInt64(copy[table]) * 512 + UInt64(index) * 4
             do throws(ImageError) {
-                try bytes.withBytes { buffer throws(ImageError) in try file.write(buffer, at: offset) }
+                try bytes.write(file, at: offset)
             } catch {
                 // What the file says now is not known.
                 slots[table % Self.slotCount] = nil
@@ -80,20 +80,5 @@ struct VMDKTables: Sendable {
         if let slot = slots[table % Self.slotCount], slot.table == table {
             slots[table % Self.slotCount]?.entries.replaceSubrange(index..<index + entries.count, with: entries)
         }
-    }
-}
-
-extension [UInt8] {
-    /// As `withUnsafeBytes`, with errors that keep their type.
-    func withBytes(_ body: (UnsafeRawBufferPointer) throws(ImageError) -> Void) throws(ImageError) {
-        let failure = withUnsafeBytes { bytes -> ImageError? in
-            do throws(ImageError) {
-                try body(bytes)
-                return nil
-            } catch {
-                return error
-            }
-        }
-        if let failure { throw failure }
     }
 }

@@ -6,8 +6,13 @@ import ArgumentParser
 /// of arguments knows neither.
 struct CommandWord {
     static let commands: [any VmctlCommand.Type] = [
-        AttachConsole.self, Load.self, Log.self, Pause.self, Reload.self, Reset.self, Run.self, Start.self, Status.self,
-        Stop.self, Unpause.self, Wait.self,
+        AttachConsole.self, Create.self, Export.self, Image.self, Load.self, Log.self, Pause.self, Reload.self, Reset.self,
+        RollBack.self, RollForward.self, Run.self, Snapshot.self, Start.self, Status.self, Stop.self, Unpause.self, Wait.self,
+    ]
+
+    /// Those that ask no daemon.
+    private static let local: [any VmctlCommand.Type] = [
+        Create.self, Export.self, Image.self, RollBack.self, RollForward.self, Run.self, Snapshot.self,
     ]
 
     /// Another name of a command.
@@ -43,8 +48,7 @@ struct CommandWord {
         guard let word = rest.popFirst() else { throw WrongUsage("no command given: `vmctl --help` lists them") }
         if word == "help" { return .help(try rest.first.map { word throws(WrongUsage) in try find(word) }) }
         let command = try find(word)
-        // A machine in the foreground has no daemon.
-        return .command(command, (command == Run.self ? [] : socket) + verbose + rest)
+        return .command(command, (local.contains { $0 == command } ? [] : socket) + verbose + rest)
     }
 
     /// The command that a word is, or is the beginning of.

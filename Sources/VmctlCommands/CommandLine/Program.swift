@@ -1,5 +1,6 @@
 import ArgumentParser
 import ControlProtocol
+import DiskImage
 import Machine
 
 /// vmctl from its arguments to its exit status.
@@ -30,6 +31,11 @@ public enum Program {
                 return try command.perform(output)
             } catch let error as Failure {
                 output.say(error.text)
+            } catch let error as ImageError {
+                output.say("\(error)")
+            } catch let error as Interrupted {
+                output.say("interrupted")
+                return 128 + error.signal
             } catch let error as ControlError {
                 // Each command says in its own words what was refused; what is left is the daemon's absence.
                 if case .refused(_, let text) = error { output.say("command failed: \(text)") } else { output.say("\(error)") }

@@ -1,3 +1,4 @@
+import Glibc
 import Linux
 import Machine
 
@@ -7,6 +8,10 @@ struct Output: Sendable {
     var print: @Sendable (String) throws(Failure) -> Void
     /// To standard error, as it is: what a person is told.
     var error: @Sendable (String) -> Void
+    /// Whether somebody watches who wants to see how far long work is.
+    var showsProgress = false
+    /// Begins to watch for signals that end a command; what it returns says which has come.
+    var watchSignals: @Sendable () -> (@Sendable () -> CInt?) = { { nil } }
 
     /// One line of standard error.
     func say(_ text: String) { finish("vmctl: \(text)") }
@@ -22,5 +27,22 @@ struct Output: Sendable {
                 throw Failure("standard output: \(error.reason)")
             }
         },
-        error: { UserTerminal.write($0) })
+        error: { UserTerminal.write($0) },
+        showsProgress: Terminal.isTerminal(2),
+        watchSignals: {
+            guard let signals = try? SignalWatch() else { return { nil } }
+            return { signals.next }
+        })
+}
+
+/// The signals that end a command, as values.
+private final class SignalWatch: Sendable {
+    private let descriptor: SignalDescriptor
+    init() throws(SystemError) { descriptor = try SignalDescriptor([SIGINT, SIGTERM, SIGHUP]) }
+    var next: CInt? { SignalDescriptor.next(in: descriptor.raw) }
+}
+
+/// A signal has ended the command.
+struct Interrupted: Error, Hashable {
+    let signal: CInt
 }
