@@ -288,10 +288,17 @@ final class ConsoleStream {
     }
 
     func read(until wanted: String) throws {
+        let deadline = Clock.seconds() + Paths.patience
         while !text.contains(wanted) {
+            guard Clock.seconds() < deadline else { throw GuestFailure(description: "console goes on behind \(text.suffix(300))") }
             guard try readMore() else { throw GuestFailure(description: "console ended behind \(text.suffix(300))") }
         }
     }
 
-    func readToEnd() throws { while try readMore() {} }
+    func readToEnd() throws {
+        let deadline = Clock.seconds() + Paths.patience
+        while try readMore() {
+            guard Clock.seconds() < deadline else { throw GuestFailure(description: "console does not end behind \(text.suffix(300))") }
+        }
+    }
 }
