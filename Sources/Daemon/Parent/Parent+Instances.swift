@@ -33,19 +33,15 @@ extension Parent {
                 throw Refusal(.permission, "instances of \(template) may not set \(option.rawValue): `allow instance` lists what they may")
             }
         }
-        var made = MachinePlan(name: name, owner: ResolvedOwner(uid: peer.uid))
-        made.kernel = plan.kernel
-        made.initrd = plan.initrd
-        made.commandLine = plan.commandLine
-        made.memory = plan.memory
-        made.cpus = plan.cpus
-        made.engine = plan.engine
-        made.cpuModel = plan.cpuModel
-        made.hasCDROM = plan.hasCDROM
-        made.interfaceCount = plan.interfaceCount
-        if plan.instances.options.contains(.instance) {
-            made.instances = plan.instances
-            made.instanceOwner = plan.instanceOwner
+        // As `MachineDefinition.makeInstance` has it for those of a file: all is the template's but name, disks and owner.
+        var made = plan
+        made.name = name
+        made.owner = ResolvedOwner(uid: peer.uid)
+        made.source = nil
+        made.diskCount = 0
+        if !plan.instances.options.contains(.instance) {
+            made.instances = InstanceAllowance()
+            made.instanceOwner = nil
         }
         try made.apply(request)
         return (table.add(made, isConfigured: false), made)
