@@ -120,12 +120,12 @@ extension Parent {
         case .paused:
             process.isPaused = true
             log.info("vm \(record.name): paused")
-            for client in process.pausers { reply(client, .done) }
+            for client in process.pausers { reply(client, .machine(status(of: record))) }
             process.pausers = []
         case .unpaused:
             process.isPaused = false
             log.info("vm \(record.name): unpaused")
-            for client in process.unpausers { reply(client, .done) }
+            for client in process.unpausers { reply(client, .machine(status(of: record))) }
             process.unpausers = []
         case .shutDownAsked(let means): noteStopping(record, process, means)
         case .shutDownTimedOut(let text):
