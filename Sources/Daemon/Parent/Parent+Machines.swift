@@ -61,11 +61,13 @@ extension Parent {
     /// Ends the process, by SIGTERM and after a while by SIGKILL, or by that at once.
     func kill(_ record: MachineRecord, isForced: Bool) {
         guard let process = record.process else { return }
+        // Who asks again and again makes no more deadlines.
+        let isKilledAlready = process.isKilled
         process.isStopping = true
         process.isKilled = true
         monitor.send(.kill(run: process.run, isForced: isForced), descriptors: [])
         noteStopping(record, process, .killed)
-        guard !isForced else { return }
+        guard !isForced, !isKilledAlready else { return }
         let run = process.run
         deadlines.schedule(after: Self.killNanoseconds) { [unowned self] in
             guard table.find(run: run) != nil else { return }

@@ -48,12 +48,13 @@ extension Parent {
             process.waiters.append(client)
         case .pause(let machine):
             let (record, process) = try running(machine, peer)
-            guard !process.isPaused else { return reply(client, .machine(status(of: record))) }
+            // An unpause may be on its way, whose answer comes before this one's.
+            guard !process.isPaused || !process.unpausers.isEmpty else { return reply(client, .machine(status(of: record))) }
             process.pausers.append(client)
             tell(process, .pause)
         case .unpause(let machine):
             let (record, process) = try running(machine, peer)
-            guard process.isPaused else { return reply(client, .machine(status(of: record))) }
+            guard process.isPaused || !process.pausers.isEmpty else { return reply(client, .machine(status(of: record))) }
             process.unpausers.append(client)
             tell(process, .unpause)
         case .console(let machine):
