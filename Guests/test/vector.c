@@ -1,6 +1,6 @@
 // SSE, AVX and what came with them: results against constants, faults in the middle, and registers that must
 // survive other processes.
-#include "check.h"
+#include "closed_page.h"
 #include <immintrin.h>
 #include <sched.h>
 
@@ -142,18 +142,10 @@ TEST(masked_moves_near_a_guard_page)
 }
 
 // A gather that faults keeps the elements it has and clears their mask bits; run again, it goes on.
-static uint8_t *opened;
-static int opens;
-static void open_page(int signal, siginfo_t *info, void *context)
+WITH("avx2") static void gather(int32_t *cells, int round)
 {
-    (void)signal, (void)info, (void)context;
-    EQUAL((uintptr_t)info->si_addr & ~(uintptr_t)(PAGE - 1), opened);
-    opens++;
-    mprotect(opened, PAGE, PROT_READ | PROT_WRITE);
-}
-WITH("avx2") static void gather(uint8_t *base)
-{
-    int32_t *cells = (int32_t *)base, got[8];
+    (void)round;
+    int32_t got[8];
     _mm256_storeu_si256((__m256i *)got, _mm256_i32gather_epi32(cells, _mm256_setr_epi32(0, 1, 2, 1023, 1024, 1500, 3, 2047), 4));
     static const int32_t expected[] = {0, 1, 2, 1023, 1024, 1500, 3, 2047};
     for (int i = 0; i < 8; i++) CHECK(got[i] == expected[i] * 3, "element %d is %d", i, got[i]);
@@ -161,15 +153,7 @@ WITH("avx2") static void gather(uint8_t *base)
 TEST(gather_with_a_fault)
 {
     NEEDS("avx2");
-    handle(SIGSEGV, open_page, 0);
-    uint8_t *base = pages(2, PROT_READ | PROT_WRITE);
-    for (int i = 0; i < 2048; i++) ((int32_t *)base)[i] = i * 3;
-    opened = base + PAGE;
-    for (int i = 1; i <= 20; i++) {
-        mprotect(opened, PAGE, PROT_NONE);
-        gather(base);
-        EQUAL(opens, i);
-    }
+    with_closed_page(gather);
 }
 
 WITH("bmi,bmi2,lzcnt,popcnt") static void bits(void)

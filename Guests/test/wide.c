@@ -1,5 +1,5 @@
 // AVX-512: registers that must survive other processes and signals, and masks that keep elements from faulting.
-#include "check.h"
+#include "closed_page.h"
 #include <immintrin.h>
 #include <sched.h>
 
@@ -121,20 +121,11 @@ TEST(wide_masked_moves_near_a_guard_page)
 }
 
 // Fault in the middle, and go on when the page is there.
-static uint8_t *opened;
-static int opens;
-static void open_page(int signal, siginfo_t *info, void *context)
-{
-    (void)signal, (void)context;
-    EQUAL((uintptr_t)info->si_addr & ~(uintptr_t)(PAGE - 1), opened);
-    opens++;
-    mprotect(opened, PAGE, PROT_READ | PROT_WRITE);
-}
-WIDE static void gather_and_scatter(int32_t *cells, int which)
+WIDE static void gather_and_scatter(int32_t *cells, int round)
 {
     int32_t got[16];
     __m512i index = _mm512_setr_epi32(0, 1, 2, 1023, 1024, 1500, 3, 2047, 4, 5, 1025, 6, 7, 8, 9, 2046);
-    if (which) {
+    if (round % 2) {
         _mm512_i32scatter_epi32(cells, index, _mm512_mullo_epi32(index, _mm512_set1_epi32(3)), 4);
     } else {
         _mm512_storeu_si512(got, _mm512_i32gather_epi32(index, cells, 4));
@@ -144,14 +135,6 @@ WIDE static void gather_and_scatter(int32_t *cells, int which)
 TEST(wide_gather_and_scatter_with_a_fault)
 {
     NEEDS("avx512bw");
-    handle(SIGSEGV, open_page, 0);
-    uint8_t *base = pages(2, PROT_READ | PROT_WRITE);
-    for (int i = 0; i < 2048; i++) ((int32_t *)base)[i] = i * 3;
-    opened = base + PAGE;
-    for (int i = 1; i <= 20; i++) {
-        mprotect(opened, PAGE, PROT_NONE);
-        gather_and_scatter((int32_t *)base, i % 2);
-        EQUAL(opens, i);
-    }
-    for (int i = 0; i < 2048; i++) EQUAL(((int32_t *)base)[i], i * 3);
+    const int32_t *cells = with_closed_page(gather_and_scatter);
+    for (int i = 0; i < 2048; i++) EQUAL(cells[i], i * 3);
 }

@@ -42,20 +42,14 @@ public protocol WireValue {
     init(from reader: inout MessageReader) throws(MalformedMessage)
 }
 
-extension UInt8: WireValue {
+extension WireValue where Self: FixedWidthInteger & UnsignedInteger {
     public func write(to writer: inout MessageWriter) { writer.put(self) }
     public init(from reader: inout MessageReader) throws(MalformedMessage) { self = try reader.number() }
 }
 
-extension UInt32: WireValue {
-    public func write(to writer: inout MessageWriter) { writer.put(self) }
-    public init(from reader: inout MessageReader) throws(MalformedMessage) { self = try reader.number() }
-}
-
-extension UInt64: WireValue {
-    public func write(to writer: inout MessageWriter) { writer.put(self) }
-    public init(from reader: inout MessageReader) throws(MalformedMessage) { self = try reader.number() }
-}
+extension UInt8: WireValue {}
+extension UInt32: WireValue {}
+extension UInt64: WireValue {}
 
 extension Bool: WireValue {
     public func write(to writer: inout MessageWriter) { writer.put(self) }

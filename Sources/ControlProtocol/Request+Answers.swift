@@ -9,9 +9,9 @@ extension Request {
         case (.stop, .stopping), (.stop, .ended), (.stop, .end): true
         case (.wait, .ended): true
         case (.console, .console): true
-        case (.pause, .done), (.unpause, .done), (.sendBreak, .done), (.load, .done), (.reload, .done), (.reset, .done),
-            (.log, .done):
-            true
+        // How it is then, and which one it was: a name may be another machine's by the time of the next request.
+        case (.pause, .machine), (.unpause, .machine): true
+        case (.sendBreak, .done), (.load, .done), (.reload, .done), (.reset, .done), (.log, .done): true
         default: false
         }
     }

@@ -121,13 +121,15 @@ package final class TranslatorCPU: @unchecked Sendable {
         wideLayout = WideLayout(policy)
         hasHugePages = wiring.policy.features.contains(.pdpe1gb)
         let code = try CodeMemory(byteCount: codeByteCount)
-        thunks = .allocate(capacity: 1)
-        thunks.initialize(
-            to: Thunks(
-                in: code, vectors: vectorExtent, hasBMI2: hasBMI2, memoryHelper: MemoryHelpers.accessAddress,
-                bounceHelper: MemoryHelpers.finishAddress, systemHelper: MemoryHelpers.systemAddress))
-        cache = try CodeCache(memory: code, thunkByteCount: thunks.pointee.end, ramByteCount: wiring.memory.byteCount)
+        let shared = Thunks(
+            in: code, vectors: vectorExtent, hasBMI2: hasBMI2, memoryHelper: MemoryHelpers.accessAddress,
+            bounceHelper: MemoryHelpers.finishAddress, systemHelper: MemoryHelpers.systemAddress)
+        cache = try CodeCache(memory: code, thunkByteCount: shared.end, ramByteCount: wiring.memory.byteCount)
         crossings = try Crossings(cache: cache, ramByteCount: wiring.memory.byteCount)
+        returnStack = try ReturnStack(miss: code.executableBase + UInt64(shared.neverHit))
+        // Nothing throws from here on: `deinit`, which frees these, does not run for a CPU that was never whole.
+        thunks = .allocate(capacity: 1)
+        thunks.initialize(to: shared)
         work = BlockWorkspace()
         straddleBuffer = .allocate(byteCount: 64, alignment: 16)
         xsaveArea = .allocate(byteCount: 4096, alignment: 64)
@@ -136,7 +138,6 @@ package final class TranslatorCPU: @unchecked Sendable {
         x87Image = .allocate(byteCount: 1024, alignment: 64)
         memset(x87Image, 0, 1024)
         systemPool = SystemPool(segmentCount: cache.segmentCount)
-        returnStack = try ReturnStack(miss: code.executableBase + UInt64(thunks.pointee.neverHit))
         // FCW as FNINIT leaves it.
         x87Image.storeBytes(of: 0x37F, as: UInt16.self)
         tlb = TLBState(

@@ -17,7 +17,7 @@ extension MachineDefinition {
     ///
     /// - Parameter template: the template's name, where it was written.
     /// - Returns: the instance, and sentences on what it must not say. Whether its maker may say what he says is not
-    ///   checked: compare `MachineOptions.instanceOptions` with `instances.options`.
+    ///   checked: who is asked to make one while running compares it with `instances.options`.
     public func makeInstance(
         named name: Located<String>, template: Located<String>, _ options: MachineOptions
     ) -> (instance: MachineDefinition, problems: [Located<String>]) {

@@ -79,7 +79,7 @@ import VMM
         let (pair, bus) = makePair()
         for line in [3, 15, 8, 1] as [UInt8] { pair.setLine(line, true) }
         var order: [UInt8] = []
-        while pair.isPending {
+        while pair.isPending, order.count < 10 {
             let vector = pair.acknowledge()
             order.append(vector - 0x30)
             if vector >= 0x38 { bus.write(0xA0, .byte, 0x20) }

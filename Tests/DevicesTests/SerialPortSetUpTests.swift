@@ -47,7 +47,7 @@ private final class WaitingTerminal: SerialTerminal {
 
     private func readAll() -> [UInt8] {
         var bytes: [UInt8] = []
-        while port.readByte(5) & 1 != 0 { bytes.append(port.readByte(0)) }
+        while port.readByte(5) & 1 != 0, bytes.count < 100 { bytes.append(port.readByte(0)) }
         return bytes
     }
 

@@ -305,14 +305,16 @@ import VMM
         bench.open()
         var read: [UInt8] = []
         var idle = 0
-        while idle < 3 {
+        var rounds = 0
+        while idle < 3, rounds < text.count {
             guard bench.lines.level(4) else {
                 idle += 1
                 continue
             }
             // As an interrupt handler does it: until nothing is left.
-            while bench.bus.read(0x3FA, .byte) & 1 == 0 {
-                while bench.bus.read(0x3FD, .byte) & 1 != 0 { read.append(UInt8(bench.bus.read(0x3F8, .byte))) }
+            while bench.bus.read(0x3FA, .byte) & 1 == 0, rounds < text.count {
+                rounds += 1
+                while bench.bus.read(0x3FD, .byte) & 1 != 0, read.count <= text.count { read.append(UInt8(bench.bus.read(0x3F8, .byte))) }
             }
         }
         #expect(read == text)

@@ -192,9 +192,9 @@ import VMM
         let cpu = guest.cpu
         let rounds = 300
         let asked = Atomic<Int>(0)
-        try withThread {
+        try withThread { isOver in
             for round in 1...rounds {
-                while asked.load(ordering: .sequentiallyConsistent) < round { sched_yield() }
+                while asked.load(ordering: .sequentiallyConsistent) < round, !isOver() { sched_yield() }
                 // Lands before, in and after the entry.
                 for _ in 0..<(round % 50) * 40 { _ = asked.load(ordering: .relaxed) }
                 cpu.stop()
@@ -218,11 +218,11 @@ import VMM
         let taken = Atomic<Int>(0)
         let rounds = 300
         guest.port.onWrite { _ in taken.add(1, ordering: .sequentiallyConsistent) }
-        try withThread {
+        try withThread { isOver in
             for round in 1...rounds {
                 interrupts.raise()
                 cpu.interruptRequested()
-                while taken.load(ordering: .sequentiallyConsistent) < round { sched_yield() }
+                while taken.load(ordering: .sequentiallyConsistent) < round, !isOver() { sched_yield() }
             }
             cpu.stop()
         } during: {
@@ -253,20 +253,27 @@ import VMM
 }
 
 /// Runs `body` on a thread of its own while `work` runs on this one, and waits for both.
-func withThread(_ body: @escaping @Sendable () -> Void, during work: () throws -> Void) throws {
+/// - Parameter body: gets a function that says whether the work is over, for whatever it waits for.
+func withThread(_ body: @escaping @Sendable (_ isOver: () -> Bool) -> Void, during work: () throws -> Void) throws {
     final class Box: Sendable {
-        let body: @Sendable () -> Void
-        init(_ body: @escaping @Sendable () -> Void) { self.body = body }
+        let isOver = Atomic(false)
+        let body: @Sendable (_ isOver: () -> Bool) -> Void
+        init(_ body: @escaping @Sendable (_ isOver: () -> Bool) -> Void) { self.body = body }
+        func run() { body { isOver.load(ordering: .sequentiallyConsistent) } }
     }
     var thread = pthread_t()
-    let box = Unmanaged.passRetained(Box(body))
+    let shared = Box(body)
+    let box = Unmanaged.passRetained(shared)
     let result = pthread_create(
         &thread, nil,
         { argument in
-            if let argument { Unmanaged<Box>.fromOpaque(argument).takeRetainedValue().body() }
+            if let argument { Unmanaged<Box>.fromOpaque(argument).takeRetainedValue().run() }
             return nil
         }, box.toOpaque())
     try #require(result == 0)
-    defer { pthread_join(thread, nil) }
+    defer {
+        shared.isOver.store(true, ordering: .sequentiallyConsistent)
+        pthread_join(thread, nil)
+    }
     try work()
 }

@@ -125,6 +125,7 @@ import Testing
         var text = ""
         let wanted = steps.contains("enter") ? ["holds", "entered"] : ["holds"]
         while !wanted.allSatisfy({ text.contains($0) }) {
+            try #require(try Stream.wait(for: ends[0], .readable, timeoutMilliseconds: 30_000), "\(text)")
             let bytes = try Stream.read(ends[0], limit: 1000)
             try #require(!bytes.isEmpty, "\(text)")
             text += String(decoding: bytes, as: UTF8.self)

@@ -109,7 +109,12 @@ import Testing
         let bytes = (0...255).map { UInt8($0) }
         try Stream.writeAll(terminal.master.raw, bytes)
         var got: [UInt8] = []
-        while got.count < 256 { got += try Stream.read(reader.raw, limit: 256) }
+        while got.count < 256 {
+            try #require(try Stream.wait(for: reader.raw, .readable, timeoutMilliseconds: 30_000))
+            let more = try Stream.read(reader.raw, limit: 256)
+            try #require(!more.isEmpty)
+            got += more
+        }
         #expect(got == bytes)
         #expect(throws: SystemError("read", errno: EAGAIN)) { _ = try Stream.read(terminal.master.raw, limit: 10) }
     }

@@ -22,11 +22,11 @@ private func pipeEnds() throws -> (read: CInt, write: CInt) {
     return (ends[0], ends[1])
 }
 
-/// Reads until so many bytes came, or the end.
+/// Reads until so many bytes came, or the end, or nothing more for long.
 private func readAll(_ descriptor: CInt, count: Int = .max) -> [UInt8] {
     var result: [UInt8] = []
-    while result.count < count, let bytes = try? Stream.read(descriptor, limit: min(65536, count - result.count)),
-        !bytes.isEmpty
+    while result.count < count, (try? Stream.wait(for: descriptor, .readable, timeoutMilliseconds: 30_000)) == true,
+        let bytes = try? Stream.read(descriptor, limit: min(65536, count - result.count)), !bytes.isEmpty
     {
         result += bytes
     }
@@ -83,9 +83,14 @@ private let echo: @Sendable (FakeCPU) throws -> Exit = { cpu in
             status.broadcast()
         }
 
-        /// Waits for the end.
+        /// Waits for the end; `nil` when it does not come.
         func wait() -> CInt? {
-            let value = status.withLock(waitingWhile: { $0 == nil }) { $0 }
+            let value = status.withLock(waitingWhile: { $0 == nil }, until: SystemTime.monotonic() + 30_000_000_000) { $0 }
+            // A thread that has not ended stays behind: the test fails, and the run goes on.
+            guard value != nil else {
+                thread.withLock { $0.take() }?.detach()
+                return nil
+            }
             thread.withLock { thread in
                 thread?.join()
                 thread = nil
@@ -205,7 +210,7 @@ private let echo: @Sendable (FakeCPU) throws -> Exit = { cpu in
         let count = Mutex(0)
         let session = try start(input: input, output: output) { cpu in
             cpu.openSerial()
-            while true {
+            while !cpu.isStopRequested.load(ordering: .relaxed) {
                 guard let byte = cpu.readSerial() else {
                     sched_yield()
                     continue

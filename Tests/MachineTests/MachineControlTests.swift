@@ -1,6 +1,7 @@
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 import VMM
 
@@ -45,7 +46,7 @@ import VMM
         usleep(20_000)
         #expect(turns.value.load(ordering: .relaxed) == before)
         #expect(running.pause(false) == true)
-        while turns.value.load(ordering: .relaxed) == before { sched_yield() }
+        #expect(waitUntil { turns.value.load(ordering: .relaxed) != before })
         running.machine.requestStop()
         #expect(running.end() == .stopped)
     }
@@ -94,7 +95,7 @@ import VMM
             if cpu.wiring.interrupts.isPending { return .failure("tick") }
             return .halt(interruptsEnabled: true)
         }
-        while scripts.value.load(ordering: .relaxed) == 0 { sched_yield() }
+        #expect(waitUntil { scripts.value.load(ordering: .relaxed) != 0 })
         #expect(running.pause() == true)
         let started = SystemTime.monotonic()
         usleep(150_000)

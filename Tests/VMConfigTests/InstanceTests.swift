@@ -81,10 +81,6 @@ import VMConfig
         let (made, problems) = base.makeInstance(named: Located("one", at: place), template: base.name, options)
         #expect(problems == [])
         #expect(made == (try configuration(Self.template + "vm one instance base { disk /one.img }\n").machine(named: "one")))
-        #expect(options.instanceOptions == [.disk])
-        #expect(options.instanceOptions.isSubset(of: base.instances.options))
-        options.commandLine = Located("x", at: place)
-        #expect(!options.instanceOptions.isSubset(of: base.instances.options))
     }
 
     @Test(arguments: [

@@ -120,14 +120,9 @@ import Testing
 
     @Test(arguments: ["pause", "unpause"])
     func `pause tells the number`(verb: String) throws {
-        let daemon = try StubDaemon { request in
-            if case .status = request { return .answer([.machine(machine("a", id: 9)), .end]) }
-            return .answer([.done])
-        }
-        defer { daemon.stop() }
-        let call = Call([verb, "a"], daemon)
+        let (call, requests) = try call([verb, "a"], .machine(machine("a", id: 9)))
         #expect(call.error == "vmctl: \(verb)d vm 9 successfully\n" && call.status == 0)
-        #expect(daemon.requests.first?.request == (verb == "pause" ? .pause(.name("a")) : .unpause(.name("a"))))
+        #expect(requests == [verb == "pause" ? .pause(.name("a")) : .unpause(.name("a"))])
         let refusal = try StubDaemon { _ in .answer([.failed(.notRunning, "no")]) }
         defer { refusal.stop() }
         #expect(Call([verb, "a"], refusal).error == "vmctl: \(verb) vm command failed: no\n")

@@ -53,6 +53,7 @@ import Testing
     private func read(_ descriptor: CInt, until text: String) throws -> String {
         var result: [UInt8] = []
         while !String(decoding: result, as: UTF8.self).contains(text) {
+            guard try Stream.wait(for: descriptor, .readable, timeoutMilliseconds: 30_000) else { break }
             let bytes = try Stream.read(descriptor, limit: 4096)
             if bytes.isEmpty { break }
             result += bytes

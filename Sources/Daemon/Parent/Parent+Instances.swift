@@ -33,21 +33,15 @@ extension Parent {
                 throw Refusal(.permission, "instances of \(template) may not set \(option.rawValue): `allow instance` lists what they may")
             }
         }
-        var made = MachinePlan(name: name, owner: ResolvedOwner(uid: peer.uid))
-        made.kernel = plan.kernel
-        made.initrd = plan.initrd
-        made.commandLine = plan.commandLine
-        made.memory = plan.memory
-        made.cpus = plan.cpus
-        made.engine = plan.engine
-        made.cpuModel = plan.cpuModel
-        made.cdrom = plan.cdrom
-        made.bootDevice = plan.bootDevice
-        made.allowedBases = plan.allowedBases
-        made.interfaceCount = plan.interfaceCount
-        if plan.instances.options.contains(.instance) {
-            made.instances = plan.instances
-            made.instanceOwner = plan.instanceOwner
+        // As `MachineDefinition.makeInstance` has it for those of a file: all is the template's but name, disks and owner.
+        var made = plan
+        made.name = name
+        made.owner = ResolvedOwner(uid: peer.uid)
+        made.source = nil
+        made.disks = []
+        if !plan.instances.options.contains(.instance) {
+            made.instances = InstanceAllowance()
+            made.instanceOwner = nil
         }
         try made.apply(request, opener: opener(for: peer))
         return (table.add(made, isConfigured: false), made)

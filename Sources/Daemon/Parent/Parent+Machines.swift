@@ -61,11 +61,13 @@ extension Parent {
     /// Ends the process, by SIGTERM and after a while by SIGKILL, or by that at once.
     func kill(_ record: MachineRecord, isForced: Bool) {
         guard let process = record.process else { return }
+        // Who asks again and again makes no more deadlines.
+        let isKilledAlready = process.isKilled
         process.isStopping = true
         process.isKilled = true
         monitor.send(.kill(run: process.run, isForced: isForced), descriptors: [])
         noteStopping(record, process, .killed)
-        guard !isForced else { return }
+        guard !isForced, !isKilledAlready else { return }
         let run = process.run
         deadlines.schedule(after: Self.killNanoseconds) { [unowned self] in
             guard table.find(run: run) != nil else { return }
@@ -120,12 +122,12 @@ extension Parent {
         case .paused:
             process.isPaused = true
             log.info("vm \(record.name): paused")
-            for client in process.pausers { reply(client, .done) }
+            for client in process.pausers { reply(client, .machine(status(of: record))) }
             process.pausers = []
         case .unpaused:
             process.isPaused = false
             log.info("vm \(record.name): unpaused")
-            for client in process.unpausers { reply(client, .done) }
+            for client in process.unpausers { reply(client, .machine(status(of: record))) }
             process.unpausers = []
         case .shutDownAsked(let means): noteStopping(record, process, means)
         case .shutDownTimedOut(let text):

@@ -47,13 +47,14 @@ extension Parent {
             let (_, process) = try running(machine, peer)
             process.waiters.append(client)
         case .pause(let machine):
-            let (_, process) = try running(machine, peer)
-            guard !process.isPaused else { return reply(client, .done) }
+            let (record, process) = try running(machine, peer)
+            // An unpause may be on its way, whose answer comes before this one's.
+            guard !process.isPaused || !process.unpausers.isEmpty else { return reply(client, .machine(status(of: record))) }
             process.pausers.append(client)
             tell(process, .pause)
         case .unpause(let machine):
-            let (_, process) = try running(machine, peer)
-            guard process.isPaused else { return reply(client, .done) }
+            let (record, process) = try running(machine, peer)
+            guard process.isPaused || !process.pausers.isEmpty else { return reply(client, .machine(status(of: record))) }
             process.unpausers.append(client)
             tell(process, .unpause)
         case .console(let machine):
@@ -130,7 +131,7 @@ extension Parent {
 
     // MARK: - Rows
 
-    private func status(of record: MachineRecord) -> MachineStatus {
+    func status(of record: MachineRecord) -> MachineStatus {
         let plan = record.process?.plan ?? record.plan
         var status = MachineStatus(
             id: record.id, name: record.name, state: record.state, cpus: plan.cpus, maxMemory: plan.memory,

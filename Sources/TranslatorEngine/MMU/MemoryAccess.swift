@@ -386,13 +386,20 @@ extension TranslatorCPU {
         }
     }
 
+    /// Outside of long mode linear addresses have 32 bits, and behind the last comes 0; as in `slowAccess`. In long mode,
+    /// whatever the code, descriptor tables and stacks of handlers may lie anywhere.
+    @inline(__always) private func advanced(_ linear: UInt64, _ count: Int) -> UInt64 {
+        let next = linear &+ UInt64(count)
+        return context.pointee.isLongMode ? next : next & 0xFFFF_FFFF
+    }
+
     package func load(
         _ linear: UInt64, into buffer: UnsafeMutableRawBufferPointer, user: Bool, implicit: Bool = false
     ) throws(GuestException) {
         guard let base = buffer.baseAddress else { return }
         var done = 0
         while done < buffer.count {
-            let at = linear &+ UInt64(done)
+            let at = advanced(linear, done)
             let count = min(buffer.count - done, 4096 - Int(at & 0xFFF))
             take(try find(at, count, writes: false, user: user, implicit: implicit), into: base + done, reads: true)
             done += count
@@ -407,7 +414,7 @@ extension TranslatorCPU {
         for pass in 0..<2 {
             var done = 0
             while done < buffer.count {
-                let at = linear &+ UInt64(done)
+                let at = advanced(linear, done)
                 let count = min(buffer.count - done, 4096 - Int(at & 0xFFF))
                 let part = try find(at, count, writes: true, user: user, implicit: implicit)
                 if pass == 1 { put(part, from: UnsafeMutableRawPointer(mutating: base + done)) }

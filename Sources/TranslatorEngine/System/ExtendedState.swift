@@ -321,15 +321,7 @@ extension TranslatorCPU {
     }
 
     /// Registers 8 to 15 cannot be reached outside of 64-bit mode and keep their values.
-    func keepHighRegisters(_ image: UnsafeMutableRawPointer) {
-        var current = ExtendedImage()
-        withUnsafeMutableBytes(of: &current) { raw in
-            guard let base = raw.baseAddress?.alignedUp(toMultipleOf: 64) else { return }
-            saveExtendedState(to: base, mask: Component.known)
-            image.advanced(by: 288).copyMemory(from: base.advanced(by: 288), byteCount: 128)
-            image.advanced(by: 704).copyMemory(from: base.advanced(by: 704), byteCount: 128)
-        }
-    }
+    func keepHighRegisters(_ image: UnsafeMutableRawPointer) { keep(image, 288..<416, 704..<832) }
 
     /// MXCSR belongs to two components: loading AVX alone takes it along and leaves the XMM registers.
     private func keepUnrequested(_ image: UnsafeMutableRawPointer, _ requested: UInt64) {
@@ -337,12 +329,16 @@ extension TranslatorCPU {
         keepVectors(image)
     }
 
-    func keepVectors(_ image: UnsafeMutableRawPointer) {
+    func keepVectors(_ image: UnsafeMutableRawPointer) { keep(image, 160..<416) }
+
+    /// Puts what the registers hold now into parts of an image.
+    private func keep(_ image: UnsafeMutableRawPointer, _ first: Range<Int>, _ second: Range<Int> = 0..<0) {
         var current = ExtendedImage()
         withUnsafeMutableBytes(of: &current) { raw in
             guard let base = raw.baseAddress?.alignedUp(toMultipleOf: 64) else { return }
             saveExtendedState(to: base, mask: Component.known)
-            image.advanced(by: 160).copyMemory(from: base.advanced(by: 160), byteCount: 256)
+            image.advanced(by: first.lowerBound).copyMemory(from: base.advanced(by: first.lowerBound), byteCount: first.count)
+            image.advanced(by: second.lowerBound).copyMemory(from: base.advanced(by: second.lowerBound), byteCount: second.count)
         }
     }
 

@@ -44,16 +44,4 @@ public struct MachineOptions: Hashable, Sendable, Codable {
     public var instances: InstanceAllowance?
 
     public init() {}
-
-    /// What the maker of an instance needs to be allowed: see `InstanceAllowance`.
-    public var instanceOptions: Set<InstanceAllowance.Option> {
-        var options: Set<InstanceAllowance.Option> = []
-        if boot != nil || bootDevice != nil || initrd != nil || commandLine != nil { options.insert(.boot) }
-        if memoryByteCount != nil { options.insert(.memory) }
-        if cpuCount != nil { options.insert(.cpus) }
-        if !interfaces.isEmpty || minimumInterfaceCount != nil { options.insert(.interface) }
-        if !disks.isEmpty { options.insert(.disk) }
-        if cdrom != nil { options.insert(.cdrom) }
-        return options
-    }
 }

@@ -32,21 +32,12 @@ private func change(
     _ request: (MachineReference) -> Request
 ) throws -> CInt {
     var client = try connection.open()
+    var id: UInt32?
     do {
-        try client.perform(request(machine))
+        try client.perform(request(machine)) { if case .machine(let status) = $0 { id = status.id } }
     } catch ControlError.refused(_, let text) {
         throw Failure("\(verb) vm command failed: \(text)")
     }
-    // The answer is no more than yes; people are told the number.
-    output.say("\(verb)d vm \(client.id(of: machine)) successfully")
+    output.say("\(verb)d vm \(id.map { "\($0)" } ?? "\(machine)") successfully")
     return 0
-}
-
-extension ControlClient {
-    /// A machine's number, or its name when it has gone meanwhile.
-    fileprivate mutating func id(of machine: MachineReference) -> String {
-        var id: UInt32?
-        try? perform(.status(machine, isRunningOnly: false)) { if case .machine(let status) = $0 { id = status.id } }
-        return id.map { "\($0)" } ?? "\(machine)"
-    }
 }

@@ -89,5 +89,6 @@ extension Response {
     /// Why, when it is a refusal.
     var refusal: Failure? { if case .failed(let failure, _) = self { failure } else { nil } }
     var text: String { if case .failed(_, let text) = self { text } else { "" } }
+    var machineState: MachineStatus.State? { if case .machine(let status) = self { status.state } else { nil } }
     var isStarted: Bool { if case .started = self { true } else { false } }
 }

@@ -220,6 +220,7 @@ import VMM
         machine.cpu.writeState(machine.cpu.readState())
         let memory = machine.memory
         let isOver = Flag()
+        defer { isOver.raise() }
         let hasEnded = Flag()
         Thread {
             var random = SiliconRandom(seed: 7)

@@ -127,6 +127,7 @@ import VMM
         machine.cpu.writeState(machine.cpu.readState())
         let memory = machine.memory
         let isOver = Flag(), hasEnded = Flag()
+        defer { isOver.raise() }
         Thread {
             var last: UInt64 = 0
             while !isOver.isRaised {

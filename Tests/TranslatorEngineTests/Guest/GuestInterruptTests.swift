@@ -160,7 +160,11 @@ import VMM
         let skipped = machine[.rcx] - 1000
         machine[.rcx] -= skipped
         machine[.rax] += skipped
-        while try machine.cpu.run() == .stopped {}
+        var stops = 0
+        while try machine.cpu.run() == .stopped {
+            stops += 1
+            try #require(stops < 1000)
+        }
         #expect(machine[.rax] == count)
     }
 
@@ -261,8 +265,10 @@ import VMM
         code.emit(0xFA)
         code.done()
         let cpu = machine.cpu, interrupts = machine.interrupts
+        let isOver = Flag()
+        defer { isOver.raise() }
         Thread {
-            while interrupts.taken.load(ordering: .relaxed) < 100 {
+            while interrupts.taken.load(ordering: .relaxed) < 100, !isOver.isRaised {
                 usleep(200)
                 interrupts.raise(0x34)
                 cpu.interruptRequested()

@@ -130,4 +130,18 @@ import VMM
         #expect(state[.rsi] == 0x4433)
         #expect(memory.load(0xFFFF_8000, as: UInt32.self) == 0x4433_2211)
     }
+
+    /// Linear addresses have 32 bits there (SDM Vol. 3, 3.3): what passes the last byte goes on at the first.
+    @Test func `the system half's accesses over 4 GB go on at 0 outside of long mode`() throws {
+        let memory = try GuestMemory(ranges: [(0, 1 << 20), (0xFFFF_0000, 0x1_0000)])
+        let policy = try CPUPolicy(model: nil, engine: .translator, tscFrequencyHz: 2_000_000_000)
+        let cpu = try TranslatorCPU(
+            wiring: Wiring(memory: memory, ports: PortBus([]), mmio: MMIOBus([]), interrupts: NoInterrupts(), policy: policy))
+        cpu.writeState(CPUState())
+        try cpu.store(0xFFFF_FFFE, 0x8877_6655_4433_2211, byteCount: 8, user: false)
+        #expect(memory.read(0xFFFF_FFFE, count: 2) == [0x11, 0x22])
+        #expect(memory.read(0, count: 7) == [0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0])
+        #expect(try cpu.load(0xFFFF_FFFE, byteCount: 8, user: false) == 0x8877_6655_4433_2211)
+        #expect(try cpu.load(0xFFFF_FFFE, byteCount: 4, user: false) == 0x4433_2211)
+    }
 }

@@ -1,5 +1,6 @@
 import Foundation
 import Synchronization
+import TestSupport
 import Testing
 import VMM
 
@@ -135,6 +136,7 @@ import VMM
                 break
             }
             stops += 1
+            try #require(stops < 100_000)
             let state = cpu.readState()
             if state.interruptShadow { kinds.insert("shadow") }
             if state.nmiBlocked { kinds.insert("NMI blocked") }
@@ -166,5 +168,5 @@ final class Flag: Sendable {
     private let state = Atomic<Bool>(false)
     var isRaised: Bool { state.load(ordering: .sequentiallyConsistent) }
     func raise() { state.store(true, ordering: .sequentiallyConsistent) }
-    func wait() { while !isRaised { usleep(20) } }
+    func wait() { #expect(waitUntil { isRaised }) }
 }
