@@ -109,22 +109,57 @@ import Testing
         #expect(Array(memory.table(dsdt)[36..<36 + expected.count]) == expected)
     }
 
+    @Test func `MADT is there with APICs only, and both root tables list it`() throws {
+        #expect(build().memory.integer(build().rsdp.integer(24, 8) + 4, 4) == 44)
+        var configuration = ACPITables.Configuration()
+        configuration.interruptControllers = .init(processorCount: 2, ioAPICID: 2)
+        let (memory, rsdp, _) = build(configuration)
+        let madt = memory.integer(rsdp.integer(24, 8) + 44, 8)
+        #expect(memory.integer(rsdp.integer(16, 4) + 40, 4) == madt)
+        #expect(memory.text(madt, 4) == "APIC")
+        let table = memory.table(madt)
+        #expect(sum(table) == 0)
+        let expected: [UInt8] = [
+            0, 0, 0xE0, 0xFE, 1, 0, 0, 0,
+            0, 8, 0, 0, 1, 0, 0, 0, 0, 8, 1, 1, 1, 0, 0, 0,
+            1, 12, 2, 0, 0, 0, 0xC0, 0xFE, 0, 0, 0, 0,
+            2, 10, 0, 0, 2, 0, 0, 0, 0, 0, 2, 10, 0, 9, 9, 0, 0, 0, 13, 0,
+            4, 6, 0xFF, 0, 0, 1,
+        ]
+        #expect(Array(table[36...]) == expected)
+    }
+
+    @Test func `FADT allows messages when told so`() {
+        var configuration = ACPITables.Configuration()
+        for isAllowed in [false, true] {
+            configuration.allowsMessageSignalledInterrupts = isAllowed
+            let (memory, _, fadt) = build(configuration)
+            #expect(memory.integer(fadt + 109, 2) & 8 == (isAllowed ? 0 : 8))
+        }
+    }
+
     private static let compiler = (ProcessInfo.processInfo.environment["PATH"] ?? "").split(separator: ":")
         .map { "\($0)/iasl" }.first { FileManager.default.isExecutableFile(atPath: $0) }
 
-    @Test(.enabled(if: compiler != nil, "needs iasl (acpica-tools)"))
-    func `reference compiler reads the DSDT and compiles what it reads`() throws {
+    @Test(.enabled(if: compiler != nil, "needs iasl (acpica-tools)"), arguments: [false, true])
+    func `reference compiler reads the DSDT and compiles what it reads`(hasAPICs: Bool) throws {
         let compiler = try #require(Self.compiler)
         var configuration = ACPITables.Configuration()
-        configuration.pciInterrupts = (1...31).map { .init(device: $0, line: 5 + $0 % 2) }
-        let (memory, _, fadt) = build(configuration)
+        configuration.pciInterrupts = (1...31).map {
+            .init(device: $0, line: 5 + $0 % 2, globalInterrupt: hasAPICs ? 16 + $0 % 8 : nil)
+        }
+        if hasAPICs { configuration.interruptControllers = .init(processorCount: 3, ioAPICID: 3) }
+        let (memory, rsdp, fadt) = build(configuration)
         let folder = FileManager.default.temporaryDirectory.appending(path: "dsdt-\(UUID())")
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(at: folder) }
         let dsdt = memory.table(memory.integer(fadt + 140, 8))
         try Data(dsdt).write(to: folder.appending(path: "dsdt.aml"))
         try Data(memory.table(fadt)).write(to: folder.appending(path: "facp.aml"))
-        for arguments in [["-d", "dsdt.aml"], ["-d", "facp.aml"], ["-p", "again", "dsdt.dsl"]] {
+        if hasAPICs {
+            try Data(memory.table(memory.integer(rsdp.integer(24, 8) + 44, 8))).write(to: folder.appending(path: "apic.aml"))
+        }
+        for arguments in [["-d", "dsdt.aml"], ["-d", "facp.aml"], ["-p", "again", "dsdt.dsl"]] + (hasAPICs ? [["-d", "apic.aml"]] : []) {
             let process = Process()
             process.executableURL = URL(filePath: compiler)
             process.arguments = arguments

@@ -23,7 +23,7 @@ extension GuestTests {
             #expect(last.hasSuffix(" passed, 0 failed"))
         }
 
-        @Test(arguments: ["nokaslr", "nopti", "pti=on", "mitigations=off", "mitigations=auto nokaslr nopti", "nosmp noapic"])
+        @Test(arguments: ["nokaslr", "nopti", "pti=on", "mitigations=off", "mitigations=auto nokaslr nopti", "nosmp noapic", "nox2apic", "nolapic", "nolapic_timer no-kvmclock", "lapic=notscdeadline nox2apic"])
         func `the kernel boots with`(words: String) throws {
             let guest = try GuestProcess(boot("\(words) vmd.run=demo"), input: .nothing)
             #expect(try guest.status() == 0)

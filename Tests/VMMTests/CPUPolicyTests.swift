@@ -112,6 +112,7 @@ func text(_ words: UInt32...) -> String {
     @Test func `bits of CPUs whose features are random are those that host and engine share`() throws {
         var noise = SplitMix64(seed: 1)
         let promises = EngineFeatures.translator.promisedOnAMD.union(EngineFeatures.translator.promisedOnIntel)
+            .union(EngineFeatures.translator.emulated)
         let always: CPUFeatures = [.hypervisor, .topoext]
         var made = 0
         for _ in 0..<2000 {
@@ -135,21 +136,22 @@ func text(_ words: UInt32...) -> String {
     @Test func `this machine's CPU gives a policy within its own features`() throws {
         let policy = try CPUPolicy(model: nil, engine: .translator, tscFrequencyHz: nil)
         let promises = EngineFeatures.translator.promisedOnAMD.union(EngineFeatures.translator.promisedOnIntel)
+            .union(EngineFeatures.translator.emulated)
         let excess = policy.features.subtracting(HostCPU.current.features).subtracting(promises)
         #expect(excess.isSubset(of: [.hypervisor, .topoext]), "\(excess.names)")
     }
 
-    /// What would have the guest look for a local APIC, machine checks, performance counters...
+    /// What would have the guest look for machine checks, performance counters...
     @Test(arguments: vendors, CPUModel.allCases.filter { $0 != .v4 })
     func `nothing is shown that no device or engine backs`(name: CPUIDLeaf, model: CPUModel) throws {
         let policy = try policy(name, model)
         let one = policy.cpuid(1, 0, cr4: ~0, xcr0: 7)
-        // DTES64 MONITOR DSCPL VMX SMX EST TM2 CNXTID SDBG XTPR PDCM PCID DCA X2APIC TSCDEADLINE
-        for bit in [2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 17, 18, 21, 24] where !(bit == 17 && model == .host) {
+        // DTES64 MONITOR DSCPL VMX SMX EST TM2 CNXTID SDBG XTPR PDCM PCID DCA
+        for bit in [2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 17, 18] where !(bit == 17 && model == .host) {
             #expect(one.ecx >> bit & 1 == 0, "1:ECX \(bit)")
         }
-        // VME MCE APIC MCA PSN DS ACPI SS HTT TM PBE
-        for bit in [1, 7, 9, 14, 18, 21, 22, 27, 28, 29, 31] { #expect(one.edx >> bit & 1 == 0, "1:EDX \(bit)") }
+        // VME MCE MCA PSN DS ACPI SS HTT TM PBE
+        for bit in [1, 7, 14, 18, 21, 22, 27, 28, 29, 31] { #expect(one.edx >> bit & 1 == 0, "1:EDX \(bit)") }
         let seven = policy.cpuid(7, 0, cr4: ~0, xcr0: 7)
         // TSC_ADJUST SGX HLE INVPCID RTM PQM MPX AVX512... PT
         for bit in [1, 2, 4, 10, 11, 12, 14, 15, 16, 17, 21, 22, 25, 26, 27, 28, 30, 31] where !(bit == 10 && model == .host) {
@@ -163,14 +165,40 @@ func text(_ words: UInt32...) -> String {
         let e1 = policy.cpuid(0x8000_0001, 0, cr4: 0, xcr0: 1)
         // SVM EXTAPIC IBS XOP SKINIT WDT LWP FMA4 PERFCTR MWAITX
         for bit in [2, 3, 10, 11, 12, 13, 15, 16, 23, 24, 28, 29] { #expect(e1.ecx >> bit & 1 == 0, "81:ECX \(bit)") }
-        #expect(e1.edx & (1 << 7 | 1 << 9 | 1 << 14) == 0)
-        for leaf: UInt32 in [3, 5, 6, 8, 9, 0xA, 0xC, 0xE, 0xF, 0x10, 0x12, 0x14] {
+        #expect(e1.edx & (1 << 7 | 1 << 14) == 0)
+        for leaf: UInt32 in [3, 5, 8, 9, 0xA, 0xC, 0xE, 0xF, 0x10, 0x12, 0x14] {
             #expect(policy.cpuid(leaf, 0, cr4: 0, xcr0: 1) == CPUIDLeaf(), "leaf \(leaf)")
         }
         #expect(policy.cpuid(0xD, 1, cr4: 0, xcr0: 7).eax >> 4 == 0, "XFD")
         #expect(policy.cpuid(0xD, 1, cr4: 0, xcr0: 7).ecx == 0, "supervisor states")
         // No IBPB, IBRS, STIBP, SSBD
         #expect(policy.cpuid(0x8000_0008, 0, cr4: 0, xcr0: 1).ebx & (1 << 12 | 1 << 14 | 1 << 15 | 1 << 24) == 0)
+    }
+
+    /// APIC, x2APIC, TSC deadline, ARAT.
+    private func localAPIC(_ policy: CPUPolicy, isEnabled: Bool = true) -> [Bool] {
+        func leaf(_ number: UInt32) -> CPUIDLeaf { policy.cpuid(number, 0, cr4: 0, xcr0: 1, isAPICEnabled: isEnabled) }
+        return [leaf(1).edx >> 9 & 1 != 0, leaf(1).ecx >> 21 & 1 != 0, leaf(1).ecx >> 24 & 1 != 0, leaf(6).eax >> 2 & 1 != 0]
+    }
+
+    @Test(arguments: vendors, CPUModel.allCases.filter { $0 != .v4 })
+    func `local APIC is shown where the engine has it, whatever the host`(name: CPUIDLeaf, model: CPUModel) throws {
+        #expect(try localAPIC(policy(name, model)) == [true, true, true, true])
+        let kvm = EngineFeatures.kvm(reported: .all)
+        #expect(try localAPIC(policy(name, model, engine: kvm)) == [false, false, false, false])
+    }
+
+    @Test func `deadlines are not shown without a known frequency`() throws {
+        #expect(try localAPIC(policy(tsc: nil)) == [true, true, false, true])
+    }
+
+    @Test(arguments: vendors)
+    func `APIC bits follow IA32_APIC_BASE`(name: CPUIDLeaf) throws {
+        let policy = try policy(name)
+        #expect(localAPIC(policy, isEnabled: false)[0] == false)
+        let repeated = policy.cpuid(0x8000_0001, 0, cr4: 0, xcr0: 1).edx >> 9 & 1
+        #expect(repeated == (name == amdName ? 1 : 0))
+        #expect(policy.cpuid(0x8000_0001, 0, cr4: 0, xcr0: 1, isAPICEnabled: false).edx >> 9 & 1 == 0)
     }
 
     @Test func `OSXSAVE follows CR4`() throws {
@@ -244,9 +272,14 @@ func text(_ words: UInt32...) -> String {
         #expect(policy.cpuid(0x15, 0, cr4: 0, xcr0: 1) == CPUIDLeaf())
     }
 
-    @Test func `leaf 0x15 gives the TSC frequency to 1 kHz`() throws {
-        let answer = try policy().cpuid(0x15, 0, cr4: 0, xcr0: 1)
-        #expect(UInt64(answer.ecx) * UInt64(answer.ebx) / UInt64(answer.eax) == 2_445_406_000)
+    @Test(arguments: [1_000_000_000, 2_445_406_000, 4_200_000_000] as [UInt64])
+    func `leaf 0x15 gives the TSC frequency to 12.5 kHz, in 32 bits`(frequency: UInt64) throws {
+        let answer = try policy(tsc: frequency).cpuid(0x15, 0, cr4: 0, xcr0: 1)
+        #expect(UInt64(answer.ecx) == CPUPolicy.crystalHz)
+        let told = UInt64(answer.ecx) * UInt64(answer.ebx) / UInt64(answer.eax)
+        #expect(max(told, frequency) - min(told, frequency) <= 12_500)
+        // As Linux computes it.
+        #expect(!(answer.ecx / 1000).multipliedReportingOverflow(by: answer.ebx).overflow)
     }
 
     @Test(arguments: [0, 999, 1 << 62, UInt64.max])

@@ -41,7 +41,7 @@ import VMM
         #expect(CPUPolicy.isValidPAT(type << UInt64(field * 8)) == [0, 1, 4, 5, 6, 7].contains(type))
     }
 
-    @Test func `local APIC base reads disabled on the boot processor and swallows being enabled`() throws {
+    @Test func `local APIC base of a machine without one reads disabled on the boot processor and swallows being enabled`() throws {
         let policy = try policy()
         var msrs = ModelSpecificRegisters()
         #expect(policy.readMSR(0x1B, msrs) == 0xFEE0_0100)

@@ -172,6 +172,12 @@ public final class InterruptSystem: InterruptSource, Resettable {
         public var pair: I8259Cascade
         public var locals: [LocalAPIC]
         public var ioAPIC: IOAPIC?
+
+        public init(pair: I8259Cascade, locals: [LocalAPIC], ioAPIC: IOAPIC?) {
+            self.pair = pair
+            self.locals = locals
+            self.ioAPIC = ioAPIC
+        }
     }
 
     public func save() -> State {

@@ -105,7 +105,7 @@ public struct LocalAPIC: Codable, Hashable, Sendable {
 
     /// Writes IA32_APIC_BASE (SDM Vol. 3, 12.12.5).
     /// - Returns: `false` for #GP(0).
-    mutating func writeBase(_ value: UInt64, physicalAddressBits: UInt8) -> Bool {
+    public mutating func writeBase(_ value: UInt64, physicalAddressBits: UInt8) -> Bool {
         let reserved = 0x2FF | ~0 &<< UInt64(min(physicalAddressBits, 63))
         guard value & reserved == 0 else { return false }
         switch (mode, Self.mode(value)) {

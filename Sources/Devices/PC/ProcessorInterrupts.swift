@@ -83,7 +83,7 @@ public final class ProcessorInterrupts: LocalInterruptController {
     /// (SDM Vol. 3, 12.4.1).
     public func read(_ offset: UInt64, _ width: AccessWidth) -> UInt64 {
         guard offset & 0xC == 0 else { return 0 }
-        return UInt64(local.read(UInt16(truncatingIfNeeded: offset >> 4 & 0xFF))) >> ((offset & 3) * 8)
+        return UInt64(local.read(UInt16(truncatingIfNeeded: offset >> 4 & 0xFF))) >> ((offset & 3) * 8) & width.allOnes
     }
 
     public func write(_ offset: UInt64, _ width: AccessWidth, _ value: UInt64) {

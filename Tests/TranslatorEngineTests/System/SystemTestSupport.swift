@@ -42,13 +42,13 @@ final class SystemMachine {
     static let readOnly: UInt16 = 0x78
     static let ldtSelector: UInt16 = 0x80
 
-    init(_ mode: Mode = .long, level: Int = 0) throws {
+    init(_ mode: Mode = .long, level: Int = 0, localAPICs: [any LocalInterruptController] = []) throws {
         memory = try GuestMemory(ranges: [(0, 16 << 20)])
         let policy = try CPUPolicy(model: nil, engine: .translator, tscFrequencyHz: 2_000_000_000)
         cpu = try TranslatorCPU(
             wiring: Wiring(
                 memory: memory, ports: PortBus([.init(0x40...0x4F, ports)]), mmio: MMIOBus([]),
-                interrupts: NoInterrupts(), policy: policy))
+                interrupts: NoInterrupts(), localAPICs: localAPICs, policy: policy))
         buildTables(isLong: mode == .long || mode == .compatibility)
         context.pointee.rip = Self.code
         context.pointee.gdtr = DescriptorTableRegister(base: Self.gdt, limit: 0xFF)
