@@ -19,6 +19,8 @@ BUILD_PACKAGES := libseccomp-dev libzydis-dev zlib1g-dev libzstd-dev
 GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
 # What machines boot by that are given no kernel, and by the network.
 FIRMWARE_PACKAGES := seabios ipxe-qemu
+# What makes disks that firmware boots, for tests.
+DISK_PACKAGES := grub-pc-bin grub-common mtools
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
@@ -49,7 +51,7 @@ build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmctl
 	$(SWIFT) build -c release --static-swift-stdlib --product vmd
 
-guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio $(GUESTS)/initramfs-virtio.cpio guests32 multiboot control others
+guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio $(GUESTS)/initramfs-virtio.cpio guests32 multiboot control others $(GUESTS)/grub.raw
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
@@ -64,6 +66,11 @@ $(GUESTS)/modules.cpio: Guests/make-modules | setup $(GUESTS)/vmlinuz
 
 $(GUESTS)/initramfs-virtio.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/modules.cpio
 	@cat $^ >$@
+
+# A disk that firmware boots: GRUB, then the kernel, which shows what it runs on and powers off.
+$(GUESTS)/grub.raw: Guests/make-disk $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio
+	$(call need,$(DISK_PACKAGES))
+	@Guests/make-disk $@ $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio 'console=ttyS0 vmd.run=demo'
 
 # 32-bit guests come from another archive than the host's: where it cannot be reached, their tests are skipped.
 GUESTS32 := $(GUESTS)/i386
