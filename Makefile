@@ -61,8 +61,8 @@ $(GUESTS)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS)/guest-test
 	@Guests/make-initramfs $@ /bin/busybox Guests/init $(GUESTS)/guest-test $(GUESTS)/guest-test32 $(GUESTS)/guest-bench
 
 # The same with drivers for virtio, which Debian's kernel has as modules: the kernel unpacks one archive after the other.
-$(GUESTS)/modules.cpio: Guests/make-modules | setup $(GUESTS)/vmlinuz
-	@Guests/make-modules $@ $(GUESTS)/vmlinuz
+$(GUESTS)/modules.cpio: Guests/make-modules $(GUESTS)/guest-disk | setup $(GUESTS)/vmlinuz
+	@Guests/make-modules $@ $(GUESTS)/vmlinuz $(GUESTS)/guest-disk
 
 $(GUESTS)/initramfs-virtio.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/modules.cpio
 	@cat $^ >$@
@@ -100,6 +100,10 @@ $(GUESTS)/guest-test: $(wildcard Guests/test/*.c Guests/test/*.h) | setup
 $(GUESTS)/guest-test32: Guests/test/main.c Guests/test/timing.c Guests/test/check.h $(wildcard Guests/test32/*.c) | setup
 	@mkdir -p $(GUESTS)
 	gcc -m32 $(GUEST_CFLAGS) $(TEST_CFLAGS) -o $@ $(filter %.c,$^) -lm
+
+$(GUESTS)/guest-disk: Guests/disk/disk.c | setup
+	@mkdir -p $(GUESTS)
+	gcc $(GUEST_CFLAGS) -O2 -o $@ $<
 
 $(GUESTS)/guest-bench: $(wildcard Guests/bench/*.c Guests/bench/*.h) | setup
 	@mkdir -p $(GUESTS)

@@ -7,8 +7,10 @@ public struct EventDescriptor: ~Copyable, Sendable {
     /// Borrowed, for `EventLoop.watch`.
     public var raw: CInt { descriptor.raw }
 
-    public init() throws(SystemError) {
-        let number = try retrying("eventfd") { eventfd(0, CInt(EFD_CLOEXEC | EFD_NONBLOCK)) }
+    /// - Parameter waits: whether reading it waits for a signal. On an event loop it must not.
+    public init(waits: Bool = false) throws(SystemError) {
+        let flags = CInt(EFD_CLOEXEC) | (waits ? 0 : CInt(EFD_NONBLOCK))
+        let number = try retrying("eventfd") { eventfd(0, flags) }
         descriptor = FileDescriptor(owning: number)
     }
 

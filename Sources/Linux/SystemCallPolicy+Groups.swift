@@ -56,6 +56,11 @@ extension SystemCallPolicy {
     public static let files = SystemCallPolicy(
         "fsync", "fdatasync", "sync_file_range", "fallocate", "ftruncate", "preadv2", "pwritev2", "fadvise64")
 
+    /// Using rings that were made before: `IORing`. They take reads and writes of open files, and nothing else.
+    public static let rings = SystemCallPolicy("io_uring_enter")
+    /// Making them. A ring of somebody else's making could do what this filter forbids.
+    public static let ringSetup = rings + SystemCallPolicy("io_uring_setup", "io_uring_register")
+
     /// Event loops, timers, and signals as events.
     public static let events = SystemCallPolicy(
         "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "eventfd2",

@@ -11,7 +11,7 @@ extension GuestTests {
             let guest = try GuestProcess(arguments)
             _ = try guest.wait(for: GuestProcess.prompt)
             let loads = legacy
-                ? "load-virtio virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev && insmod /modules/virtio_pci.ko force_legacy=1 && load-virtio virtio_blk virtio-rng"
+                ? "load-virtio virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev && insmod /modules/virtio_pci.ko force_legacy=1 && load-virtio virtio_blk virtio-rng"
                 : "load-virtio"
             #expect(try guest.shell("\(loads) && echo lo''aded").contains("loaded"))
             return guest
@@ -34,7 +34,8 @@ extension GuestTests {
             let sums = written.split(whereSeparator: \.isWhitespace).filter { $0.count == 32 }
             #expect(sums.count == 2)
             #expect(Set(sums).count == 1)
-            #expect(try sums.first.map(String.init) == checksum(File.bytes(disk, limit: 16 << 20)))
+            let onHost = try checksum(File.bytes(disk, limit: 16 << 20))
+            #expect(sums.first == onHost[...])
             // A file system on it, through the page cache: mount, fill, unmount, mount again.
             let tree = try guest.shell(
                 "mkfs.ext2 /dev/vda >/dev/null 2>&1; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt && cp /bin/busybox /mnt/ && umount /mnt && "

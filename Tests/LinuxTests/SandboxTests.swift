@@ -12,7 +12,7 @@ import Testing
     @Test func `policy names only calls that libseccomp knows`() {
         let all: SystemCallPolicy =
             .memory + .executableMemory + .threads + .time + .randomness + .descriptors + .files + .events + .sockets
-            + .accepting + .terminals + .segmentBases + .children + .programStart + .sandboxEntry
+            + .accepting + .terminals + .segmentBases + .ringSetup + .children + .programStart + .sandboxEntry
         #expect(all.unknownNames == [])
         #expect(SystemCallPolicy("no_such_call").unknownNames == ["no_such_call"])
     }

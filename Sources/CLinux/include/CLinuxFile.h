@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 // What fcntl.h and unistd.h have under _GNU_SOURCE only, as the kernel numbers it.
-enum { CLINUX_SEEK_DATA = 3, CLINUX_SEEK_HOLE = 4 };
+enum { CLINUX_SEEK_DATA = 3, CLINUX_SEEK_HOLE = 4, CLINUX_RENAME_NOREPLACE = 1 };
 
 // The file's size stays; the range reads as zeros and takes no room.
 static inline int clinux_punch_hole(int fd, int64_t offset, int64_t count) {
@@ -55,9 +55,9 @@ static inline int clinux_openat(int folder, const char *path, int flags, unsigne
 // O_PATH, which fcntl.h has under _GNU_SOURCE only.
 enum { CLINUX_O_PATH = 010000000 };
 
-// A new name for a file that has none yet, or by which another is replaced; RENAME_NOREPLACE: EEXIST when it is there.
+// A new name for a file that has none yet, or by which another is replaced; CLINUX_RENAME_NOREPLACE: EEXIST when it is there.
 static inline int clinux_rename_new(const char *from, const char *to) {
-    return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
+    return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, CLINUX_RENAME_NOREPLACE);
 }
 
 #endif

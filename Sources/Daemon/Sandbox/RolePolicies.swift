@@ -38,11 +38,11 @@ extension Role {
 
     /// A machine's process until its machine is built.
     private static let machineBuilding: SystemCallPolicy =
-        loop + .socketPairs + .executableMemory + .files + .terminals + .segmentBases + kvm + SystemCallPolicy("memfd_create")
+        loop + .socketPairs + .executableMemory + .files + .ringSetup + .terminals + .segmentBases + kvm + SystemCallPolicy("memfd_create")
         + .ioctl([0x5441])  // TIOCGPTPEER
 
     /// And from then on: no memory can become code any more, and nothing new can be made.
-    static let machineRunning: SystemCallPolicy = loop + .socketPairs + .files + .terminals + .segmentBases + kvm
+    static let machineRunning: SystemCallPolicy = loop + .socketPairs + .files + .rings + .terminals + .segmentBases + kvm
 
     /// Requests of kind 0xAE on descriptors that the process was handed.
     private static let kvm = SystemCallPolicy([

@@ -26,9 +26,26 @@ public final class DiskQueue: Sendable {
         _ image: any BlockImage, depth: Int, method: Method = .automatic,
         onCompletion: @escaping @Sendable (_ tag: UInt32, _ result: DiskResult) -> Void
     ) throws(SystemError) {
-        core = DiskQueueCore(image, depth: depth, onCompletion: onCompletion)
+        let depth = max(1, min(depth, Self.greatestDepth))
+        core = DiskQueueCore(image, depth: depth, ring: try Self.makeRing(method, depth), onCompletion: onCompletion)
         try core.start()
     }
+
+    /// As many requests as a ring takes (io_uring_setup(2)), but for the wake-up.
+    private static let greatestDepth = 32767
+
+    private static func makeRing(_ method: Method, _ depth: Int) throws(SystemError) -> DiskRing? {
+        switch method {
+        case .threads: return nil
+        case .ring: return try DiskRing(depth: depth)
+        case .automatic:
+            // Whatever the reason: the kernel is older, or a container's filter or the administrator forbids it.
+            do { return try DiskRing(depth: depth) } catch { return nil }
+        }
+    }
+
+    /// Whether it has a ring.
+    public var usesRing: Bool { core.ring != nil }
 
     /// Threads end when they have done what is left. Who frees the requests' memory calls `drain` before.
     deinit { core.stop() }

@@ -11,6 +11,10 @@ final class DiskQueueCore: Sendable {
         var batch: IndexQueue
         /// For the next thread.
         var jobs: IndexQueue
+        /// For the ring, each with an extent.
+        var ringJobs: IndexQueue
+        /// The ring's thread waits in the kernel, or is about to.
+        var ringSleeps = false
         /// Tags of requests that came although `depth` others were in flight: the threads refuse them.
         var refused: [UInt32] = []
         /// A bit for each thread that sleeps and was not woken.
@@ -22,24 +26,39 @@ final class DiskQueueCore: Sendable {
 
     /// A disk works on a few requests at a time; more threads would only wait in another place.
     static let mostThreads = 4
+    /// Most bytes that one batch reads on the thread of its caller: what takes about as long as waking another one does
+    /// now and then, and as long as a guest's interrupts may wait.
+    private static let mostHere: UInt64 = 256 << 10
+    /// After a read that was not in the page cache: how many batches go to threads before the next attempt.
+    static let attemptInterval = 16
 
     let image: any BlockImage
     let onCompletion: @Sendable (UInt32, DiskResult) -> Void
     let transfers: DiskTransferTable
     let state: Monitor<State>
+    let ring: DiskRing?
+    /// Writes in a row that the ring could not do without waiting. On most file systems it never can.
+    let refusedWrites = Atomic<Int>(0)
+    private static let mostRefusedWrites = 8
+    /// Batches until reading on the caller's thread is worth an attempt.
+    let coldReads = Atomic<Int>(0)
     private let parkers: [Parker]
     /// Submitted, and the completion has not yet returned.
     private let inFlight = Atomic<Int>(0)
     private let drainers = Atomic<Int>(0)
 
-    init(_ image: any BlockImage, depth: Int, onCompletion: @escaping @Sendable (UInt32, DiskResult) -> Void) {
-        let depth = max(1, depth)
+    init(
+        _ image: any BlockImage, depth: Int, ring: DiskRing?, onCompletion: @escaping @Sendable (UInt32, DiskResult) -> Void
+    ) {
         self.image = image
+        self.ring = ring
         self.onCompletion = onCompletion
         transfers = DiskTransferTable(count: depth)
         parkers = (0..<Self.mostThreads).map { _ in Parker() }
         state = Monitor(
-            State(free: Array((0..<depth).reversed()), batch: IndexQueue(capacity: depth), jobs: IndexQueue(capacity: depth)))
+            State(
+                free: Array((0..<depth).reversed()), batch: IndexQueue(capacity: depth), jobs: IndexQueue(capacity: depth),
+                ringJobs: IndexQueue(capacity: depth)))
     }
 
     // MARK: Any thread
@@ -54,15 +73,41 @@ final class DiskQueueCore: Sendable {
     }
 
     func startBatch(completesHere: Bool) {
+        var budget = completesHere && attemptsReads() ? Self.mostHere : 0
+        var wakesRing = false
         while let index = state.withLock({ $0.batch.popFirst() }) {
-            enqueue(index)
+            switch step(index, budget: &budget, mayFinish: completesHere) {
+            case .finished: complete(index, .done)
+            case .threads: enqueue(index)
+            case .ring:
+                let sleeps = state.withLock { state in
+                    state.ringJobs.append(index)
+                    defer { state.ringSleeps = false }
+                    return state.ringSleeps
+                }
+                wakesRing = wakesRing || sleeps
+            }
         }
+        if wakesRing { ring?.wake() }
         wakeThreads()
     }
 
+    /// Whether it is likely that reads are in the page cache.
+    private func attemptsReads() -> Bool {
+        guard coldReads.load(ordering: .relaxed) > 0 else { return true }
+        coldReads.subtract(1, ordering: .relaxed)
+        return false
+    }
+
+    /// Whether the ring is worth a write.
+    var ringWrites: Bool { refusedWrites.load(ordering: .relaxed) < Self.mostRefusedWrites }
+
+    /// Whether nothing is in flight.
+    var isIdle: Bool { inFlight.load(ordering: .sequentiallyConsistent) == 0 }
+
     func drain() {
         drainers.add(1, ordering: .sequentiallyConsistent)
-        state.withLock(waitingWhile: { _ in inFlight.load(ordering: .sequentiallyConsistent) > 0 }) { _ in }
+        state.withLock(waitingWhile: { _ in !isIdle }) { _ in }
         drainers.subtract(1, ordering: .sequentiallyConsistent)
     }
 
@@ -98,6 +143,7 @@ final class DiskQueueCore: Sendable {
     func start() throws(SystemError) {
         state.withLock { $0.threads = 1 }
         try startThread(0)
+        if let ring { try PosixThread("disk ring") { [self] in runRing(ring) }.detach() }
     }
 
     private func startThread(_ number: Int) throws(SystemError) {
@@ -137,7 +183,10 @@ final class DiskQueueCore: Sendable {
         return mask & ~rest
     }
 
-    private func endThreads() { for parker in parkers { parker.unpark() } }
+    private func endThreads() {
+        for parker in parkers { parker.unpark() }
+        ring?.wake()
+    }
 
     private enum Turn {
         case run(Int)
@@ -152,7 +201,7 @@ final class DiskQueueCore: Sendable {
                 state.idle &= ~own
                 if let index = state.jobs.popFirst() { return .run(index) }
                 if let tag = state.refused.popLast() { return .refuse(tag) }
-                if state.isStopping, inFlight.load(ordering: .sequentiallyConsistent) == 0 { return .end }
+                if state.isStopping, isIdle { return .end }
                 state.idle |= own
                 return .sleep
             }

@@ -11,6 +11,8 @@ public enum DiskOperation: UInt8, Sendable {
     case writeZeroes
     /// The same, and the room may be given back.
     case writeZeroesDiscarding
+
+    var movesBytes: Bool { self == .read || self == .write }
 }
 
 /// How a request ended.
@@ -23,18 +25,20 @@ public struct DiskRequest: Sendable {
     public var tag: UInt32
     /// Where on the disk, in bytes.
     public var offset: UInt64
-    /// How many bytes. For `read` and `write` the buffers say it.
+    /// How many bytes; of `read` and `write` no more than there is memory for.
     public var byteCount: UInt64
     /// Memory to read into or to write from, the caller's until the request is over; empty for everything else.
     public var buffers: IOBuffers
 
+    /// - Parameter byteCount: may be left out where the memory says it.
     public init(
-        _ operation: DiskOperation, tag: UInt32, offset: UInt64 = 0, byteCount: UInt64 = 0, buffers: IOBuffers = .none
+        _ operation: DiskOperation, tag: UInt32, offset: UInt64 = 0, byteCount: UInt64? = nil, buffers: IOBuffers = .none
     ) {
         self.operation = operation
         self.tag = tag
         self.offset = offset
-        self.byteCount = operation == .read || operation == .write ? buffers.byteCount : byteCount
+        let most = operation.movesBytes ? buffers.byteCount : .max
+        self.byteCount = min(byteCount ?? buffers.byteCount, most)
         self.buffers = buffers
     }
 }

@@ -45,7 +45,7 @@ import Linux
     /// Memory for the next bytes: as many as asked for, or fewer when they lie in too many pieces for one call.
     mutating func nextBuffers(_ byteCount: UInt64) -> IOBuffers {
         let whole = unsafe request.buffers.vectors
-        if position.isStart, byteCount == request.byteCount, whole.count <= Self.mostVectors { return request.buffers }
+        if position.isStart, byteCount == request.buffers.byteCount, whole.count <= Self.mostVectors { return request.buffers }
         let room = unsafe vectors ?? .allocate(capacity: Self.partVectors)
         unsafe vectors = room
         return unsafe request.buffers.slice(from: position, byteCount: min(byteCount, left), in: room)

@@ -29,14 +29,17 @@ final class FakeImage: BlockImage {
     let places: [Place]
     let pieceByteCount: UInt64
     private let file: FileDescriptor
+    /// Whoever takes the file's descriptor fails; the image itself knows better.
+    private let isFileUseless: Bool
     private let state: Mutex<State>
     /// Every blocking call waits while it is shut.
     let gate = Gate()
 
     init(
         byteCount: Int, isReadOnly: Bool = false, places: [Place] = [], pieceByteCount: Int = 4096,
-        file: consuming FileDescriptor = FileDescriptor(owning: -1)
+        file: consuming FileDescriptor = FileDescriptor(owning: -1), isFileUseless: Bool = false
     ) {
+        self.isFileUseless = isFileUseless
         self.byteCount = UInt64(byteCount)
         self.isReadOnly = isReadOnly
         self.places = places
@@ -79,7 +82,10 @@ final class FakeImage: BlockImage {
         try perform(.read(offset, buffers.byteCount), offset, buffers.byteCount) { bytes in
             var place = Int(offset)
             for vector in buffers.vectors {
-                bytes.withUnsafeBytes { vector.iov_base.copyMemory(from: $0.baseAddress! + place, byteCount: vector.iov_len) }
+                let part = pieces(place, vector.iov_len).flatMap { range, offset in
+                    offset.map { inFile(range.count, $0) } ?? Array(bytes[range])
+                }
+                UnsafeMutableRawBufferPointer(start: vector.iov_base, count: vector.iov_len).copyBytes(from: part)
                 place += vector.iov_len
             }
         }
@@ -90,10 +96,44 @@ final class FakeImage: BlockImage {
         try perform(.write(offset, buffers.byteCount), offset, buffers.byteCount) { bytes in
             var place = Int(offset)
             for vector in buffers.vectors {
-                bytes.withUnsafeMutableBytes { ($0.baseAddress! + place).copyMemory(from: vector.iov_base, byteCount: vector.iov_len) }
+                put([UInt8](UnsafeRawBufferPointer(start: vector.iov_base, count: vector.iov_len)), at: place, &bytes)
                 place += vector.iov_len
             }
         }
+    }
+
+    private func put(_ new: [UInt8], at place: Int, _ bytes: inout [UInt8]) {
+        for (range, offset) in pieces(place, new.count) {
+            let part = Array(new[range.lowerBound - place..<range.upperBound - place])
+            if let offset {
+                _ = pwrite(file.raw, part, part.count, offset)
+            } else {
+                bytes.replaceSubrange(range, with: part)
+            }
+        }
+    }
+
+    /// A range in parts, each with where it is in the file, if it is there.
+    private func pieces(_ start: Int, _ count: Int) -> [(Range<Int>, off_t?)] {
+        var parts: [(Range<Int>, off_t?)] = []
+        var place = start
+        while place < start + count {
+            let piece = place / Int(pieceByteCount)
+            let end = min(start + count, (piece + 1) * Int(pieceByteCount))
+            if piece < places.count, !isFileUseless, case .file(let offset) = places[piece] {
+                parts.append((place..<end, off_t(offset) + off_t(place % Int(pieceByteCount))))
+            } else {
+                parts.append((place..<end, nil))
+            }
+            place = end
+        }
+        return parts
+    }
+
+    private func inFile(_ count: Int, _ offset: off_t) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: count)
+        _ = pread(file.raw, &bytes, count, offset)
+        return bytes
     }
 
     func flush() throws(ImageError) { try perform(.flush, 0, 0) { _ in } }
@@ -104,7 +144,7 @@ final class FakeImage: BlockImage {
 
     func writeZeroes(at offset: UInt64, count: UInt64, mayDiscard: Bool) throws(ImageError) {
         try perform(.writeZeroes(offset, count, mayDiscard: mayDiscard), offset, count) { bytes in
-            for index in Int(offset)..<Int(offset + count) { bytes[index] = 0 }
+            put([UInt8](repeating: 0, count: Int(count)), at: Int(offset), &bytes)
         }
     }
 
