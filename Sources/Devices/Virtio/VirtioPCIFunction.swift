@@ -242,7 +242,7 @@ public final class VirtioPCIFunction<Device: VirtioDevice>: PCIFunction {
         reset()
         transport.live.withLock { live in
             live.space.adopt(saved.space)
-            live.vectors.adopt(saved.vectors)
+            if transport.messages != nil { live.vectors.adopt(saved.vectors) }
             live.registers = saved.registers
             live.registers.sanitize(transport.profile, vectorCount: transport.vectorCount(live))
             device.restore(saved.device)

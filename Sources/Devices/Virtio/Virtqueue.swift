@@ -81,12 +81,13 @@ public final class Virtqueue: Sendable {
             }
             // More than the queue holds, with what is in flight.
             guard available &- state.nextAvailable <= ring.size, state.inFlight < Int(ring.size),
-                let slot = state.freeSlots.popLast(), let chain = chain(ring, slot, state)
+                let slot = state.freeSlots.last, let chain = chain(ring, slot, state)
             else {
                 state.isRunning = false
                 state.isAttached = false
                 return .broken
             }
+            state.freeSlots.removeLast()
             state.nextAvailable &+= 1
             state.inFlight += 1
             return .chain(chain)

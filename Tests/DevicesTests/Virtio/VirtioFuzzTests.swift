@@ -120,7 +120,7 @@ import VMM
         }
     }
 
-    @Test(arguments: 1...40 as ClosedRange<UInt64>)
+    @Test(arguments: 1...16 as ClosedRange<UInt64>)
     func `hostile driver breaks only itself`(seed: UInt64) throws { try attackAll(seed) }
 
     private static let seconds = ProcessInfo.processInfo.environment["VMD_FUZZ_SECONDS"].flatMap(Double.init)

@@ -240,6 +240,20 @@ import VMM
         #expect(bench.driver.usedIndex() == 1)
     }
 
+    @Test func `violations cost the device nothing for good`() throws {
+        let bench = try Bench()
+        for _ in 0..<20 {
+            bench.driver.offer(99)
+            bench.driver.notify()
+            #expect(bench.isBroken)
+            bench.driver.start()
+        }
+        bench.device.hold()
+        for _ in 0..<8 { bench.driver.send([.into(Self.target, 1)]) }
+        bench.device.release()
+        #expect(bench.driver.usedIndex() == 8)
+    }
+
     @Test func `longest chain that is allowed is served`() throws {
         let bench = try Bench()
         bench.driver.send((0..<8).map { .into(Self.target + UInt64($0), 1) }, indirectAt: 0x5000)
