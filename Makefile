@@ -23,6 +23,8 @@ FIRMWARE_PACKAGES := seabios ipxe-qemu
 IMAGE_PACKAGES := qemu-utils
 # What tests need beside: discs are made by xorriso.
 TEST_PACKAGES := xorriso $(IMAGE_PACKAGES)
+# What makes disks that firmware boots, for tests.
+DISK_PACKAGES := grub-pc-bin grub-common mtools
 BENCH_PACKAGES := qemu-system-x86 $(IMAGE_PACKAGES)
 
 .DEFAULT_GOAL := help
@@ -55,7 +57,7 @@ build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmd
 
 guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio $(GUESTS)/initramfs-virtio.cpio guests32 multiboot multiboot2 openbsd control \
-	others
+	others $(GUESTS)/grub.raw
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
@@ -70,6 +72,11 @@ $(GUESTS)/modules.cpio: Guests/make-modules $(GUESTS)/guest-disk | setup $(GUEST
 
 $(GUESTS)/initramfs-virtio.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/modules.cpio
 	@cat $^ >$@
+
+# A disk that firmware boots: GRUB, then the kernel, which shows what it runs on and powers off.
+$(GUESTS)/grub.raw: Guests/make-disk $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio
+	$(call need,$(DISK_PACKAGES))
+	@Guests/make-disk $@ $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio 'console=ttyS0 vmd.run=demo'
 
 # 32-bit guests come from another archive than the host's: where it cannot be reached, their tests are skipped.
 GUESTS32 := $(GUESTS)/i386

@@ -14,6 +14,24 @@ extension GuestTests {
             #expect(!guest.text.contains("vmctl: "))
         }
 
+        private static let disk = Paths.guests + "/grub.raw"
+
+        @Test(.enabled(if: access(disk, R_OK) == 0, "needs `make guests`"))
+        func `Linux boots from a disk by GRUB, finds its devices by ACPI and switches off`() throws {
+            let guest = try GuestProcess(["run", "-m", "256M", "-d", Self.disk] + Paths.engine, input: .nothing)
+            _ = try guest.wait(for: "GRUB loading.")
+            _ = try guest.wait(for: "grub: loads the kernel")
+            let kernel = try guest.wait(for: "init: first user process", within: 2 * Paths.patience)
+            for line in ["DMI: OpenBSD VMM", "ACPI: RSDP 0x00000000000F", "ACPI: Interpreter enabled", "MTRR"] {
+                let hasLine = kernel.contains(line)
+                #expect(hasLine, "\(line)")
+            }
+            #expect(!kernel.contains("nobody cared") && !kernel.contains("BUG") && !kernel.contains("WARNING"))
+            #expect(try guest.status() == 0)
+            // What the kernel prints on the serial console is not there again by the screen.
+            #expect(guest.text.ranges(of: "ACPI: Interpreter enabled").count == 1)
+        }
+
         /// What an embedded developer does: an image of his own. mov $0x2a, %al; out %al, $0xf4; jmp . at the reset vector.
         @Test func `any image with an instruction at the reset vector is firmware`() throws {
             let scratch = try Scratch()

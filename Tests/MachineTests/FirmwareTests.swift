@@ -286,4 +286,54 @@ struct SeaBIOSTests {
         running.machine.requestStop()
         #expect(running.end() == .stopped)
     }
+
+    /// Prints by the firmware's service, then by the serial port, and ends the machine with a status.
+    private static let bootSector: [UInt8] = [
+        0xFA, 0x31, 0xC0, 0x8E, 0xD8, 0x8E, 0xC0, 0x8E, 0xD0,  // cli; xor %ax, %ax; mov %ax, %ds; and %es; and %ss
+        0xBC, 0x00, 0x7C, 0xFB, 0xFC, 0xBE, 0x40, 0x7C,  // mov $0x7c00, %sp; sti; cld; mov $service, %si
+        0xAC, 0x84, 0xC0, 0x74, 0x09,  // 1: lodsb; test %al, %al; jz 2f
+        0xB4, 0x0E, 0xBB, 0x07, 0x00, 0xCD, 0x10, 0xEB, 0xF2,  // mov $0xe, %ah; mov $7, %bx; int $0x10; jmp 1b
+        0xBA, 0xF8, 0x03, 0xBE, 0x60, 0x7C,  // 2: mov $0x3f8, %dx; mov $serial, %si
+        0xAC, 0xEE, 0x84, 0xC0, 0x75, 0xFA,  // 3: lodsb; out %al, (%dx); test %al, %al; jnz 3b
+        0xB0, 0x2A, 0xE6, 0xF4, 0xF4, 0xEB, 0xFD,  // mov $0x2a, %al; out %al, $0xf4; 4: hlt; jmp 4b
+    ]
+
+    private static func disk(_ signature: [UInt8] = [0x55, 0xAA]) -> [UInt8] {
+        var sector = bootSector + [UInt8](repeating: 0, count: 512 - bootSector.count)
+        sector.replaceSubrange(0x40..<0x40 + 13, with: Array("boot sector\r\n".utf8))
+        sector.replaceSubrange(0x60..<0x60 + 8, with: Array("serial\r\n".utf8))
+        sector.replaceSubrange(510..<512, with: signature)
+        return sector + [UInt8](repeating: 0, count: (1 << 20) - 512)
+    }
+
+    /// - Parameter path: of firmware.
+    private func boot(_ path: String?, _ disks: [[UInt8]], from device: BootDevice? = nil) throws -> (Machine.Outcome?, String) {
+        let files = disks.map { TemporaryFile($0) }
+        var configuration = MachineConfiguration(
+            kernel: path, memoryByteCount: 32 << 20, debugExitPort: 0xF4, disks: try files.map { try DiskSource.raw($0.path) })
+        configuration.bootDevice = device
+        let (engine, _) = try EngineChoice.translator.make()
+        let terminal = Recorder()
+        let running = try RunningMachine(configuration, engine, terminal: terminal)
+        if terminal.wait(for: "No bootable device.", seconds: 1) { running.machine.requestStop() }
+        return (withExtendedLifetime(files) { running.end() }, terminal.text)
+    }
+
+    @Test(arguments: DefaultFirmware.bios.paths.filter { FileManager.default.isReadableFile(atPath: $0) })
+    func `boot sector of a disk runs and its prints are seen`(path: String) throws {
+        let (outcome, text) = try boot(path, [Self.disk()])
+        #expect(outcome == .exited(0x55))
+        #expect(text.contains("Booting from Hard Disk") && text.contains("boot secto") && text.contains("serial\r\n"))
+    }
+
+    @Test(arguments: [nil, .disk] as [BootDevice?])
+    func `first disk is the one that is booted`(device: BootDevice?) throws {
+        #expect(try boot(nil, [Self.disk(), Self.disk([0, 0])], from: device).0 == .exited(0x55))
+    }
+
+    @Test func `disk without a boot sector is told`() throws {
+        let (outcome, text) = try boot(nil, [Self.disk([0, 0])])
+        #expect(outcome == .stopped)
+        #expect(text.contains("Boot failed: not a bootable disk"))
+    }
 }

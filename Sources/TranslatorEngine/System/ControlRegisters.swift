@@ -54,7 +54,9 @@ extension TranslatorCPU {
             try loadPDPTEs(context.pointee.cr3)
         }
         context.pointee.cr0 = new
-        if changed & (CR0.pg | CR0.pe | CR0.wp) != 0 { flushTLB(global: true) }
+        // Without paging before and after there is nothing that the TLB could hold wrongly: 16-bit programs that call
+        // firmware, as boot loaders do for each sector, change PE all the time.
+        if (old | new) & CR0.pg != 0 && changed & (CR0.pg | CR0.pe | CR0.wp) != 0 { flushTLB(global: true) }
         if changed != 0 { modeChanged() }
     }
 

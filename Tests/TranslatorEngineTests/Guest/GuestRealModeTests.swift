@@ -30,6 +30,37 @@ import VMM
         #expect(m[.rsi] == 0x5678)
     }
 
+    /// The same as the element by element way, which a backward copy takes.
+    @Test func `copies and fills of many elements go over pages and stop where the segment ends`() throws {
+        let m = try M(.real)
+        let bytes = (0..<0x3000).map { UInt8(truncatingIfNeeded: $0 &* 7) }
+        m.memory.write(bytes, at: 0x3_0003)
+        (m[.rsi], m[.rdi], m[.rcx]) = (0xABCD_0003, 0x1234_6001, 0x5678_1500)
+        let end = try m.runBlocks([0xFC, 0xF3, 0xA5, 0xF4])  // cld; rep movsw
+        #expect(end.vector == nil)
+        #expect(m.memory.read(0x3_6001, count: 0x2A00) == Array(bytes[..<0x2A00]))
+        #expect(m.memory.read(0x3_6001 + 0x2A00, count: 1) == [0])
+        #expect(m[.rsi] == 0xABCD_2A03 && m[.rdi] == 0x1234_8A01 && m[.rcx] == 0x5678_0000)
+
+        m.enter(.real, level: 0)
+        (m[.rdi], m[.rcx], m[.rax]) = (0xFF02, 0x80, 0x4433_2211)
+        #expect(try m.runBlocks([0xFC, 0x66, 0xF3, 0xAB, 0xF4]).vector == 13)  // rep stosl: one element is over the end
+        #expect(m[.rdi] & 0xFFFF == 0xFFFE && m[.rcx] & 0xFFFF == 0x41)
+        #expect(m.memory.load(0x3_FFFA, as: UInt32.self) == 0x4433_2211)
+
+        m.enter(.real, level: 0)
+        (m[.rdi], m[.rcx], m[.rax]) = (0xFF00, 0x180, 0x55)
+        #expect(try m.runBlocks([0xFC, 0xF3, 0xAA, 0xF4]).vector == nil)  // rep stosb: offsets wrap
+        #expect(m[.rdi] & 0xFFFF == 0x80 && m[.rcx] & 0xFFFF == 0)
+        #expect(m.memory.read(0x3_0000, count: 0x80) == Array(repeating: 0x55, count: 0x80))
+
+        m.enter(.real, level: 0)
+        m.memory.store(0x3_2000, 0x5A as UInt8)
+        (m[.rsi], m[.rdi], m[.rcx]) = (0x2000, 0x2001, 0x1FFF)
+        #expect(try m.runBlocks([0xFC, 0xF3, 0xA4, 0xF4]).vector == nil)  // rep movsb onto itself repeats a byte
+        #expect(m.memory.read(0x3_2000, count: 0x2000) == Array(repeating: 0x5A, count: 0x2000))
+    }
+
     @Test func `accesses over 64 KB fault, the last byte does not`() throws {
         let m = try M(.real)
         m.memory.store(0x3_FFFF, 0x77 as UInt8)
