@@ -92,7 +92,8 @@ final class MachineRole {
         configuration.bootDevice = setup.bootDevice.map { Machine::BootDevice($0) }
         configuration.networkROM = networkROM
         configuration.logsFirmware = setup.isVerbose
-        for members in setup.disks { configuration.disks.append(DiskSource(try Self.image(members, &descriptors))) }
+        for members in setup.disks { configuration.disks.append(DiskSource(try Self.image("disk", members, &descriptors))) }
+        if !setup.cdrom.isEmpty { configuration.cdrom = DiskSource(try Self.image("cdrom", setup.cdrom, &descriptors)) }
         let machine = try Machine(
             configuration, engine: engine, features: features, clock: try HostClock(), terminal: hub
         ) { [mailbox] in mailbox.post(.log($0)) }
@@ -111,7 +112,7 @@ final class MachineRole {
 
     /// The disk that the first of the descriptors are.
     private static func image(
-        _ members: [ImageChain.Member], _ descriptors: inout FileDescriptorList
+        _ role: String, _ members: [ImageChain.Member], _ descriptors: inout FileDescriptorList
     ) throws(MachineError) -> any BlockImage {
         var files = FileDescriptorList()
         for _ in members {
@@ -121,7 +122,7 @@ final class MachineRole {
         do {
             return try ImageChain(members, files).assemble()
         } catch {
-            throw MachineError("disk \(error)")
+            throw MachineError("\(role) \(error)")
         }
     }
 

@@ -30,7 +30,6 @@ struct MachineSetup: Hashable, Sendable, WireValue {
     var hasKVM: Bool
     var disks: [[ImageChain.Member]] = []
     var cdrom: [ImageChain.Member] = []
-    var bootDevice: BootDevice?
     var isVerbose: Bool
     /// Tests only: try what the sandbox forbids, and say how that went.
     var probes: Bool
@@ -52,7 +51,6 @@ struct MachineSetup: Hashable, Sendable, WireValue {
         writer.put(hasKVM)
         writer.put(disks.map(SetupImage.init))
         SetupImage(cdrom).write(to: &writer)
-        writer.put(bootDevice)
         writer.put(isVerbose)
         writer.put(probes)
     }
@@ -74,7 +72,6 @@ struct MachineSetup: Hashable, Sendable, WireValue {
         self.hasKVM = hasKVM
         self.disks = disks
         self.cdrom = cdrom
-        self.bootDevice = bootDevice
         self.isVerbose = isVerbose
         self.probes = probes
     }
@@ -93,7 +90,6 @@ struct MachineSetup: Hashable, Sendable, WireValue {
         let images: [SetupImage] = try reader.list(atMost: Self.mostDisks)
         disks = images.map { $0.members.map(\.member) }
         cdrom = try SetupImage(from: &reader).members.map(\.member)
-        bootDevice = try reader.optional()
         isVerbose = try reader.bool()
         probes = try reader.bool()
     }

@@ -110,7 +110,6 @@ extension MachinePlan {
             return PlannedImage(location: ImageLocation(path: Self.absolute(disk.path), format: format))
         }
         cdrom = machine.cdrom.map { PlannedImage(location: ImageLocation(path: Self.absolute($0), format: .raw)) }
-        bootDevice = machine.bootDevice.flatMap { BootDevice(name: $0.rawValue) }
         allowedBases = machine.allowedBases.map(\.value)
         interfaceCount = machine.interfaces.count
         source = machine.name.location.description

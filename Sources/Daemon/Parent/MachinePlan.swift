@@ -28,7 +28,6 @@ struct MachinePlan: Hashable, Sendable {
     var cpuModel: String?
     var disks: [PlannedImage] = []
     var cdrom: PlannedImage?
-    var bootDevice: BootDevice?
     /// Absolute paths of files and folders that images may stand on, besides those of their own folder.
     var allowedBases: [String] = []
     var interfaceCount = 0
@@ -83,7 +82,6 @@ struct MachinePlan: Hashable, Sendable {
         for path in disks.map(\.location.path) + (cdrom.map { [$0.location.path] } ?? []) where !path.hasPrefix("/") {
             throw Refusal(.invalid, "\(path): give an absolute path")
         }
-        bootDevice = request.bootDevice ?? bootDevice
         interfaceCount = max(interfaceCount + request.interfaces.count, Int(request.interfaceCount ?? 0))
     }
 }

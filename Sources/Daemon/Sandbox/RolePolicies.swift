@@ -30,7 +30,7 @@ extension Role {
         case .machine:
             sandbox = Sandbox(policy: Self.machineBuilding + .sandboxEntry)
             sandbox.usesUserNamespace = true
-            sandbox.limits = [.openFiles: 128]
+            sandbox.limits = [.openFiles: 256]
         }
         sandbox.identity = identity
         return sandbox
