@@ -17,6 +17,8 @@ VMD     := .build/release/vmd
 # What has to be there to build the product, and to make and test a guest.
 BUILD_PACKAGES := libseccomp-dev libzydis-dev zlib1g-dev libzstd-dev
 GUEST_PACKAGES := binutils busybox-static cpio gcc libc6-dev gcc-multilib
+# What makes discs, for tests.
+TEST_PACKAGES := xorriso
 BENCH_PACKAGES := qemu-system-x86
 
 .DEFAULT_GOAL := help
@@ -141,6 +143,7 @@ run: build guests
 
 # Guest tests drive the release build, as users have it; unit tests run in a debug build, with all its checks.
 test: build guests
+	$(call need,$(TEST_PACKAGES))
 	SWIFT='$(SWIFT)' Tests/run
 
 # Random instructions on the CPU and on the translator, with new seeds, for so many seconds.

@@ -57,7 +57,7 @@ _vmctl() {
     case $command:$prev in
     start:-B) _vmctl_reply $'disk\ncdrom\nnet'; return ;;
     start:-t) _vmctl_reply "$(_vmctl_machines "$vmctl" "${socket[@]}" status)"; return ;;
-    start:-b | start:-d | start:-r | start:--initrd | run:-b | run:-d | run:--initrd | run:--module) _vmctl_files; return ;;
+    start:-b | start:-d | start:-r | start:--initrd | run:-b | run:-d | run:-r | run:--initrd | run:--module) _vmctl_files; return ;;
     start:--engine | run:--engine) _vmctl_reply $'auto\nkvm\ntranslator'; return ;;
     start:--cpu | run:--cpu) _vmctl_reply $'host\nx86-64\nx86-64-v2\nx86-64-v3\nx86-64-v4'; return ;;
     start:-m | run:-m) _vmctl_reply $'128M\n256M\n512M\n1G\n2G\n4G'; return ;;
@@ -67,7 +67,7 @@ _vmctl() {
     if [[ $cur == -* ]]; then
         local options=$'-h\n-s\n-v\n--help'
         case $command in
-        run) options=$'-b\n-d\n-h\n-m\n-v\n--cmdline\n--cpu\n--debug-exit\n--engine\n--help\n--initrd\n--module' ;;
+        run) options=$'-b\n-d\n-h\n-m\n-r\n-v\n--cmdline\n--cpu\n--debug-exit\n--engine\n--help\n--initrd\n--module' ;;
         start) options+=$'\n-B\n-b\n-c\n-d\n-i\n-L\n-m\n-n\n-p\n-r\n-t\n--cmdline\n--cpu\n--engine\n--initrd' ;;
         status) options+=$'\n-j\n-r' ;;
         stop) options+=$'\n-a\n-f\n-w' ;;

@@ -75,7 +75,7 @@ complete -c vmctl -n '__vmctl_is start' -s i -x -d 'Number of network interfaces
 complete -c vmctl -n '__vmctl_is start' -s L -d 'Local network interface'
 complete -c vmctl -n '__vmctl_is start' -s n -x -d 'Network interface on a switch'
 complete -c vmctl -n '__vmctl_is start' -s p -x -d 'Number of CPUs'
-complete -c vmctl -n '__vmctl_is start' -s r -r -F -d 'ISO image'
+complete -c vmctl -n '__vmctl_is start run' -s r -r -F -d 'ISO image'
 complete -c vmctl -n '__vmctl_is start' -s t -x -a '(__vmctl_machines)' -d 'Instance of'
 
 complete -c vmctl -n '__vmctl_is stop' -s a -d 'All machines'

@@ -15,7 +15,7 @@ import VMM
 /// | | PCI host bridge, reset control | 0xCF8-0xCFF |
 /// | 3, 5, 6, 7, 9... | PCI functions, in the order of their slots | from 0x1000; memory from 0xF0000000 |
 ///
-/// PCI slot 0 is the host bridge, as on OpenBSD 1 entropy, then the disks, and the last one is always vmmci(4)'s.
+/// PCI slot 0 is the host bridge, as on OpenBSD 1 entropy, then the disks and the CD-ROM drive, and the last one is always vmmci(4)'s.
 final class Board: Sendable {
     let ports: PortBus
     let interrupts: I8259Pair
@@ -34,7 +34,8 @@ final class Board: Sendable {
     /// - Throws: when that port is another device's, or the host has no threads for disks.
     init(
         clock: any Clock, requests power: MachineRequests, terminal: any SerialTerminal, map: MemoryMap,
-        memory: GuestMemory, disks: [DiskSource] = [], debugExitPort: UInt16?, onControl: @escaping @Sendable (VMMCIFunction.Event) -> Void = { _ in }
+        memory: GuestMemory, disks: [DiskSource] = [], cdrom: DiskSource? = nil, debugExitPort: UInt16?,
+        onControl: @escaping @Sendable (VMMCIFunction.Event) -> Void = { _ in }
     ) throws(MachineError) {
         let interrupts = I8259Pair()
         let shared = Dictionary(
@@ -51,6 +52,7 @@ final class Board: Sendable {
         var slots = PCISlots(memory: memory, connect: line)
         slots.addEntropy()
         for (index, disk) in disks.enumerated() { try slots.add(disk, number: index) }
+        if let cdrom { try slots.addCDROM(cdrom) }
         let last = slots.next()
         let controlDevice = VMMCIFunction(
             clock: clock, ports: last.ports, line: last.line, lineNumber: last.lineNumber, power: power, onEvent: onControl)

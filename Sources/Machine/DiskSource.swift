@@ -34,6 +34,18 @@ public struct DiskSource: Hashable, Sendable {
         }
     }
 
+    /// Opens a CD or DVD image, which is only read.
+    public static func disc(_ path: String) throws(MachineError) -> DiskSource {
+        let image: RawImage
+        do {
+            image = try open(path, isReadOnly: true)
+        } catch {
+            throw MachineError("cdrom \(error.text)")
+        }
+        guard image.byteCount > 0 else { throw MachineError("cdrom \(path): is empty: give an ISO image") }
+        return DiskSource(image)
+    }
+
     private struct Failure: Error {
         let text: String
         var isReadOnly = false
@@ -47,7 +59,7 @@ public struct DiskSource: Hashable, Sendable {
             descriptor = try FileDescriptor(open: path, flags: access | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
         } catch {
             throw Failure(
-                text: "\(path): \(error.reason): give a file that can be read and written",
+                text: "\(path): \(error.reason): give a file that can be read\(isReadOnly ? "" : " and written")",
                 isReadOnly: error.errno == EACCES || error.errno == EROFS)
         }
         var status = stat()

@@ -59,7 +59,8 @@ public final class Machine: Sendable {
         self.events = events
         board = try Board(
             clock: machineClock, requests: requests, terminal: terminal, map: map, memory: memory,
-            disks: configuration.disks, debugExitPort: configuration.debugExitPort, onControl: { events.report(Event($0)) })
+            disks: configuration.disks, cdrom: configuration.cdrom, debugExitPort: configuration.debugExitPort,
+            onControl: { events.report(Event($0)) })
         shutdown = ShutdownControl(board, clock: machineClock) { events.report($0) }
         self.log = log
         let wiring = Wiring(

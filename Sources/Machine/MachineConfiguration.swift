@@ -17,6 +17,9 @@ public struct MachineConfiguration: Hashable, Sendable {
     /// In the order in which the guest finds them; at most `mostDisks`.
     public var disks: [DiskSource]
 
+    /// The disc in the CD-ROM drive; `nil` for a machine without a drive.
+    public var cdrom: DiskSource?
+
     /// vmd's limit.
     public static let mostDisks = 4
 
@@ -28,7 +31,7 @@ public struct MachineConfiguration: Hashable, Sendable {
     public init(
         kernel: BootSource, initrd: BootSource? = nil, modules: [BootModuleSource] = [], commandLine: String? = nil,
         memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil,
-        disks: [DiskSource] = []
+        disks: [DiskSource] = [], cdrom: DiskSource? = nil
     ) {
         self.kernel = kernel
         self.initrd = initrd
@@ -38,6 +41,7 @@ public struct MachineConfiguration: Hashable, Sendable {
         self.cpuModel = cpuModel
         self.debugExitPort = debugExitPort
         self.disks = disks
+        self.cdrom = cdrom
     }
 
     /// The same with paths.
@@ -45,11 +49,11 @@ public struct MachineConfiguration: Hashable, Sendable {
     public init(
         kernel: String, initrd: String? = nil, modules: [String] = [], commandLine: String? = nil,
         memoryByteCount: UInt64 = defaultMemoryByteCount, cpuModel: String? = nil, debugExitPort: UInt16? = nil,
-        disks: [DiskSource] = []
+        disks: [DiskSource] = [], cdrom: DiskSource? = nil
     ) {
         self.init(
             kernel: .path(kernel), initrd: initrd.map { .path($0) }, modules: modules.map { BootModuleSource($0) },
             commandLine: commandLine, memoryByteCount: memoryByteCount, cpuModel: cpuModel, debugExitPort: debugExitPort,
-            disks: disks)
+            disks: disks, cdrom: cdrom)
     }
 }

@@ -60,4 +60,14 @@ struct PCISlots {
             throw MachineError("disk \(number): \(error): raise the limit on processes")
         }
     }
+
+    /// - Parameter disc: what is in the drive.
+    mutating func addCDROM(_ disc: DiskSource) throws(MachineError) {
+        let transport = VirtioTransport(VirtioSCSI.profile, memory: memory, next())
+        do {
+            put(VirtioPCIFunction(transport, try VirtioSCSI(transport, disc.image)))
+        } catch {
+            throw MachineError("cdrom: \(error): raise the limit on processes")
+        }
+    }
 }

@@ -15,6 +15,7 @@ enum Paths {
     static let initrd = guests + "/initramfs.cpio"
     /// The same with virtio drivers to load.
     static let virtioInitrd = guests + "/initramfs-virtio.cpio"
+    static let isoMaker = "/usr/bin/xorriso"
     static let multiboot = guests + "/multiboot/elf32"
     /// Kernels, initramfs and program of 32 bit, where their archive could be reached.
     static let guests32 = guests + "/i386"

@@ -5,9 +5,9 @@ extension GuestTests {
     /// Linux's virtio drivers, both kinds, on our devices.
     @Suite struct Virtio {
         /// A guest with these disks whose drivers are loaded.
-        private func guest(disks: [String], _ words: String = "quiet", legacy: Bool = false) throws -> GuestProcess {
+        private func guest(disks: [String], _ words: String = "quiet", legacy: Bool = false, more: [String] = []) throws -> GuestProcess {
             let arguments = ["run", "-m", "512M", "-b", Paths.kernel, "--initrd", Paths.virtioInitrd, "--cmdline", "console=ttyS0 \(words)"]
-                + disks.flatMap { ["-d", $0] } + Paths.engine
+                + disks.flatMap { ["-d", $0] } + more + Paths.engine
             let guest = try GuestProcess(arguments)
             _ = try guest.wait(for: GuestProcess.prompt)
             let loads = legacy
@@ -68,6 +68,47 @@ extension GuestTests {
             #expect(try guest.shell("rmmod virtio_blk && ls /dev/vda 2>&1; load-virtio virtio_blk; head -c 512 /dev/vda | wc -c").contains("512"))
             guest.send("poweroff -f\n")
             #expect(try guest.status() == 0)
+        }
+
+        /// An ISO 9660 image of a folder.
+        private func makeISO(_ folder: String, _ path: String) throws {
+            let maker = try GuestProcess(
+                ["-as", "mkisofs", "-quiet", "-R", "-V", "VMDTEST", "-o", path, folder], program: Paths.isoMaker)
+            guard try maker.status() == 0 else { throw GuestFailure(description: "xorriso: \(maker.errorText)") }
+        }
+
+        @Test(.enabled(if: access(Paths.isoMaker, X_OK) == 0, "needs xorriso"), arguments: [false, true])
+        func `CD is mounted and read`(legacy: Bool) throws {
+            let scratch = try Scratch()
+            let folder = scratch.path + "/tree"
+            mkdir(folder, 0o755)
+            let big = (0..<5_000_000).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 9) }
+            _ = try scratch.file("tree/big", big)
+            _ = try scratch.file("tree/hello", Array("hello from a disc\n".utf8))
+            let iso = scratch.path + "/test.iso"
+            try makeISO(folder, iso)
+            let disk = try scratch.file("disk", byteCount: 1 << 20)
+            let guest = try guest(disks: [disk], legacy: legacy, more: ["-r", iso])
+            #expect(try guest.shell("load-virtio scsi_common scsi_mod virtio_scsi cdrom sr_mod isofs && echo lo''aded").contains("loaded"))
+            #expect(try guest.shell("while ! [ -e /sys/block/sr0/size ]; do sleep 0.1; done; cat /sys/block/sr0/device/model").contains("VMM CD-ROM"))
+            #expect(try guest.shell("mkdir -p /mnt; mount -t iso9660 -o ro /dev/sr0 /mnt && cat /mnt/hello").contains("hello from a disc"))
+            #expect(try guest.shell("md5sum < /mnt/big").contains(checksum(big)))
+            // All of it, past the guest's page cache, and not a byte more.
+            let image = try File.bytes(iso, limit: 64 << 20)
+            let sums = try guest.shell("umount /mnt; cat /sys/block/sr0/size; dd if=/dev/sr0 bs=64k 2>/dev/null | md5sum")
+            #expect(sums.contains("\(image.count / 512)\n"))
+            #expect(try sums.contains(checksum(image)))
+            // One drive, and no complaint.
+            #expect(try guest.shell("ls /sys/class/scsi_device").contains("0:0:0:0"))
+            #expect(!(try guest.shell("dmesg | grep -i 'error\\|warn\\|reset'")).contains("sr"))
+            guest.send("poweroff -f\n")
+            #expect(try guest.status() == 0)
+        }
+
+        @Test func `missing CD is named`() throws {
+            let run = try GuestProcess(boot() + ["-r", "/nonexistent/iso"])
+            #expect(try run.status() == 1)
+            #expect(run.errorText.contains("cdrom /nonexistent/iso: No such file or directory: give a file that can be read\n"))
         }
 
         @Test func `missing disk is named`() throws {

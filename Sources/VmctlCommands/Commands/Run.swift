@@ -10,7 +10,7 @@ struct Run: VmctlCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run a machine in the foreground, its serial console on this terminal.",
         usage: """
-            vmctl [-v] run -b kernel [-d disk]... [--initrd file]
+            vmctl [-v] run -b kernel [-d disk]... [-r iso] [--initrd file]
             \t[--module file[,args]]... [--cmdline text] [-m size]
             \t[--engine auto|kvm|translator] [--cpu model] [--debug-exit port]
             """,
@@ -30,6 +30,9 @@ struct Run: VmctlCommand {
         name: .customShort("d"), parsing: .unconditionalSingleValue,
         help: ArgumentHelp("Disk image; up to \(MachineConfiguration.mostDisks).", valueName: "disk"))
     var disks: [String] = []
+
+    @Option(name: .customShort("r"), help: ArgumentHelp("CD or DVD image for the CD-ROM drive.", valueName: "iso"))
+    var cdrom: String?
 
     @Option(help: ArgumentHelp("Initial ramdisk.", valueName: "file"))
     var initrd: String?
@@ -79,7 +82,7 @@ struct Run: VmctlCommand {
         let configuration = MachineConfiguration(
             kernel: kernel, initrd: initrd, modules: module, commandLine: cmdline,
             memoryByteCount: OptionValues.round(memory, output.say), cpuModel: cpu, debugExitPort: debugExit,
-            disks: try disks.map { try DiskSource.raw($0) })
+            disks: try disks.map { try DiskSource.raw($0) }, cdrom: try cdrom.map { try DiskSource.disc($0) })
         return Foreground.run(configuration, engine: engine, isVerbose: isVerbose)
     }
 }

@@ -71,6 +71,12 @@ import VMM
             driver.memory.store(0x1000, UInt64(pick([0, 1, 4, 8, 11, 13])))
             driver.memory.store(0x1008, number(0..<70))
             driver.send([.out(0x1000, 16), .out(0x20_0000, Int(pick([0, 16, 512, 1024]))), .into(0x21_0000, Int(pick([0, 20, 512]))), .into(0x2000, 1)])
+            guard driver.queues.count > 2 else { return }
+            // The same for SCSI: unit 0 mostly, any command.
+            driver.memory.write([1, UInt8(number(0..<8) == 0 ? 1 : 0), 0x40, 0, 0, 0, 0, 0], at: 0x3000)
+            driver.memory.write((0..<32).map { _ in UInt8(number(0..<3) == 0 ? number(0..<256) : 0) }, at: 0x3013)
+            driver.memory.store(0x3013, pick([0, 3, 8, 0x12, 0x1A, 0x1B, 0x25, 0x28, 0x43, 0x46, 0x4A, 0x88, 0xA8, 0xBE] as [UInt8]))
+            driver.send([.out(0x3000, 51), .into(0x4000, 108), .into(0x21_0000, Int(pick([0, 36, 2048, 8192])))], on: 2)
         }
 
         mutating func run(_ count: Int) throws {
@@ -90,8 +96,11 @@ import VMM
         }
     }
 
+    /// - Parameter probe: what the device must still answer: a queue and a chain.
     private func attack<Device: VirtioDevice>(
-        _ seed: UInt64, _ profile: VirtioProfile, _ make: (VirtioTransport) throws -> Device
+        _ seed: UInt64, _ profile: VirtioProfile,
+        probe: (queue: Int, chain: [VirtioDriver.Buffer]) = (0, [.out(0x1000, 16), .into(0x2000, 1)]),
+        _ make: (VirtioTransport) throws -> Device
     ) throws {
         for interface in VirtioDriver.Interface.allCases {
             let bench = try VirtioBench(profile, hasMessages: seed % 2 == 0)
@@ -103,10 +112,10 @@ import VMM
             // It still serves who behaves. Rings are where they were; the function may be anywhere.
             function.reset()
             let other = VirtioDriver(function, bench.memory, interface)
-            other.start(queues: 1)
-            other.send([.out(0x1000, 16), .into(0x2000, 1)])
+            other.start(queues: probe.queue + 1)
+            other.send(probe.chain, on: probe.queue)
             function.device.drain()
-            #expect(other.usedIndex() == 1, "seed \(seed)")
+            #expect(other.usedIndex(probe.queue) == 1, "seed \(seed)")
             #expect(other.status & 0x40 == 0, "seed \(seed)")
         }
     }
@@ -117,6 +126,10 @@ import VMM
         let image = FakeImage(byteCount: 64 * 512, isReadOnly: seed % 8 == 7)
         try attack(seed, VirtioBlock.profile(image, queueCount: 2)) {
             try VirtioBlock($0, image, identifier: "fuzz", method: .threads)
+        }
+        let disc = FakeImage(byteCount: 64 * 512 - 100)
+        try attack(seed, VirtioSCSI.profile, probe: (2, [.out(0x1000, 51), .into(0x2000, 108)])) {
+            try VirtioSCSI($0, seed % 8 == 3 ? nil : disc, method: .threads)
         }
     }
 
