@@ -32,8 +32,8 @@ import VMM
                 class=0x078000
                 subsystem=0xffff0b5d
                 size=0x00001000
-                base=0x1000
-                line=0x03
+                base=0x2000
+                line=0x05
                 level=0x1
                 features=0x7
                 status=0x7
@@ -52,7 +52,7 @@ import VMM
     func `drivers differ`(words: String) throws {
         let running = try start(words)
         #expect(terminal.wait(for: "ready\n"))
-        #expect(terminal.text.contains(words.contains("moved") ? "base=0x8000" : "base=0x1000"))
+        #expect(terminal.text.contains(words.contains("moved") ? "base=0x8000" : "base=0x2000"))
         #expect(running.machine.requestShutdown() == .controlDevice)
         #expect(running.end() == .poweredOff)
         #expect(running.events.contains(.shutdownAcknowledged))

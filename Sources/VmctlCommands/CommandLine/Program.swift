@@ -36,6 +36,8 @@ public enum Program {
             } catch let error as Interrupted {
                 output.say("interrupted")
                 return 128 + error.signal
+            } catch let error as MachineError {
+                output.say(error.description)
             } catch let error as ControlError {
                 // Each command says in its own words what was refused; what is left is the daemon's absence.
                 if case .refused(_, let text) = error { output.say("command failed: \(text)") } else { output.say("\(error)") }

@@ -102,16 +102,19 @@ import VMM
         let places: [(UInt64, Int)] = [(0x3F_FF00, 512), (0x30_0000, 1), (0x1_0000_0000, 4000), (0x30_1000, 8192 - 4513)]
         bench.driver.send([.out(Bench.header, 20), .out(Bench.header + 20, 31), .into(Bench.response, 100), .into(Bench.response + 100, 8)] + places.map { .into($0.0, $0.1) }, on: 2)
         bench.device.drain()
-        #expect(bench.driver.takeUsed(2)?.byteCount == 108 + 8192)
-        let found = places.flatMap { bench.bench.memory.read($0.0, count: $0.1) ?? [] }
-        #expect(found == Array(bench.image.bytes[..<8192]))
+        #expect(bench.driver.takeUsed(2)?.byteCount == 8300)
+        // The memory is read a range at a time.
+        let parts = [(0x3F_FF00, 256), (0x40_0000, 256)] + places.dropFirst()
+        let found = parts.flatMap { bench.bench.memory.read($0.0, count: $0.1) ?? [] }
+        let isRight = found == Array(bench.image.bytes[..<8192])
+        #expect(isRight)
     }
 
     @Test func `answers are cut to the room, and the rest is residual`() throws {
         let bench = try Bench()
         #expect(bench.command([0x12, 0, 0, 0, 96, 0], into: 96) == Answer(response: 0, status: 0, sense: nil, residual: 60, written: 108 + 36))
         #expect(bench.data(36)?.prefix(5) == [0x05, 0x80, 0x05, 0x02, 31])
-        #expect(bench.command([0x12, 0, 0, 0, 96, 0], into: 8)?.written == 108 + 8)
+        #expect(bench.command([0x12, 0, 0, 0, 96, 0], into: 8)?.written == 116)
     }
 
     @Test func `a read with too little room is an overrun`() throws {
@@ -187,7 +190,7 @@ import VMM
         #expect(manage(6) == 10)
         bench.image.gate.open()
         bench.device.drain()
-        #expect(bench.driver.takeUsed(2)?.byteCount == 108 + 2048)
+        #expect(bench.driver.takeUsed(2)?.byteCount == 2156)
         // Asynchronous notifications: none.
         bench.bench.memory.write([1, 0, 0, 0] + Bench.unit + [0xFF, 0, 0, 0], at: Bench.header)
         bench.driver.send([.out(Bench.header, 16), .into(Bench.response, 5)], on: 0)
@@ -248,7 +251,7 @@ import VMM
         let opener = Thread { first.gate.open() }
         opener.start()
         #expect(bench.device.eject())
-        #expect(bench.driver.takeUsed(2)?.byteCount == 108 + 2048)
+        #expect(bench.driver.takeUsed(2)?.byteCount == 2156)
         #expect(bench.data(2048) == Array(first.bytes[..<2048]))
         #expect(old != nil)
     }
