@@ -219,7 +219,7 @@ import Testing
         try change("a.qcow2", [1])
         // The last cluster's refcount without a cluster: a leak.
         var file = try folder.read("a.qcow2")
-        file += [UInt8](repeating: 0, count: 65536)
+        file += [UInt8](repeating: 0, count: 2 * 65536 - file.count % 65536)
         let table = 48
         let place = file[table..<table + 8].reduce(0) { $0 << 8 | Int($1) }
         let block = file[place..<place + 8].reduce(0) { $0 << 8 | Int($1) }

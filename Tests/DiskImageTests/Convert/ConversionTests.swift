@@ -140,19 +140,6 @@ import Testing
 
     // MARK: What goes wrong
 
-    /// Fails from the nth change on.
-    private final class FullDisk: FileObserver {
-        private let left: Mutex<Int>
-        init(after count: Int) { left = Mutex(count) }
-        func willChange(_ change: FileChange) throws(SystemError) {
-            let isFull = left.withLock { left in
-                left -= 1
-                return left < 0
-            }
-            if isFull { throw SystemError("pwrite", errno: ENOSPC) }
-        }
-    }
-
     @Test(arguments: kinds) func `full disk is an error at any write, and nothing is left`(kind: String) throws {
         var random = SplitMix64(seed: 8)
         _ = try disk("start", &random)
@@ -161,10 +148,15 @@ import Testing
         options.compression = kind == "qcow2-zstd" ? .zstd : .zlib
         let target: Conversion.Target = kind.hasPrefix("qcow2") ? .qcow2(options, isCompressed: kind != "qcow2") : target(kind, &random)
         var failures = 0
-        for count in 0..<10_000 {
+        var count = 0
+        while count < 10_000 {
+            // At each of the first ones, and then at some.
+            defer { count += 1 + count / 16 }
             let new = try NewFile(folder["new"])
             let conversion = Conversion(target, byteCount: source.byteCount)
-            let file = try new.open(observer: FullDisk(after: count))
+            let recorder = Recorder()
+            recorder.fail(after: count, with: ENOSPC, times: .max)
+            let file = try new.open(observer: recorder)
             do {
                 try conversion.run(from: source, into: file, fileName: "new")
                 break
