@@ -1,4 +1,5 @@
 import DiskImage
+import DiskTestSupport
 import Glibc
 import Linux
 import Synchronization
@@ -164,24 +165,24 @@ import Testing
 
     @Test func `compressed clusters share clusters of the file and are read back`() throws {
         for kind in QCOW2Compression.allCases {
-            let file = try Self.make(16 << 20, clusterSize: 65536) { $0.compression = kind }
+            let file = try Self.make(2 << 20, clusterSize: 65536) { $0.compression = kind }
             let image = try QCOW2Image(file)
-            var model = DiskModel(byteCount: 16 << 20)
-            for cluster in 0..<100 {
+            var model = DiskModel(byteCount: 2 << 20)
+            for cluster in 0..<24 {
                 let bytes = (0..<65536).map { UInt8(truncatingIfNeeded: $0 / (cluster + 1)) }
                 try bytes.withUnsafeBytes { try image.writeCompressed($0, at: UInt64(cluster) << 16) }
                 model.replace(cluster << 16, bytes)
             }
             #expect(throws: ImageError.self) { try [1, 2].withUnsafeBytes { try image.writeCompressed($0, at: 0) } }
             try image.close()
-            #expect(try file.byteCount() < 2 << 20)
+            #expect(try file.byteCount() < 1 << 20)
             // Changed in part: the rest stays.
             try image.put([9, 9, 9], at: 100_000)
             model.replace(100_000, [9, 9, 9])
             #expect(DiskModel.difference(try DiskModel.contents(of: image), model.bytes) == nil)
             try image.close()
             let result = try image.check()
-            #expect(result.isClean && result.compressedClusters == 99, "\(result.messages)")
+            #expect(result.isClean && result.compressedClusters == 23, "\(result.messages)")
         }
     }
 
