@@ -139,7 +139,7 @@ test: build guests
 # Random instructions on the CPU and on the translator, with new seeds, for so many seconds.
 SECONDS_TO_RUN ?= 60
 fuzz: build guests
-	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests|VMDKHostileTests|DaemonTests/Hostile"
+	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests|VMDKHostileTests|QCOW2FuzzTests|DaemonTests/Hostile"
 
 bench: build guests $(GUESTS)/initramfs-jobs.cpio
 	$(call need,$(BENCH_PACKAGES))

@@ -77,25 +77,35 @@ struct QCOW2Checker: ~Copyable {
         if badEntries.count < Self.placeLimit { badEntries.append(Place(offset: offset, replacement: bytes)) }
     }
 
+    private mutating func bad(_ offset: UInt64, _ value: UInt64) {
+        var bytes: [UInt8] = []
+        bytes.appendBig64(value)
+        bad(offset, bytes)
+    }
+
     /// - Parameter offset: where the L1 table is.
     private mutating func findTables(_ l1: [UInt64], at offset: UInt64, _ times: UInt32, isActive: Bool) {
         var seen = Set<UInt64>()
         for (index, entry) in l1.enumerated() where entry & QCOW2Limit.offsetMask != 0 {
             let table = entry & QCOW2Limit.offsetMask
             let place = offset + UInt64(index) * 8
+            if entry & ~(QCOW2Limit.offsetMask | QCOW2Entry.copied) != 0 {
+                corruption("the L1 entry \(index) has reserved bits set: \(String(entry, radix: 16))")
+                bad(place, entry & (QCOW2Limit.offsetMask | QCOW2Entry.copied))
+            }
             guard table & geometry.clusterMask == 0 else {
                 corruption("the L2 table \(index) at \(table) is no cluster")
-                bad(place, [UInt8](repeating: 0, count: 8))
+                bad(place, 0)
                 continue
             }
             guard count(table, geometry.clusterSize, "the L2 table \(index)", times) else {
-                bad(place, [UInt8](repeating: 0, count: 8))
+                bad(place, 0)
                 continue
             }
             guard seen.insert(table).inserted else {
                 // Its clusters would be shared by two places of one disk.
                 corruption("the L2 table \(index) at \(table) is in the same L1 table twice")
-                bad(place, [UInt8](repeating: 0, count: 8))
+                bad(place, 0)
                 continue
             }
             if tables[table] == nil, isActive { activeTables.append(table) }
@@ -154,6 +164,11 @@ struct QCOW2Checker: ~Copyable {
                 corruption("the L2 entry \(String(entry.descriptor, radix: 16)) at \(place) is no valid one")
                 throwOut(place)
                 continue
+            }
+            let reserved = entry.descriptor & ~(QCOW2Limit.offsetMask | QCOW2Entry.copied | QCOW2Entry.zero)
+            if reserved != 0 {
+                corruption("the L2 entry \(String(entry.descriptor, radix: 16)) at \(place) has reserved bits set")
+                bad(place, entry.descriptor & ~reserved)
             }
             guard entry.offset != 0 else { continue }
             guard count(entry.offset, geometry.clusterSize, "a data cluster", times) else {
@@ -223,6 +238,8 @@ struct QCOW2Checker: ~Copyable {
 
     private mutating func compare() throws(ImageError) {
         let perBlock = UInt64(1) << UInt64(geometry.refcountBlockBits)
+        // What lies behind the file's end takes no room.
+        let end = geometry.clusters(fileByteCount)
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: Int(geometry.clusterSize), alignment: 4096)
         defer { buffer.deallocate() }
         guard let memory = buffer.baseAddress else { return }
@@ -236,7 +253,7 @@ struct QCOW2Checker: ~Copyable {
             for i in 0..<Int(perBlock) {
                 let said = memory.refcount(i, geometry)
                 let found = UInt64(counts[first + UInt64(i)])
-                if said != found { compare(first + UInt64(i), said, found) }
+                if said != found, found > 0 || first + UInt64(i) < end { compare(first + UInt64(i), said, found) }
             }
         }
         for range in counts.ranges {
