@@ -33,8 +33,8 @@ import Testing
     }
 
     /// A raw disk with data, zeros that are written down, and holes.
-    private func disk(_ name: String, _ random: inout SplitMix64) throws -> [UInt8] {
-        let size = Int.random(in: 1...12_000, using: &random) * 512
+    private func disk(_ name: String, _ random: inout SplitMix64, sectors: Int = 12_000) throws -> [UInt8] {
+        let size = Int.random(in: 1...sectors, using: &random) * 512
         let file = try ImageFile.open(folder[name], create: true)
         try RawImage.create(file, byteCount: UInt64(size))
         var model = DiskModel(byteCount: size)
@@ -142,7 +142,7 @@ import Testing
 
     @Test(arguments: kinds) func `full disk is an error at any write, and nothing is left`(kind: String) throws {
         var random = SplitMix64(seed: 8)
-        _ = try disk("start", &random)
+        _ = try disk("start", &random, sectors: 2000)
         let source = try open(folder["start"], .raw)
         var options = QCOW2Options(byteCount: 0)
         options.compression = kind == "qcow2-zstd" ? .zstd : .zlib
