@@ -186,6 +186,31 @@ import Testing
         }
     }
 
+    @Test(.timeLimit(.minutes(1)))
+    func `maintenance waits for a caller's transfers, and he can read and write until they are over`() throws {
+        let image = try QCOW2Image(try Self.make())
+        try image.put([UInt8](repeating: 1, count: 8192), at: 0)
+        let extent = try #require(image.beginTransfer(.write, at: 0, count: 4096))
+        let outcome = Outcome()
+        let thread = try PosixThread("maintenance") {
+            do {
+                try image.createSnapshot(name: "meanwhile")
+                outcome.text.withLock { $0 = "done" }
+            } catch {
+                outcome.text.withLock { $0 = "\(error)" }
+            }
+        }
+        // Once it waits no transfer begins; until then this one ends at once.
+        while let other = image.beginTransfer(.read, at: 4096, count: 1) { image.endTransfer(.read, other) }
+        try image.put([7], at: 500_000)
+        #expect(try image.bytes(at: 500_000, count: 1) == [7])
+        #expect(outcome.text.withLock { $0 } == nil)
+        image.endTransfer(.write, extent)
+        thread.join()
+        #expect(outcome.text.withLock { $0 } == "done")
+        #expect(image.snapshots.count == 1)
+    }
+
     @Test func `requests of several threads do not get in each other's way`() throws {
         let file = try Self.make(4 << 20)
         let image = try QCOW2Image(file)
@@ -229,5 +254,9 @@ import Testing
         }
         let result = try image.check()
         #expect(result.isClean, "\(result.messages)")
+    }
+
+    private final class Outcome: Sendable {
+        let text = Mutex<String?>(nil)
     }
 }
