@@ -73,8 +73,7 @@ public struct NewFile: ~Copyable {
         do {
             if isDurable { _ = try retrying("fsync") { fsync(number) } }
             if let temporary = temporaryPath {
-                let replaces = replaces
-                _ = try retrying("rename") { replaces ? rename(temporary, target) : clinux_rename_new(temporary, target) }
+                try Self.rename(temporary, target, replaces: replaces)
                 temporaryPath = nil
             } else {
                 _ = try retrying("link") { clinux_name_file("/proc/self/fd/\(number)", target) }
@@ -87,6 +86,16 @@ public struct NewFile: ~Copyable {
             throw Self.exists(target)
         } catch {
             throw ImageError(.system(error), target, "cannot be made: \(error.reason)")
+        }
+    }
+
+    private static func rename(_ temporary: String, _ target: String, replaces: Bool) throws(SystemError) {
+        do {
+            _ = try retrying("rename") { replaces ? Glibc.rename(temporary, target) : clinux_rename_new(temporary, target) }
+        } catch where error.errno == EINVAL && !replaces {
+            // A file system that cannot promise that nothing is replaced; a second name it refuses where there is one.
+            _ = try retrying("link") { link(temporary, target) }
+            unlink(temporary)
         }
     }
 

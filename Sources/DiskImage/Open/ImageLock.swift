@@ -20,16 +20,25 @@ public enum ImageLock: Hashable, Sendable {
         static let nobodyResizes: Int64 = 203
     }
 
-    /// Takes it, at once or not at all.
+    /// Takes it, or fails within a quarter of a second. It is tried more than once: a program that is being started holds all
+    /// that its parent has open, until it is another program (O_CLOEXEC), and one that was killed needs its time to go.
     /// - Throws: `inUse`, with who has it.
     public func take(_ descriptor: CInt, _ name: String) throws(ImageError) {
-        do {
-            try acquire(descriptor)
-        } catch where error.errno == EAGAIN || error.errno == EACCES {
-            Self.release(descriptor)
-            throw ImageError(.inUse, name, "is in use by \(FileHolders.describe(descriptor)): end that first")
-        } catch {
-            throw ImageError(.system(error), name, "cannot lock: \(error.reason)")
+        var tries = 0
+        while true {
+            do {
+                return try acquire(descriptor)
+            } catch where error.errno == EAGAIN || error.errno == EACCES {
+                Self.release(descriptor)
+                let holder = FileHolders.describe(descriptor)
+                tries += 1
+                if tries == (holder == nil ? 25 : 5) {
+                    throw ImageError(.inUse, name, "is in use by \(holder ?? "another process"): end that first")
+                }
+                usleep(10_000)
+            } catch {
+                throw ImageError(.system(error), name, "cannot lock: \(error.reason)")
+            }
         }
     }
 
@@ -56,10 +65,10 @@ enum FileHolders {
         let holdsLock: Bool
     }
 
-    /// For a message: `vmd: web (process 71)`.
-    static func describe(_ descriptor: CInt) -> String {
+    /// For a message: `vmd: web (process 71)`; `nil` when nobody is to be seen.
+    static func describe(_ descriptor: CInt) -> String? {
         var status = stat()
-        guard fstat(descriptor, &status) == 0 else { return "another process" }
+        guard fstat(descriptor, &status) == 0 else { return nil }
         var found: Holder?
         for pid in numbers(in: "/proc") where pid != getpid() {
             guard let holder = holder(pid, status) else { continue }
@@ -72,7 +81,7 @@ enum FileHolders {
         if let found { return "\(title(of: found.pid)) (process \(found.pid))" }
         var mine = 0
         for number in numbers(in: "/proc/self/fd") where isSame("/proc/self/fd/\(number)", status) { mine += 1 }
-        return mine > 1 ? "this process: it is named twice" : "another process"
+        return mine > 1 ? "this process: it is named twice" : nil
     }
 
     private static func holder(_ pid: pid_t, _ status: stat) -> Holder? {

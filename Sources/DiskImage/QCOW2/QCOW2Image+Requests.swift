@@ -172,11 +172,10 @@ extension QCOW2Image {
         while first < clusters.upperBound {
             let part = first..<min(clusters.upperBound, (first / perSlice + 1) * perSlice)
             let done = try locked(waitingWhile: { $0.exclusiveWaiters > 0 || $0.conflicts(part) }) { state throws(ImageError) in
-                // A whole table that is not there costs one look.
-                try state.clear(part, how)
+                try state.clear(part, how, end: clusters.upperBound)
             }
             first += done
-            if first < part.upperBound {
+            if done < UInt64(part.count) {
                 try writeZeros((first << shift)..<min((first + 1) << shift, byteCount))
                 first += 1
             }
@@ -204,7 +203,7 @@ extension QCOW2Image {
     public func beginTransfer(_ direction: TransferDirection, at offset: UInt64, count: UInt64) -> Extent? {
         let size = byteCount
         guard offset < size, count > 0, direction == .read || !isReadOnly else { return nil }
-        guard case .found(let mapping) = map.lookup(direction, at: offset, count: min(count, size - offset), limited: true) else {
+        guard case .found(let mapping) = map.lookup(direction, at: offset, count: min(count, size - offset), isTransfer: true) else {
             return nil
         }
         switch mapping.kind {
@@ -215,7 +214,7 @@ extension QCOW2Image {
             guard let backing, offset < backing.byteCount else { return Extent(.zeros, byteCount: mapping.byteCount) }
             return nil
         case .compressed:
-            release(direction, offset: mapping.hostOffset, count: mapping.heldByteCount)
+            release(direction, offset: mapping.hostOffset, count: mapping.heldByteCount, isTransfer: true)
             return nil
         case .malformed: return nil
         }
@@ -223,7 +222,7 @@ extension QCOW2Image {
 
     public func endTransfer(_ direction: TransferDirection, _ extent: Extent) {
         guard case .file(_, let offset) = extent.place else { return }
-        release(direction, offset: offset, count: extent.byteCount)
+        release(direction, offset: offset, count: extent.byteCount, isTransfer: true)
     }
 
     // MARK: What convert needs

@@ -78,11 +78,14 @@ public final class QCOW2Image: BlockImage {
 
     /// Waits for all requests, keeps new ones off, and runs `body` with the lock held.
     func exclusively<T>(_ body: (QCOW2State) throws(ImageError) -> T) throws(ImageError) -> T {
-        state.withLock { state in
+        defer { state.broadcast() }
+        // Callers' transfers first: until they are over, whoever has begun one must be able to read and write.
+        map.blockTransfers(1)
+        defer { map.blockTransfers(-1) }
+        state.withLock(waitingWhile: { [map] _ in map.hasTransfers }) { state in
             state.exclusiveWaiters += 1
             map.block(true)
         }
-        defer { state.broadcast() }
         return try locked(waitingWhile: { [map] in !$0.inFlight.isEmpty || !map.isIdle }) { state throws(ImageError) in
             defer {
                 state.exclusiveWaiters -= 1
@@ -92,8 +95,8 @@ public final class QCOW2Image: BlockImage {
         }
     }
 
-    func release(_ direction: TransferDirection, offset: UInt64, count: UInt64) {
-        guard map.release(direction, offset: offset, count: count) else { return }
+    func release(_ direction: TransferDirection, offset: UInt64, count: UInt64, isTransfer: Bool = false) {
+        guard map.release(direction, offset: offset, count: count, isTransfer: isTransfer) else { return }
         // With the lock in between, so that who has just looked is asleep by now.
         state.withLock { _ in }
         state.broadcast()

@@ -16,7 +16,10 @@ final class QCOW2Map: @unchecked Sendable {
 
     /// What transfers outside of locks are using, in the file. No order; room is made beforehand.
     private var holds: [Hold] = []
-    private(set) var writeHolds = 0
+    /// Those of callers, who may need to do something else before they end theirs.
+    private var transfers = 0
+    /// Who waits for the callers' transfers to end: none begins meanwhile.
+    private var transferBlocks = 0
     /// Maintenance waits or runs: nothing new begins.
     private var isBlocked = false
     /// Clusters of the file that hold tables.
@@ -26,6 +29,7 @@ final class QCOW2Map: @unchecked Sendable {
         var offset: UInt64
         var byteCount: UInt64
         var direction: TransferDirection
+        var isTransfer: Bool
     }
 
     /// How many transfers others may hold at a time.
@@ -63,37 +67,39 @@ final class QCOW2Map: @unchecked Sendable {
     }
 
     /// Looks where the first bytes of a range lie. Data and compressed clusters are held until `release`.
-    /// - Parameter limited: give up when many hold something already.
-    func lookup(_ direction: TransferDirection, at offset: UInt64, count: UInt64, limited: Bool = false) -> Lookup {
+    /// - Parameter isTransfer: for a caller, who ends it when he likes. Gives up when many hold something already.
+    func lookup(_ direction: TransferDirection, at offset: UInt64, count: UInt64, isTransfer: Bool = false) -> Lookup {
         lock.withLock { _ in
-            guard !isBlocked else { return .blocked }
-            if limited, holds.count >= Self.holdLimit { return .notInPlace }
+            guard !isBlocked, !isTransfer || transferBlocks == 0 else { return .blocked }
+            if isTransfer, holds.count >= Self.holdLimit { return .notInPlace }
             let found = find(direction, at: offset, count: count)
             if case .found(let mapping) = found, mapping.kind == .data || mapping.kind == .compressed {
-                hold(direction, mapping)
+                hold(direction, mapping, isTransfer)
             }
             return found
         }
     }
 
-    func release(_ direction: TransferDirection, offset: UInt64, count: UInt64) -> Bool {
+    /// - Returns: whether somebody is waiting for it.
+    func release(_ direction: TransferDirection, offset: UInt64, count: UInt64, isTransfer: Bool = false) -> Bool {
         lock.withLock { _ in
             // The newest first: it is most often the one.
-            if let i = holds.lastIndex(where: { $0.offset == offset && $0.byteCount == count && $0.direction == direction }) {
-                holds.swapAt(i, holds.count - 1)
-                holds.removeLast()
-                if direction == .write { writeHolds -= 1 }
+            let found = holds.lastIndex {
+                $0.offset == offset && $0.byteCount == count && $0.direction == direction && $0.isTransfer == isTransfer
             }
-            return isBlocked
+            if let found {
+                holds.swapAt(found, holds.count - 1)
+                holds.removeLast()
+                if isTransfer { transfers -= 1 }
+            }
+            return isBlocked || transferBlocks > 0
         }
     }
 
-    private func hold(_ direction: TransferDirection, _ mapping: Mapping) {
-        holds.append(
-            Hold(
-                offset: mapping.hostOffset,
-                byteCount: mapping.kind == .compressed ? mapping.compressedByteCount : mapping.byteCount, direction: direction))
-        if direction == .write { writeHolds += 1 }
+    private func hold(_ direction: TransferDirection, _ mapping: Mapping, _ isTransfer: Bool) {
+        let byteCount = mapping.kind == .compressed ? mapping.compressedByteCount : mapping.byteCount
+        holds.append(Hold(offset: mapping.hostOffset, byteCount: byteCount, direction: direction, isTransfer: isTransfer))
+        if isTransfer { transfers += 1 }
     }
 
     /// Without the lock: for who holds the image's.
@@ -169,6 +175,8 @@ final class QCOW2Map: @unchecked Sendable {
     func setL1(_ index: Int, _ value: UInt64) { lock.withLock { _ in l1[index] = value } }
     func replaceL1(_ table: [UInt64]) { lock.withLock { _ in l1 = table } }
 
+    func blockTransfers(_ change: Int) { lock.withLock { _ in transferBlocks += change } }
+    var hasTransfers: Bool { lock.withLock { _ in transfers > 0 } }
     func block(_ blocked: Bool) { lock.withLock { _ in isBlocked = blocked } }
     var isIdle: Bool { lock.withLock { _ in holds.isEmpty } }
 

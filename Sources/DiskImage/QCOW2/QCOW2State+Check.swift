@@ -52,7 +52,8 @@ extension QCOW2State {
     ///
     /// Until the end the image is marked corrupt, so a crash leaves one that must be repaired again.
     private func rebuild(_ checker: borrowing QCOW2Checker) throws(ImageError) {
-        if header.version >= 3, checker.result.corruptions > 0 {
+        // The dirty bit says so already.
+        if header.version >= 3, checker.result.corruptions > 0, !header.incompatible.contains(.dirty) {
             header.incompatible.insert(.corrupt)
             try writeHeader()
         }

@@ -189,8 +189,9 @@ extension QCOW2State {
     }
 
     /// - Parameter clusters: of the guest, all in one slice.
-    /// - Returns: how many of them, from the first on, were done; the next one needs zeros written.
-    func clear(_ clusters: Range<UInt64>, _ how: Clearing) throws(ImageError) -> UInt64 {
+    /// - Parameter end: of what is to be cleared: tables that are not there are passed over up to it.
+    /// - Returns: how many, from the first on, were done; when they are fewer than `clusters`, the next one needs zeros written.
+    func clear(_ clusters: Range<UInt64>, _ how: Clearing, end: UInt64) throws(ImageError) -> UInt64 {
         try checkWritable()
         try limitFreed()
         let offset = clusters.lowerBound << UInt64(geometry.clusterBits)
@@ -198,7 +199,11 @@ extension QCOW2State {
         guard l1 < map.l1.count else { return UInt64(clusters.count) }
         if map.l1[l1] & QCOW2Limit.offsetMask == 0 {
             // Nothing is there.
-            if how == .discard || how == .forget || !hasBelow(clusters.lowerBound) { return UInt64(clusters.count) }
+            if how == .discard || how == .forget || !hasBelow(clusters.lowerBound) {
+                let next = map.l1[l1...].firstIndex { $0 & QCOW2Limit.offsetMask != 0 } ?? map.l1.count
+                let bits = UInt64(geometry.l2Bits)
+                return max(UInt64(clusters.count), min(end, UInt64(next) << bits) - clusters.lowerBound)
+            }
             if header.version < 3 { return 0 }
         }
         var slot: Int?

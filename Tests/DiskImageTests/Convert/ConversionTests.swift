@@ -33,8 +33,8 @@ import Testing
     }
 
     /// A raw disk with data, zeros that are written down, and holes.
-    private func disk(_ name: String, _ random: inout SplitMix64) throws -> [UInt8] {
-        let size = Int.random(in: 1...12_000, using: &random) * 512
+    private func disk(_ name: String, _ random: inout SplitMix64, sectors: Int = 12_000) throws -> [UInt8] {
+        let size = Int.random(in: 1...sectors, using: &random) * 512
         let file = try ImageFile.open(folder[name], create: true)
         try RawImage.create(file, byteCount: UInt64(size))
         var model = DiskModel(byteCount: size)
@@ -140,31 +140,23 @@ import Testing
 
     // MARK: What goes wrong
 
-    /// Fails from the nth change on.
-    private final class FullDisk: FileObserver {
-        private let left: Mutex<Int>
-        init(after count: Int) { left = Mutex(count) }
-        func willChange(_ change: FileChange) throws(SystemError) {
-            let isFull = left.withLock { left in
-                left -= 1
-                return left < 0
-            }
-            if isFull { throw SystemError("pwrite", errno: ENOSPC) }
-        }
-    }
-
     @Test(arguments: kinds) func `full disk is an error at any write, and nothing is left`(kind: String) throws {
         var random = SplitMix64(seed: 8)
-        _ = try disk("start", &random)
+        _ = try disk("start", &random, sectors: 2000)
         let source = try open(folder["start"], .raw)
         var options = QCOW2Options(byteCount: 0)
         options.compression = kind == "qcow2-zstd" ? .zstd : .zlib
         let target: Conversion.Target = kind.hasPrefix("qcow2") ? .qcow2(options, isCompressed: kind != "qcow2") : target(kind, &random)
         var failures = 0
-        for count in 0..<10_000 {
+        var count = 0
+        while count < 10_000 {
+            // At each of the first ones, and then at some.
+            defer { count += 1 + count / 16 }
             let new = try NewFile(folder["new"])
             let conversion = Conversion(target, byteCount: source.byteCount)
-            let file = try new.open(observer: FullDisk(after: count))
+            let recorder = Recorder()
+            recorder.fail(after: count, with: ENOSPC, times: .max)
+            let file = try new.open(observer: recorder)
             do {
                 try conversion.run(from: source, into: file, fileName: "new")
                 break

@@ -1,4 +1,5 @@
 import DiskImage
+import DiskTestSupport
 import Glibc
 import Linux
 import TestSupport
@@ -29,13 +30,26 @@ import Testing
         let steps = try work(options, recorder, &random)
         let changes = recorder.changes
         let first = steps[0].start
-        let stride = max(1, (changes.count - first) / 60)
-        for cut in Swift.stride(from: first, through: changes.count, by: stride) {
-            for loses in [false, true] {
-                let share = Int.random(in: 1...4, using: &random)
-                let file = try Recorder.replay(changes[..<cut]) { !loses || Int.random(in: 0..<share, using: &random) == 0 }
-                try look(file, cut, steps, options, "seed \(seed), cut \(cut) of \(changes.count), loses \(loses), \(options)", asksPeer: (cut / stride) % 20 == 0)
+        // Anywhere; and where most is on its way, in front of what waits for the medium.
+        let stride = max(1, (changes.count - first) / 40)
+        let flushes = changes.indices.filter { if case .synchronize = changes[$0] { $0 > first } else { false } }
+        let cuts = Array(Swift.stride(from: first, through: changes.count, by: stride)) + flushes.shuffled(using: &random).prefix(60)
+        for (number, cut) in cuts.enumerated() {
+            // All is there, or a random part of it, or only the last of it, or all but that.
+            let kind = Int.random(in: 0...3, using: &random)
+            let share = Int.random(in: 2...4, using: &random)
+            var left = cut - (changes[..<cut].lastIndex { if case .synchronize = $0 { true } else { false } } ?? 0) - 1
+            let file = try Recorder.replay(changes[..<cut]) {
+                left -= 1
+                return switch kind {
+                case 0: true
+                case 1: left < 1
+                case 2: left >= 1
+                default: Int.random(in: 0..<share, using: &random) == 0
+                }
             }
+            try look(
+                file, cut, steps, options, "seed \(seed), cut \(cut) of \(changes.count), kind \(kind), \(options)", asksPeer: number % 10 == 0)
         }
     }
 

@@ -1,4 +1,5 @@
 import DiskImage
+import DiskTestSupport
 import Glibc
 import Linux
 import TestSupport
