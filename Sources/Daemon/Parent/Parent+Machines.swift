@@ -53,8 +53,10 @@ extension Parent {
     func askToEnd(_ record: MachineRecord) {
         guard let process = record.process else { return }
         process.isStopping = true
-        // A guest that stands still cannot answer.
-        if process.isPaused { tell(process, .unpause) }
+        // A guest that stands still, or is about to, cannot answer.
+        let overtaken = process.takePausers()
+        for other in overtaken { refuse(other, Refusal(.busy, "vm \(record.name) was told to shut down meanwhile")) }
+        if process.isPaused || !overtaken.isEmpty { tell(process, .unpause) }
         tell(process, .shutDown)
     }
 
@@ -122,13 +124,11 @@ extension Parent {
         case .paused:
             process.isPaused = true
             log.info("vm \(record.name): paused")
-            for client in process.pausers { reply(client, .machine(status(of: record))) }
-            process.pausers = []
+            for client in process.takePausers() { reply(client, .machine(status(of: record))) }
         case .unpaused:
             process.isPaused = false
             log.info("vm \(record.name): unpaused")
-            for client in process.unpausers { reply(client, .machine(status(of: record))) }
-            process.unpausers = []
+            for client in process.takeUnpausers() { reply(client, .machine(status(of: record))) }
         case .shutDownAsked(let means): noteStopping(record, process, means)
         case .shutDownTimedOut(let text):
             // Ask again, or force it: both are possible from here.

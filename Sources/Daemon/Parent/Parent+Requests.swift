@@ -48,13 +48,17 @@ extension Parent {
             process.waiters.append(client)
         case .pause(let machine):
             let (record, process) = try running(machine, peer)
-            // An unpause may be on its way, whose answer comes before this one's.
-            guard !process.isPaused || !process.unpausers.isEmpty else { return reply(client, .machine(status(of: record))) }
+            // One that is on its way is none that counts: the machine answers to the last.
+            let overtaken = process.takeUnpausers()
+            for other in overtaken { refuse(other, Refusal(.busy, "vm \(record.name) was told to pause meanwhile")) }
+            guard !process.isPaused || !overtaken.isEmpty else { return reply(client, .machine(status(of: record))) }
             process.pausers.append(client)
             tell(process, .pause)
         case .unpause(let machine):
             let (record, process) = try running(machine, peer)
-            guard process.isPaused || !process.pausers.isEmpty else { return reply(client, .machine(status(of: record))) }
+            let overtaken = process.takePausers()
+            for other in overtaken { refuse(other, Refusal(.busy, "vm \(record.name) was told to go on meanwhile")) }
+            guard process.isPaused || !overtaken.isEmpty else { return reply(client, .machine(status(of: record))) }
             process.unpausers.append(client)
             tell(process, .unpause)
         case .console(let machine):
@@ -177,6 +181,15 @@ extension Request {
 }
 
 extension MachineProcess {
+    func takePausers() -> [UInt32] {
+        defer { pausers = [] }
+        return pausers
+    }
+    func takeUnpausers() -> [UInt32] {
+        defer { unpausers = [] }
+        return unpausers
+    }
+
     func forget(_ client: UInt32) {
         starters.removeAll { $0 == client }
         stoppers.removeAll { $0.client == client }

@@ -13,41 +13,42 @@ struct MultibootAddresses {
     /// What they tell.
     /// - Parameter headerOffset: where in the file the header is.
     func segment(_ kernel: BootFile, headerOffset: Int) throws(MachineError) -> KernelSegment {
-        let headerOffset = UInt64(headerOffset)
-        let before = load.map { UInt64($0) } ?? UInt64(header) &- headerOffset
-        guard before <= UInt64(header) else {
-            guard load != nil else { throw Self.wrong("header_addr", UInt64(header), "leaves no room for the file before it", kernel) }
-            throw Self.wrong("header_addr", UInt64(header), "lies below load_addr \(hexText(before))", kernel)
+        let headerOffset = UInt64(headerOffset), header = UInt64(header)
+        let start = load.map { UInt64($0) } ?? (header >= headerOffset ? header - headerOffset : .max)
+        guard header >= start else {
+            let reason = load == nil ? "leaves no room for the file before it" : "lies below load_addr \(hexText(start))"
+            throw Self.wrong("header_addr", header, reason, kernel)
         }
-        let load = before
-        guard UInt64(header) - load <= headerOffset else {
-            throw Self.wrong("load_addr", load, "lies before the file's first byte", kernel)
+        guard header - start <= headerOffset else {
+            throw Self.wrong("load_addr", start, "lies before the file's first byte", kernel)
         }
-        let offset = headerOffset - (UInt64(header) - load)
+        let offset = headerOffset - (header - start)
         // A file that has grown since it was opened has its header behind the length of then.
         guard offset <= kernel.byteCount else { throw kernel.truncated() }
         let available = kernel.byteCount - offset
         var fileByteCount = available
         if loadEnd != 0 {
-            guard UInt64(loadEnd) > load else {
-                throw Self.wrong("load_end_addr", UInt64(loadEnd), "lies below load_addr \(hexText(load))", kernel)
+            guard UInt64(loadEnd) > start else {
+                throw Self.wrong("load_end_addr", UInt64(loadEnd), "lies below load_addr \(hexText(start))", kernel)
             }
-            fileByteCount = UInt64(loadEnd) - load
+            fileByteCount = UInt64(loadEnd) - start
             guard fileByteCount <= available else { throw kernel.truncated() }
         }
         var memoryByteCount = fileByteCount
         if bssEnd != 0 {
-            guard UInt64(bssEnd) >= load + fileByteCount else {
+            guard UInt64(bssEnd) >= start + fileByteCount else {
                 throw Self.wrong("bss_end_addr", UInt64(bssEnd), "lies below the end of what is loaded", kernel)
             }
-            memoryByteCount = UInt64(bssEnd) - load
+            memoryByteCount = UInt64(bssEnd) - start
         }
         return KernelSegment(
-            offset: offset, address: load, fileByteCount: fileByteCount, memoryByteCount: memoryByteCount)
+            offset: offset, address: start, fileByteCount: fileByteCount, memoryByteCount: memoryByteCount)
     }
 
     /// - Returns: the entry point that a header gives.
-    static func entry(_ address: UInt32, in segments: [KernelSegment], _ kernel: BootFile) throws(MachineError) -> UInt64 {
+    static func entry(
+        _ address: UInt32, in segments: [KernelSegment], _ kernel: BootFile
+    ) throws(MachineError) -> UInt64 {
         guard segments.contains(where: { $0.contains(UInt64(address)) }) else {
             throw wrong("entry_addr", UInt64(address), "lies outside of what is loaded", kernel)
         }

@@ -67,6 +67,24 @@ extension GuestTests.DaemonTests {
             try ConsoleStream(daemon, "bare").read(until: "Press Ctrl-B")
         }
 
+        /// Whichever comes first, and whether or not the machine has stood still in between.
+        @Test func `pauses and unpauses at once are all answered`() throws {
+            let daemon = try LiveDaemon(MachineText.machine("one"))
+            try daemon.wait(for: "one", .running)
+            for _ in 0..<100 {
+                let clients = try (0..<4).map { _ in try daemon.client() }
+                for (index, client) in clients.enumerated() {
+                    try client.send(index % 2 == 0 ? .pause(.name("one")) : .unpause(.name("one")))
+                }
+                for client in clients {
+                    let answer = try #require(try client.receive(within: 20))
+                    #expect(answer.machineState != nil || answer.refusal == .busy, "\(answer)")
+                }
+            }
+            #expect(try daemon.ask(.unpause(.name("one"))).machineState == .running)
+            #expect(try daemon.client().list(.stop(.name("one"), isForced: true, waits: true)).count == 2)
+        }
+
         @Test func `a paused machine can be ended`() throws {
             let daemon = try LiveDaemon(MachineText.machine("one"))
             try daemon.wait(for: "one", .running)

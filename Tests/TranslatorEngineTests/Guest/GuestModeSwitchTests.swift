@@ -137,11 +137,21 @@ import VMM
         let policy = try CPUPolicy(model: nil, engine: .translator, tscFrequencyHz: 2_000_000_000)
         let cpu = try TranslatorCPU(
             wiring: Wiring(memory: memory, ports: PortBus([]), mmio: MMIOBus([]), interrupts: NoInterrupts(), policy: policy))
-        cpu.writeState(CPUState())
+        var state = CPUState()
+        cpu.writeState(state)
         try cpu.store(0xFFFF_FFFE, 0x8877_6655_4433_2211, byteCount: 8, user: false)
         #expect(memory.read(0xFFFF_FFFE, count: 2) == [0x11, 0x22])
         #expect(memory.read(0, count: 7) == [0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0])
         #expect(try cpu.load(0xFFFF_FFFE, byteCount: 8, user: false) == 0x8877_6655_4433_2211)
         #expect(try cpu.load(0xFFFF_FFFE, byteCount: 4, user: false) == 0x4433_2211)
+
+        // The last 4 MB are mapped to themselves, the first are not present: the fault is at 0, as CR2 has no more bits.
+        memory.store(0x1000 + 1023 * 4, 0xFFC0_0083 as UInt32)
+        state.cr3 = 0x1000
+        state.cr4 = CR4.pse
+        state.cr0 = CR0.pe | CR0.et | CR0.pg
+        cpu.writeState(state)
+        #expect(throws: GuestException.pageFault(0, 2)) { try cpu.store(0xFFFF_FFFE, 0, byteCount: 8, user: false) }
+        #expect(throws: GuestException.pageFault(0, 0)) { _ = try cpu.load(0xFFFF_FFFE, byteCount: 8, user: false) }
     }
 }
