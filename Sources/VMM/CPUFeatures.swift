@@ -148,7 +148,7 @@ public struct EngineFeatures: Hashable, Sendable {
     public static let translator = EngineFeatures(
         name: "translator", supported: translatorFeatures,
         promisedOnAMD: [.ssbNo, .btcNo, .nullSelectorClearsBase, .automaticIBRS, .srsoNo, .tsaSQNo, .tsaL1No],
-        promisedOnIntel: [.archCapabilities], emulated: localAPIC)
+        promisedOnIntel: [.archCapabilities, .arat], emulated: localAPIC)
 
     private static let translatorFeatures: CPUFeatures = [
         .sse3, .pclmulqdq, .ssse3, .fma, .cx16, .sse41, .sse42, .movbe, .popcnt, .aes, .xsave, .avx, .f16c, .rdrand,
@@ -162,13 +162,17 @@ public struct EngineFeatures: Hashable, Sendable {
         .avx512bitalg, .avx512vpopcntdq, .avx512bf16, .avx512fp16, .avx512vp2intersect,
     ]
 
-    private static let localAPIC: CPUFeatures = [.apic, .x2apic, .tscDeadline, .arat]
+    /// Its timer never stops. On AMD's CPUs Linux knows that by itself, late enough to have the interval timer tick until
+    /// it takes the APIC's; told by CPUID it has no tick at all for that long, and its time of day, which counts ticks until
+    /// then, falls behind by 60 ms (2 ms otherwise). So only those of Intel's, where it would stay with the interval timer,
+    /// are told.
+    private static let localAPIC: CPUFeatures = [.apic, .x2apic, .tscDeadline]
 
     /// What may be shown to a guest of a CPU with hardware virtualisation, given what the host's KVM reports. Its
     /// interrupts come from the 8259 pair alone.
     public static func kvm(reported: CPUFeatures) -> EngineFeatures {
         let everything = CPUFeatures.all.subtracting([.archCapabilities, .hypervisor, .topoext, .xsaves, .ffxsr])
-            .subtracting(localAPIC)
+            .subtracting(localAPIC.union([.arat]))
         return EngineFeatures(name: "kvm", supported: reported.intersection(everything))
     }
 }

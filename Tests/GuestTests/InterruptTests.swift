@@ -30,7 +30,7 @@ extension GuestTests {
             let before = try guest.shell("cat /proc/interrupts")
             #expect(before.contains("IO-APIC   4-edge      ttyS0"))
             #expect(before.contains("IO-APIC   9-fasteoi   acpi"))
-            #expect(!before.contains("timer\n"))
+            // The interval timer ticks only until the local APIC's is there.
             _ = try guest.shell("sleep 4")
             let after = try guest.shell("cat /proc/interrupts")
             // With ticks it were 1000.

@@ -40,15 +40,21 @@ extension GuestTests {
             #expect(try guest.status() == 128 + SIGTERM)
         }
 
-        @Test func `the guest's clock is the host's after work and rest`() throws {
+        /// Where it begins depends on how many ticks a busy host makes Linux miss before its clock driver is there.
+        @Test func `the guest's clock begins near the host's and goes with it through work and rest`() throws {
             let guest = try GuestProcess.atShell()
+            /// How far it may be behind, at least and at most, as it was first seen.
+            var first: ClosedRange<Double>?
             for load in ["true", "guest-test indirect_calls mmap_munmap fork_wait >/dev/null; sleep 1; seq 1 50000 | md5sum; sleep 1"] {
                 _ = try guest.shell(load)
                 let before = Clock.seconds(CLOCK_REALTIME)
                 let printed = try guest.shell("guest-test --clock")
                 let after = Clock.seconds(CLOCK_REALTIME)
                 let time = printed.split(separator: "\n").compactMap { Double($0) }.last ?? 0
-                #expect(time > before - 0.05 && time < after + 0.05, "\(time) is not within \(before) and \(after)")
+                let behind = before - time...max(before, after) - time
+                #expect(behind.overlaps(-0.05...2), "behind by \(behind)")
+                if let first { #expect(behind.overlaps(first.lowerBound - 0.05...first.upperBound + 0.05), "\(behind) after \(first)") }
+                first = behind
             }
             guest.send("poweroff -f\n")
             #expect(try guest.status() == 0)

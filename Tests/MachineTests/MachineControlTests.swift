@@ -80,11 +80,17 @@ import VMM
         #expect(answers.value.load(ordering: .relaxed) == 800)
     }
 
-    @Test func `guest's counter and timers stand still in a pause`() throws {
+    /// By the interval timer, or by a deadline of the local APIC's.
+    @Test(arguments: [false, true])
+    func `guest's counter and timers stand still in a pause`(hasDeadline: Bool) throws {
         let scripts = Counter()
         let running = try start { cpu in
             // Not the count of runs: one that a stop came before is none of the guest's.
-            if scripts.value.wrappingAdd(1, ordering: .relaxed).oldValue == 0 {
+            let isFirst = scripts.value.wrappingAdd(1, ordering: .relaxed).oldValue == 0
+            if isFirst && hasDeadline, let apic = cpu.wiring.localAPICs.first, let frequency = cpu.wiring.policy.tscFrequencyHz {
+                apic.write(0x320, .dword, 0x4_0055)
+                _ = apic.writeMSR(MSRIndex.tscDeadline, frequency / 20, timeStamp: 0)
+            } else if isFirst {
                 // 8259A: all but IRQ 0 masked. 8254: counter 0, mode 0, 50 ms.
                 for (port, value) in [
                     (0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xFE), (0x43, 0x30), (0x40, 0x0B), (0x40, 0xE9),

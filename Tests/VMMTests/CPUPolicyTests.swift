@@ -183,7 +183,8 @@ func text(_ words: UInt32...) -> String {
 
     @Test(arguments: vendors, CPUModel.allCases.filter { $0 != .v4 })
     func `local APIC is shown where the engine has it, whatever the host`(name: CPUIDLeaf, model: CPUModel) throws {
-        #expect(try localAPIC(policy(name, model)) == [true, true, true, true])
+        // On AMD's CPUs nobody asks for the last.
+        #expect(try localAPIC(policy(name, model)) == [true, true, true, name == intelName])
         let kvm = EngineFeatures.kvm(reported: .all)
         #expect(try localAPIC(policy(name, model, engine: kvm)) == [false, false, false, false])
     }
