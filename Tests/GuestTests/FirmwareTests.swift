@@ -22,7 +22,7 @@ extension GuestTests {
             _ = try guest.wait(for: "GRUB loading.")
             _ = try guest.wait(for: "grub: loads the kernel")
             let kernel = try guest.wait(for: "init: first user process", within: 2 * Paths.patience)
-            for line in ["DMI: OpenBSD VMM", "ACPI: RSDP 0x00000000000F", "ACPI: Interpreter enabled", "MTRR"] {
+            for line in ["DMI: OpenBSD VMM", "ACPI: RSDP 0x00000000000F", "ACPI: Interpreter enabled", "x86/PAT: Configuration"] {
                 let hasLine = kernel.contains(line)
                 #expect(hasLine, "\(line)")
             }

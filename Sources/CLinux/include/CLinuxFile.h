@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <linux/fs.h>
 #include <linux/openat2.h>
 #include <stdint.h>
 #include <string.h>
