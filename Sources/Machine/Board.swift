@@ -73,7 +73,7 @@ final class Board: Sendable {
         tables.pciInterrupts = slots.interrupts
         tables.interruptControllers = interrupts.description
         tables.allowsMessageSignalledInterrupts = interrupts.messages != nil
-        let files = firmware.map { FirmwareFiles(options: $0, map: map, tables: tables, disks: slots.disks).all } ?? []
+        let files = firmware.map { FirmwareFiles(options: $0, map: map, tables: tables, disks: slots.disks, cdrom: slots.cdrom).all } ?? []
         let firmwareConfiguration = FirmwareConfigurationPort(
             FirmwareConfiguration(memoryByteCount: map.byteCount, processors: 1, files: files, hasTransfers: true),
             memory: memory)

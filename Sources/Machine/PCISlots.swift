@@ -73,5 +73,6 @@ struct PCISlots {
         } catch {
             throw MachineError("cdrom: \(error): raise the limit on processes")
         }
+        cdrom = count
     }
 }

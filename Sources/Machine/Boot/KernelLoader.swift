@@ -64,7 +64,7 @@ struct KernelLoader: Sendable {
 
     /// What is no kernel, nothing that is foreign for sure, and could be firmware, is firmware, as on OpenBSD.
     func firmware() throws(MachineError) -> FirmwareImage? {
-        let head = try kernel.read(at: 0, count: MultibootHeader.searchByteCount)
+        let head = try kernel.read(at: 0, count: Multiboot2Header.searchByteCount)
         guard try !isKernel(head), try foreignFormat(head) == nil, try FirmwareImage.isPlausible(kernel) else { return nil }
         return FirmwareImage(kernel)
     }
@@ -72,7 +72,7 @@ struct KernelLoader: Sendable {
     /// Whether `load` tries to load it.
     private func isKernel(_ head: ByteReader) throws(MachineError) -> Bool {
         if head.has(Array("HdrS".utf8), at: 0x202) || ELFFile.isELF(head) { return true }
-        return try MultibootImage(kernel, head) != nil
+        return try Multiboot2Image(kernel, head) != nil || MultibootImage(kernel, head) != nil
     }
 
     /// Loads the initial ramdisk as high as it may lie, clear of the kernel that grows up from below.

@@ -14,7 +14,7 @@ import Testing
         symlink("sub", folder["folder-link"])
         symlink("base", folder["link"])
         let image = try FileDescriptor(open: folder["top"], flags: O_RDONLY)
-        let base = try BaseFile(of: image.raw, "top", allowed: [])
+        let base = try BaseFile(of: image.raw, "top", ImageOpening(isReadOnly: true))
         for name in ["base", "sub/base", "./sub/./base"] {
             #expect(try isFound(base, name), "\(name)")
         }
@@ -35,9 +35,9 @@ import Testing
         try folder.write("top", [1])
         let image = try FileDescriptor(open: folder["top"], flags: O_RDONLY)
         unlink(folder["top"])
-        #expect(throws: ImageError.self) { _ = try BaseFile(of: image.raw, "top", allowed: ["/"]) }
+        #expect(throws: ImageError.self) { _ = try BaseFile(of: image.raw, "top", ImageOpening(isReadOnly: true, allowedBases: ["/"])) }
         // Another file by its path is not the image.
         try folder.write("top", [1])
-        #expect(throws: ImageError.self) { _ = try BaseFile(of: image.raw, "top", allowed: ["/"]) }
+        #expect(throws: ImageError.self) { _ = try BaseFile(of: image.raw, "top", ImageOpening(isReadOnly: true, allowedBases: ["/"])) }
     }
 }
