@@ -30,6 +30,8 @@ public enum Program {
                 return try command.perform(output)
             } catch let error as Failure {
                 output.say(error.text)
+            } catch let error as MachineError {
+                output.say("\(error)")
             } catch let error as ControlError {
                 // Each command says in its own words what was refused; what is left is the daemon's absence.
                 if case .refused(_, let text) = error { output.say("command failed: \(text)") } else { output.say("\(error)") }
