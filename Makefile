@@ -151,9 +151,10 @@ SECONDS_TO_RUN ?= 60
 fuzz: build guests
 	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests|VirtioFuzzTests|DaemonTests/Hostile"
 
-bench: build guests $(GUESTS)/initramfs-jobs.cpio
+bench: build guests $(GUESTS)/initramfs-jobs.cpio $(GUESTS)/initramfs-virtio.cpio
 	$(call need,$(BENCH_PACKAGES))
 	Benchmarks/run
+	Benchmarks/disk
 	Benchmarks/daemon
 
 # The daemon's part of it alone.

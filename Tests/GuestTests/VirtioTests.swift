@@ -41,7 +41,7 @@ extension GuestTests {
             #expect(sums == [onHost, onHost])
             // A file system on it, through the page cache: mount, fill, unmount, mount again.
             let tree = try guest.shell(
-                "mkfs.ext2 /dev/vda >/dev/null 2>&1; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt && cp /bin/busybox /mnt/ && umount /mnt && "
+                "mke2fs /dev/vda >/dev/null 2>&1; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt && cp /bin/busybox /mnt/ && umount /mnt && "
                     + "mount -t ext4 /dev/vda /mnt && cmp /bin/busybox /mnt/busybox && umount /mnt && echo sa''me")
             #expect(tree.contains("same"))
             if !legacy {

@@ -31,7 +31,7 @@ public enum Program {
             } catch let error as Failure {
                 output.say(error.text)
             } catch let error as MachineError {
-                output.say("\(error)")
+                output.say(error.description)
             } catch let error as ControlError {
                 // Each command says in its own words what was refused; what is left is the daemon's absence.
                 if case .refused(_, let text) = error { output.say("command failed: \(text)") } else { output.say("\(error)") }
