@@ -42,9 +42,3 @@ bool execs(void);
 bool pipes(void);
 bool futexes(void);
 bool signals(void);
-
-// The disk that DISK names; what was on it is lost.
-bool disk_write(void);
-bool disk_read(void);
-bool disk_random(void);
-bool disk_random_deep(void);

@@ -4,8 +4,7 @@
 // an onlooker when the clock starts. With CPU in the environment, seconds are those of the CPU, children's included.
 //
 // guest-bench [NAME...]    the named loads only, each as often as it is named
-// guest-bench --list       one line `NAME CLASS` for each load: what binds it: the CPU, the kernel or the disk
-// The loads of a disk run when DISK names one, a device or a file of at least 512 MB, and overwrite it.
+// guest-bench --list       one line `NAME CLASS` for each load: what binds it, the CPU or the kernel
 #define _GNU_SOURCE
 #include "bench.h"
 #include <spawn.h>
@@ -70,13 +69,12 @@ static bool job(const char *name)
 static bool xz(void) { return job("xz"); }
 static bool scripts(void) { return job("scripts"); }
 
-enum class { CPU, KERNEL, DISK };
-static const char *const classes[] = {"cpu", "kernel", "disk"};
+enum class { CPU, KERNEL };
 static const struct {
     const char *name;
     bool (*run)(void);
     enum class class;
-    enum { ALWAYS, WITH_AVX2, WITH_JOB, WITH_DISK } when;
+    enum { ALWAYS, WITH_AVX2, WITH_JOB } when;
 } loads[] = {
     {"crc", crc, CPU, ALWAYS},
     {"sort", sort, CPU, ALWAYS},
@@ -108,10 +106,6 @@ static const struct {
     {"signal", signals, KERNEL, ALWAYS},
     {"xz", xz, CPU, WITH_JOB},
     {"scripts", scripts, CPU, WITH_JOB},
-    {"diskwrite", disk_write, DISK, WITH_DISK},
-    {"diskread", disk_read, DISK, WITH_DISK},
-    {"random1", disk_random, DISK, WITH_DISK},
-    {"random32", disk_random_deep, DISK, WITH_DISK},
 };
 enum { LOADS = sizeof loads / sizeof *loads };
 
@@ -120,7 +114,6 @@ static bool can_run(size_t i)
     switch (loads[i].when) {
     case WITH_AVX2: return __builtin_cpu_supports("avx2");
     case WITH_JOB: return access(job_path(loads[i].name), R_OK) == 0;
-    case WITH_DISK: return getenv("DISK") != NULL;
     default: return true;
     }
 }
@@ -129,7 +122,7 @@ int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "--nothing") == 0) return 0;
     if (argc == 2 && strcmp(argv[1], "--list") == 0) {
-        for (size_t i = 0; i < LOADS; i++) printf("%s %s\n", loads[i].name, classes[loads[i].class]);
+        for (size_t i = 0; i < LOADS; i++) printf("%s %s\n", loads[i].name, loads[i].class == CPU ? "cpu" : "kernel");
         return 0;
     }
     int status = 0;

@@ -14,6 +14,8 @@ struct PCISlots {
     private(set) var functions: [PCIAddress: any PCIFunction] = [:]
     /// The disks' slots, for firmware.
     private(set) var disks: [UInt8] = []
+    /// That of the CD-ROM drive, if there is one.
+    private(set) var cdrom: UInt8?
     private var count: UInt8 = 0
     private let memory: GuestMemory
     private let system: InterruptSystem

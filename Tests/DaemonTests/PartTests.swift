@@ -142,14 +142,14 @@ extension DaemonTests {
             request.engine = "translator"
             request.interfaces = [.local]
             request.interfaceCount = 3
-            try made.apply(request)
+            try made.apply(request, opener: nil)
             #expect(made.memory == 5 << 20 && made.engine == .translator && made.interfaceCount == 3)
             for change in [
                 { $0.memory = 0 }, { $0.memory = .max }, { $0.engine = "qemu" }, { $0.cpuModel = "pentium" },
             ] as [(inout StartRequest) -> Void] {
                 var wrong = StartRequest(.name("one"))
                 change(&wrong)
-                #expect(throws: Refusal.self) { var copy = made; try copy.apply(wrong) }
+                #expect(throws: Refusal.self) { var copy = made; try copy.apply(wrong, opener: nil) }
             }
         }
 

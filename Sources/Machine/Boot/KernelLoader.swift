@@ -72,7 +72,8 @@ struct KernelLoader: Sendable {
     /// Whether `load` tries to load it.
     private func isKernel(_ head: ByteReader) throws(MachineError) -> Bool {
         if head.has(Array("HdrS".utf8), at: 0x202) || ELFFile.isELF(head) { return true }
-        return try Multiboot2Image(kernel, head) != nil || MultibootImage(kernel, head) != nil
+        if try Multiboot2Image(kernel, head) != nil { return true }
+        return try MultibootImage(kernel, head) != nil
     }
 
     /// Loads the initial ramdisk as high as it may lie, clear of the kernel that grows up from below.
