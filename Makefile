@@ -28,7 +28,7 @@ DISK_PACKAGES := grub-pc-bin grub-common mtools
 BENCH_PACKAGES := qemu-system-x86 $(IMAGE_PACKAGES)
 
 .DEFAULT_GOAL := help
-.PHONY: run test fuzz bench bench-daemon bench-images build setup guests guests32 multiboot multiboot2 openbsd control others install uninstall clean help
+.PHONY: run test fuzz bench bench-daemon bench-images build setup guests guests32 multiboot multiboot2 openbsd control others debian install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
@@ -57,7 +57,7 @@ build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmd
 
 guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio $(GUESTS)/initramfs-virtio.cpio guests32 multiboot multiboot2 openbsd control \
-	others $(GUESTS)/grub.raw
+	others $(GUESTS)/grub.raw debian
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
@@ -77,6 +77,16 @@ $(GUESTS)/initramfs-virtio.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/modules.cpio
 $(GUESTS)/grub.raw: Guests/make-disk $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio
 	$(call need,$(DISK_PACKAGES))
 	@Guests/make-disk $@ $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio 'console=ttyS0 vmd.run=demo'
+
+# A Debian system on a disk, made on the spot of the host's archive; its tests are skipped where that cannot be reached. Root alone
+# can make one.
+DEBIAN_PACKAGES := mmdebstrap e2fsprogs fdisk
+
+debian: build
+	@if [ ! -e $(GUESTS)/debian.qcow2 ] && [ "$$(id -u)" = 0 ]; then \
+	    Guests/need-packages $(DEBIAN_PACKAGES) && rm -f $(GUESTS)/debian.raw && Guests/make-debian $(GUESTS)/debian.raw && \
+	    if [ -e $(GUESTS)/debian.raw ]; then \
+	        $(VMCTL) create -i $(GUESTS)/debian.raw $(GUESTS)/debian.qcow2 && rm $(GUESTS)/debian.raw; fi; fi
 
 # 32-bit guests come from another archive than the host's: where it cannot be reached, their tests are skipped.
 GUESTS32 := $(GUESTS)/i386

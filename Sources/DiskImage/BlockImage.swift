@@ -24,6 +24,9 @@ public protocol BlockImage: AnyObject, Sendable {
     /// (fdatasync(2)).
     func flush() throws(ImageError)
 
+    /// The last call, when no request is under way: what was written is on the medium, and the file says nothing of an image in use.
+    func close() throws(ImageError)
+
     /// The guest needs the bytes no more. They may read as before, or as zeros.
     func discard(at offset: UInt64, count: UInt64) throws(ImageError)
 
@@ -40,6 +43,10 @@ public protocol BlockImage: AnyObject, Sendable {
 
     /// The transfer of an extent is over, whether it worked or not.
     func endTransfer(_ direction: TransferDirection, _ extent: Extent)
+}
+
+extension BlockImage {
+    public func close() throws(ImageError) { if !isReadOnly { try flush() } }
 }
 
 public enum TransferDirection: Hashable, Sendable { case read, write }

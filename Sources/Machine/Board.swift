@@ -83,7 +83,7 @@ final class Board: Sendable {
         ]
         if let mirror {
             let vga = VGAPorts(onWrite: { [weak mirror] in mirror?.watch() })
-            mirror.connect(vga)
+            mirror.connect(vga) { [weak serialPort] in serialPort?.isDrivenByInterrupts ?? false }
             claimants.append(vga)
         }
         if firmware?.logsDebugPort == true { claimants.append(DebugPort { log("firmware: \($0)") }) }

@@ -30,7 +30,7 @@ public struct DiskSource: Hashable, Sendable {
                 return DiskSource(try ImageChain(location, ImageOpening(isReadOnly: true, allowedBases: allowedBases)).assemble())
             }
         } catch {
-            throw MachineError("disk \(error)")
+            throw MachineError("disk \(error)\(advice(error, "read and written"))")
         }
     }
 
@@ -41,7 +41,12 @@ public struct DiskSource: Hashable, Sendable {
             guard image.byteCount > 0 else { throw ImageError(.refused, path, "is empty: give an ISO image") }
             return DiskSource(image)
         } catch {
-            throw MachineError("cdrom \(error)")
+            throw MachineError("cdrom \(error)\(advice(error, "read"))")
         }
+    }
+
+    /// The formats' errors say what to do; the host's say only what is wrong.
+    private static func advice(_ error: ImageError, _ access: String) -> String {
+        if case .system = error.kind { ": give a file that can be \(access)" } else { "" }
     }
 }

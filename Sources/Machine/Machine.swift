@@ -1,4 +1,5 @@
 public import Devices
+import DiskImage
 import Linux
 import Synchronization
 public import VMM
@@ -21,6 +22,7 @@ public final class Machine: Sendable {
 
     private let memory: GuestMemory
     private let map: MemoryMap
+    private let disks: [DiskSource]
     private let physicalAddressBits: UInt8
     private let boot: Boot
     let board: Board
@@ -46,6 +48,7 @@ public final class Machine: Sendable {
         terminal: any SerialTerminal, log: @escaping @Sendable (String) -> Void = { _ in }
     ) throws(MachineError) {
         boot = try Boot(configuration)
+        disks = configuration.disks
         map = try MemoryMap(byteCount: configuration.memoryByteCount, firmwareByteCount: boot.firmwareByteCount)
         let policy = try Self.policy(configuration.cpuModel, features)
         physicalAddressBits = policy.physicalAddressBits
@@ -106,7 +109,7 @@ public final class Machine: Sendable {
         do {
             let started = try PosixThread("vcpu0") { [self] in
                 events.report(.started)
-                let outcome = run()
+                let outcome = closeDisks(run())
                 requests.didEnd()
                 events.report(.ended(outcome))
             }
@@ -114,6 +117,21 @@ public final class Machine: Sendable {
         } catch {
             throw MachineError("CPU thread: \(error): raise the limit on processes")
         }
+    }
+
+    /// What the guest wrote is on its disks before anybody hears of the end, however it came.
+    private func closeDisks(_ outcome: Outcome) -> Outcome {
+        // Waits for requests that are under way.
+        board.reset()
+        var outcome = outcome
+        for (index, disk) in disks.enumerated() {
+            do {
+                try disk.image.close()
+            } catch {
+                outcome = .failed("disk \(index): \(error): what the guest wrote since it last asked for safety may be lost")
+            }
+        }
+        return outcome
     }
 
     /// Ends the machine soon, whatever the guest does. Any thread.

@@ -57,7 +57,7 @@ extension GuestTests {
             #expect(numbers("syms") + numbers("vbe") + numbers("framebuffer") == Array(repeating: 0, count: 15))
             // The firmware configuration ports.
             #expect(values("fw_signature") == ["51454d550000"])
-            #expect(values("fw_interface") == ["01000000"])
+            #expect(values("fw_interface") == ["03000000"])
             #expect(values("fw_uuid") == [String(repeating: "0", count: 32)])
             #expect(values("fw_memory") == ["0000000400000000"])
             #expect(values("fw_processors") == ["0100"])

@@ -15,6 +15,8 @@ enum Paths {
     static let initrd = guests + "/initramfs.cpio"
     /// The same with virtio drivers to load.
     static let virtioInitrd = guests + "/initramfs-virtio.cpio"
+    /// A disk with a Debian system on it, where one could be made.
+    static let debian = guests + "/debian.qcow2"
     static let isoMaker = "/usr/bin/xorriso"
     static let multiboot = guests + "/multiboot/elf32"
     /// Kernels, initramfs and program of 32 bit, where their archive could be reached.
@@ -108,6 +110,12 @@ final class Scratch {
     func link(_ name: String, to target: String) throws {
         guard symlink(target, "\(path)/\(name)") == 0 else { throw GuestFailure(description: "\(path)/\(name): \(errno)") }
         files.append("\(path)/\(name)")
+    }
+
+    /// The path of a file that somebody else will make.
+    func later(_ name: String) -> String {
+        files.append("\(path)/\(name)")
+        return "\(path)/\(name)"
     }
 
     /// A file with that content, stretched with a hole to `byteCount`.

@@ -98,10 +98,11 @@ import Testing
         for _ in 0..<Self.rounds {
             let pair = try UnixSocket.pair()
             #expect(throws: SystemError("sendmsg", errno: E2BIG)) {
-                _ = try pair.first.send([1], descriptors: [CInt](repeating: 0, count: 17))
+                _ = try pair.first.send([1], descriptors: [CInt](repeating: 0, count: UnixSocket.mostDescriptors + 1))
             }
-            var control = [UInt64](repeating: 0, count: 2 + 20)
-            control[0] = UInt64(16 + 40 * 4)
+            let count = UnixSocket.mostDescriptors + 24
+            var control = [UInt64](repeating: 0, count: 2 + count / 2)
+            control[0] = UInt64(16 + count * 4)
             control[1] = UInt64(SOL_SOCKET) | 1 << 32  // SCM_RIGHTS
             var byte: UInt8 = 1
             let sent = control.withUnsafeMutableBytes { control in
@@ -112,13 +113,13 @@ import Testing
                         message.msg_iov = vector
                         message.msg_iovlen = 1
                         message.msg_control = control.baseAddress
-                        message.msg_controllen = 16 + 40 * 4
+                        message.msg_controllen = 16 + count * 4
                         return sendmsg(pair.first.raw, &message, 0)
                     }
                 }
             }
             try #require(sent == 1)
-            #expect(throws: UnixSocket.ReceiveFailure.tooManyDescriptors(limit: 16)) {
+            #expect(throws: UnixSocket.ReceiveFailure.tooManyDescriptors(limit: UnixSocket.mostDescriptors)) {
                 _ = try pair.second.receive(limit: 3)
             }
         }

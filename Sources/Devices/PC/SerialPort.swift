@@ -112,6 +112,9 @@ public final class SerialPort: BytePortDevice, PortClaimant, Resettable {
         if hasRoom { terminal.roomAvailable() }
     }
 
+    /// Whether a driver waits for input by interrupt, as operating systems do and boot loaders and firmware do not. Any thread.
+    public var isDrivenByInterrupts: Bool { state.withLock { $0.chip.ier.contains(.erbfi) } }
+
     /// Input from the terminal. Any thread.
     /// - Returns: how many bytes were taken, from the first. If not all, `roomAvailable` follows.
     public func receive(_ bytes: some Collection<UInt8>) -> Int {

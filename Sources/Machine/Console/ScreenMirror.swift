@@ -10,7 +10,8 @@ import VMM
 /// of the VGA, which an idle guest does not do.
 ///
 /// Nothing is shown twice: a row that has been sent to the serial port lately, as by a kernel that has both as consoles, is
-/// left out, and rows wait for one look before they are shown, since the port may come second. Output waits for a slow
+/// left out, and rows wait for one look before they are shown, since the port may come second. A system that takes input from the
+/// port by interrupt has it as a console of its own: from then on its screen, with a login perhaps, is left alone. Output waits for a slow
 /// terminal on the timer's thread: such a guest's clocks wait as well, as it would itself.
 final class ScreenMirror: SerialTerminal, Sendable {
     static let textPage: UInt64 = 0xB8000
@@ -40,6 +41,7 @@ final class ScreenMirror: SerialTerminal, Sendable {
     private let memory: GuestMemory
     private let clock: any Clock
     private let vga = Mutex<VGAPorts?>(nil)
+    private let isPortDriven = Mutex<@Sendable () -> Bool>({ false })
 
     /// - Parameter terminal: the other end of the serial port.
     init(_ terminal: any SerialTerminal, memory: GuestMemory, clock: any Clock) {
@@ -50,7 +52,11 @@ final class ScreenMirror: SerialTerminal, Sendable {
         state.withLock { $0.timer = timer }
     }
 
-    func connect(_ ports: VGAPorts) { vga.withLock { $0 = ports } }
+    /// - Parameter isPortDriven: whether the guest's system has the serial port as a console.
+    func connect(_ ports: VGAPorts, isPortDriven: @escaping @Sendable () -> Bool) {
+        vga.withLock { $0 = ports }
+        self.isPortDriven.withLock { $0 = isPortDriven }
+    }
 
     // MARK: The serial port's output
 
@@ -76,6 +82,7 @@ final class ScreenMirror: SerialTerminal, Sendable {
             state.page = TextScreen.normalized(Array(repeating: 0, count: TextScreen.cellCount))
             state.cursor = 0
         }
+        isWatching.store(false, ordering: .relaxed)
         watch()
     }
 
@@ -98,6 +105,8 @@ final class ScreenMirror: SerialTerminal, Sendable {
 
     private func look() {
         let output: [UInt8] = state.withLock { state in
+            // Not armed again, and `isWatching` stays, so that writes to registers do not call for another look.
+            if isPortDriven.withLock({ $0 })() { return [] }
             guard let (page, cursor) = readPage() else { return [] }
             let now = clock.now()
             // What the look before saw is shown now.

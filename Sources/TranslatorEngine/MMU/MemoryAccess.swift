@@ -151,7 +151,8 @@ extension TranslatorCPU {
         if isWatched { debugHits |= breakpoints.data(linear, count, writes: writes) }
         guard translation.physical != apicPage, let page = memory.hostAddress(of: translation.physical, count: 4096) else {
             let part = AccessPart(host: nil, physical: translation.physical | inside, count: count)
-            return writes ? part : readOnlyMemory(translation, linear, part, table: table, isWatched: isWatched)
+            // The APIC's page hides what lies below it.
+            return writes || translation.physical == apicPage ? part : readOnlyMemory(translation, linear, part, table: table, isWatched: isWatched)
         }
         let ramOffset = page - memory.hostBase
         if isWatched { return AccessPart(host: page + Int(inside), physical: translation.physical | inside, count: count) }
@@ -283,7 +284,7 @@ extension TranslatorCPU {
 
     func readDevice(_ physical: UInt64, _ count: Int, into buffer: UnsafeMutableRawPointer) {
         // The first half of a read and write of ROM.
-        if let rom = memory.readableAddress(of: physical, count: UInt64(count)) {
+        if localDevice(physical) == nil, let rom = memory.readableAddress(of: physical, count: UInt64(count)) {
             return buffer.copyMemory(from: rom, byteCount: count)
         }
         var done = 0

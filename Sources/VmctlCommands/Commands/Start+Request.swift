@@ -1,4 +1,5 @@
 import ControlProtocol
+import DiskImage
 import Linux
 import VMConfig
 
@@ -71,12 +72,11 @@ extension Start {
         if !hasInterfaces { output.say("starting without network interfaces") }
     }
 
-    /// `raw:` and `qcow2:` stay in front.
+    /// `raw:` and its kin stay in front.
     private static func disk(_ text: String) throws(Failure) -> String {
-        for prefix in ["raw:", "qcow2:"] where text.hasPrefix(prefix) {
-            return prefix + (try absolute(String(text.dropFirst(prefix.count)), "invalid disk path: \(text)"))
-        }
-        return try absolute(text, "invalid disk path: \(text)")
+        let location = ImageLocation(text)
+        let path = try absolute(location.path, "invalid disk path: \(text)")
+        return location.format.map { "\($0.rawValue):\(path)" } ?? path
     }
 
     private static func absolute(_ path: String, _ complaint: String) throws(Failure) -> String {

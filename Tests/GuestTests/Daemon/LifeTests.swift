@@ -313,7 +313,8 @@ final class ConsoleStream {
         guard case .console = answer else { throw daemon.failure("\(answer)") }
     }
 
-    var text: String { String(decoding: bytes, as: UTF8.self).replacing("\r", with: "") }
+    /// Without carriage returns: behind them line feeds would be parts of characters.
+    var text: String { String(decoding: bytes.filter { $0 != 0x0D }, as: UTF8.self) }
 
     /// - Returns: `false` at its end.
     @discardableResult func readMore(within seconds: Double = Paths.patience) throws -> Bool {
@@ -323,6 +324,8 @@ final class ConsoleStream {
         bytes += more
         return !more.isEmpty
     }
+
+    func send(_ text: String) throws { try Stream.writeAll(stream.raw, Array(text.utf8)) }
 
     func read(until wanted: String) throws {
         let deadline = Clock.seconds() + Paths.patience

@@ -48,7 +48,8 @@ final class Fortress {
                 var distance = 0
                 var canary = Self.canary(at: place)
                 while canary == nil && distance < Self.canaryDistance {
-                    distance += 1
+                    // Other tests' guests have gigabytes of addresses each.
+                    distance += 1 + distance / 64
                     canary = Self.canary(at: place + distance * step)
                 }
                 if let canary { canaries.append(canary) } else { Issue.record("no place for a canary beside \(base)") }
@@ -56,7 +57,7 @@ final class Fortress {
         }
     }
     /// How far away a canary may stand, in canaries.
-    private static let canaryDistance = 1 << 15
+    private static let canaryDistance = 1 << 20
 
     private static func canary(at place: UnsafeMutableRawPointer) -> UnsafeMutableRawPointer? {
         // MAP_FIXED_NOREPLACE
