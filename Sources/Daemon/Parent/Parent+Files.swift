@@ -17,10 +17,11 @@ extension Parent {
         }
     }
 
-    /// Whose rights count for files that a peer names; `nil` for the administrator's, who has the daemon's.
+    /// Whose rights count for files that a peer names; `nil` for the administrator's, who has the daemon's. Which of a user's groups
+    /// comes first makes no difference to what may be opened.
     func opener(for peer: Peer) -> FileCredentials? {
         guard !permissions.isAdministrator(peer) else { return nil }
-        return FileCredentials(userID: peer.uid, groupID: peer.groups.first ?? peer.uid, groups: Array(peer.groups))
+        return FileCredentials(userID: peer.uid, groupID: peer.groups.min() ?? 65534, groups: Array(peer.groups))
     }
 
     /// Opens an image and what it stands on: a disk to be written, a CD to be read.
