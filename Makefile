@@ -57,7 +57,7 @@ build: setup
 	$(SWIFT) build -c release --static-swift-stdlib --product vmd
 
 guests: $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio $(GUESTS)/initramfs-virtio.cpio guests32 multiboot multiboot2 openbsd control \
-	others $(GUESTS)/grub.raw debian
+	others $(GUESTS)/grub.raw $(GUESTS)/grub.iso debian
 
 # The kernel is fetched once: a rebuild needs no network.
 $(GUESTS)/vmlinuz:
@@ -77,6 +77,11 @@ $(GUESTS)/initramfs-virtio.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/modules.cpio
 $(GUESTS)/grub.raw: Guests/make-disk $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio
 	$(call need,$(DISK_PACKAGES))
 	@Guests/make-disk $@ $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio 'console=ttyS0 vmd.run=demo'
+
+# A CD that firmware boots, with the same.
+$(GUESTS)/grub.iso: Guests/make-cd $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio
+	$(call need,$(DISK_PACKAGES) $(TEST_PACKAGES))
+	@Guests/make-cd $@ $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio 'console=ttyS0 vmd.run=demo'
 
 # A Debian system on a disk, made on the spot of the host's archive; its tests are skipped where that cannot be reached. Root alone
 # can make one.

@@ -32,6 +32,29 @@ extension GuestTests {
             #expect(guest.text.ranges(of: "ACPI: Interpreter enabled").count == 1)
         }
 
+        private static let disc = Paths.guests + "/grub.iso"
+
+        @Test(.enabled(if: access(disc, R_OK) == 0, "needs `make guests`"))
+        func `Linux boots from a CD by GRUB, though the disk is empty`() throws {
+            let scratch = try Scratch()
+            let empty = try scratch.file("empty.raw", byteCount: 1 << 20)
+            let guest = try GuestProcess(["run", "-m", "256M", "-d", empty, "-r", Self.disc] + Paths.engine, input: .nothing)
+            _ = try guest.wait(for: "grub: loads the kernel from the CD")
+            _ = try guest.wait(for: "init: first user process", within: 2 * Paths.patience)
+            #expect(try guest.status() == 0)
+        }
+
+        @Test(.enabled(if: access(disc, R_OK) == 0, "needs `make guests`"))
+        func `what to boot from is what the user says, and nothing else`() throws {
+            for (device, text) in [("cdrom", "grub: loads the kernel from the CD"), ("disk", "grub: loads the kernel\n")] {
+                let guest = try GuestProcess(
+                    ["run", "-m", "256M", "-B", device, "-d", Self.disk, "-r", Self.disc] + Paths.engine, input: .nothing)
+                _ = try guest.wait(for: text)
+                guest.signal(SIGTERM)
+                #expect(try guest.status() == 143)
+            }
+        }
+
         /// What an embedded developer does: an image of his own. mov $0x2a, %al; out %al, $0xf4; jmp . at the reset vector.
         @Test func `any image with an instruction at the reset vector is firmware`() throws {
             let scratch = try Scratch()
