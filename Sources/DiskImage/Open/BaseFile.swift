@@ -35,6 +35,17 @@ struct BaseFile {
         folder = slash == path.startIndex ? "/" : String(path[..<slash])
     }
 
+    /// Who answers for what the image says of its base: who named it, or else whose file it is. `nil`: we ourselves.
+    var writer: FileCredentials? { credentials ?? imageOwner }
+
+    private var imageOwner: FileCredentials? {
+        let owner = imageStatus.st_uid
+        guard geteuid() == 0, owner != 0 else { return nil }
+        let user = try? UserDatabase.user(owner)
+        return FileCredentials(
+            userID: owner, groupID: user?.groupID ?? imageStatus.st_gid, groups: user.map(UserDatabase.groups) ?? [])
+    }
+
     /// A base, opened for reading.
     struct Found: ~Copyable {
         let descriptor: FileDescriptor
@@ -127,12 +138,7 @@ struct BaseFile {
         let kind = status.st_mode & S_IFMT
         guard kind == S_IFREG || kind == S_IFBLK && isAllowed else { throw refusal(name, "is no regular file") }
         let owner = imageStatus.st_uid
-        var reader: FileCredentials?
-        if credentials == nil, !isAllowed, geteuid() == 0, owner != 0 {
-            let user = try? UserDatabase.user(owner)
-            reader = FileCredentials(
-                userID: owner, groupID: user?.groupID ?? imageStatus.st_gid, groups: user.map(UserDatabase.groups) ?? [])
-        }
+        let reader = isAllowed || credentials != nil ? nil : imageOwner
         let path = "/proc/self/fd/\(found.raw)"
         do {
             return try FileCredentials.run(as: reader, orElse: { $0 }) { () throws(SystemError) in

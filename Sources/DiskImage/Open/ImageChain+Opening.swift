@@ -59,6 +59,8 @@ extension ImageChain {
         var name = location.path
         var stated = location.format
         var isReadOnly = opening.isReadOnly
+        // A format is noted with its file, and counts for all who use it later: only who may write the file may say it.
+        var writer = opening.credentials
         var next: FileDescriptor? = opened
         while let descriptor = next.take() {
             let number = descriptor.raw
@@ -72,11 +74,16 @@ extension ImageChain {
             }
             if opening.locks { try (isReadOnly ? ImageLock.shared : .exclusive).take(number, name) }
             let file = try ImageFile.borrowing(number, name)
-            let format = try FormatNote.decide(file, path: name, stated: stated, keeps: opening.keepsFormat)
+            let format = try FileCredentials.run(
+                as: writer, orElse: { ImageError(.system($0), name, "cannot be looked at: \($0.reason)") }
+            ) { () throws(ImageError) in
+                try FormatNote.decide(file, path: name, stated: stated, keeps: opening.keepsFormat)
+            }
             members.append(Member(name: name, format: format, isReadOnly: isReadOnly))
             guard opening.opensBases, format == .qcow2, let backing = try QCOW2Header(reading: file).backing else { break }
-            let base = try BaseFile(of: number, name, opening).open(
-                backing.name, forWriting: opening.writesBase && members.count == 1)
+            let search = try BaseFile(of: number, name, opening)
+            writer = search.writer
+            let base = try search.open(backing.name, forWriting: opening.writesBase && members.count == 1)
             stated = try backing.format.map { word throws(ImageError) in try Self.format(word, name) }
             (name, isReadOnly) = (base.path, !(opening.writesBase && members.count == 1))
             next = base.take()

@@ -1,3 +1,4 @@
+import CLinux
 import DiskImage
 import DiskTestSupport
 import Glibc
@@ -158,6 +159,20 @@ import Testing
         #expect(refusal(path) == nil)
         // The thread is root again.
         #expect(access("/root", W_OK) == 0)
+    }
+
+    @Test(.enabled(if: geteuid() == 0, "only root opens files for others"), arguments: [false, true])
+    func `what a user's image says of its base is noted only where the user may write`(isNamed: Bool) throws {
+        let path = try image("theirs.qcow2", on: "plain", format: "raw")
+        for (name, owner) in [("plain", uid_t(0)), ("theirs.qcow2", 65501)] {
+            if name == "plain" { try folder.write("home/plain", [UInt8](repeating: 0, count: 1 << 20)) }
+            try #require(chown(home + "/" + name, owner, owner) == 0 && chmod(home + "/" + name, 0o644) == 0)
+        }
+        var opening = ImageOpening(isReadOnly: false, allowedBases: isNamed ? [] : [home])
+        if isNamed { opening.credentials = FileCredentials(userID: 65501, groupID: 65501, groups: []) }
+        #expect(try ImageChain(ImageLocation(path: path, format: .qcow2), opening).members.map(\.format) == [.qcow2, .raw])
+        #expect(getxattr(home + "/plain", "user.vmd.format", nil, 0) == -1)
+        #expect(getxattr(path, "user.vmd.format", nil, 0) == 5)
     }
 
     @Test func `descriptors go to a process that opens nothing`() throws {
