@@ -46,7 +46,7 @@ public struct StartRequest: Hashable, Sendable, WireValue {
     /// Bytes.
     public var memory: UInt64?
     public var cpus: UInt32?
-    /// As in vm.conf, with a prefix `raw:` or `qcow2:` or without.
+    /// As in vm.conf, with a prefix `raw:`, `qcow2:` or `vmdk:` or without.
     public var disks: [String] = []
     public var cdrom: String?
     /// The least number of interfaces; those of `interfaces` are among them.

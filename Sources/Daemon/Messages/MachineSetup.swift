@@ -40,8 +40,9 @@ struct MachineSetup: Hashable, Sendable, WireValue {
 
     func write(to writer: inout MessageWriter) {
         writer.put(name)
-        writer.put(kernel)
-        writer.put(initrd)
+        // Names, for messages alone: the packet has to hold all images' as well.
+        writer.put(kernel.cut(to: longestLine))
+        writer.put(initrd.map { $0.cut(to: longestLine) })
         writer.put(networkROM)
         writer.put(bootDevice)
         writer.put(commandLine)

@@ -30,10 +30,13 @@ public enum ImageLock: Hashable, Sendable {
                 return try acquire(descriptor)
             } catch where error.errno == EAGAIN || error.errno == EACCES {
                 Self.release(descriptor)
-                let holder = FileHolders.describe(descriptor)
                 tries += 1
-                if tries == (holder == nil ? 25 : 5) {
-                    throw ImageError(.inUse, name, "is in use by \(holder ?? "another process"): end that first")
+                // Looking who it is costs more than trying, and the daemon's parent has others to serve.
+                if tries == Self.shortTries || tries == Self.longTries {
+                    let holder = FileHolders.describe(descriptor)
+                    if holder != nil || tries == Self.longTries {
+                        throw ImageError(.inUse, name, "is in use by \(holder ?? "another process"): end that first")
+                    }
                 }
                 usleep(10_000)
             } catch {
@@ -54,6 +57,10 @@ public enum ImageLock: Hashable, Sendable {
         let isWritten = try retrying("fcntl") { clinux_ofd_test(descriptor, F_WRLCK, QEMU.writing, 1) }
         if isWritten != 0 { throw SystemError("fcntl", errno: EAGAIN) }
     }
+
+    /// When somebody is seen to have it, and when nobody is.
+    private static let shortTries = 4
+    private static let longTries = 25
 
     static func release(_ descriptor: CInt) { _ = clinux_ofd_lock(descriptor, F_UNLCK, 0, 0) }
 }
