@@ -71,6 +71,9 @@ public struct NewFile: ~Copyable {
         if let format { _ = FormatNote.write(format, number) }
         let target = path
         do {
+            // Opened before it has its name: who is told of an error may rely on there being no such file.
+            let folder = isDurable ? try FileDescriptor(open: Self.folder(of: target), flags: O_RDONLY | O_DIRECTORY).release() : -1
+            defer { if folder >= 0 { close(folder) } }
             if isDurable { _ = try retrying("fsync") { fsync(number) } }
             if let temporary = temporaryPath {
                 try Self.rename(temporary, target, replaces: replaces)
@@ -79,8 +82,7 @@ public struct NewFile: ~Copyable {
                 _ = try retrying("link") { clinux_name_file("/proc/self/fd/\(number)", target) }
             }
             if isDurable {
-                let folder = try FileDescriptor(open: Self.folder(of: target), flags: O_RDONLY | O_DIRECTORY)
-                _ = try retrying("fsync") { fsync(folder.raw) }
+                _ = try retrying("fsync") { fsync(folder) }
             }
         } catch where error.errno == EEXIST {
             throw Self.exists(target)

@@ -8,13 +8,15 @@ import Linux
 /// Each step makes the new file whole first and then gives it the path in one rename, so there is a good image by that path at
 /// any time; what a step leaves behind when it is cut short is a second name of the same file.
 public struct ImageHistory: Sendable {
-    public let path: String
+    private let location: ImageLocation
     public let allowedBases: [String]
 
-    public init(_ path: String, allowedBases: [String] = []) {
-        self.path = path
+    public init(_ location: ImageLocation, allowedBases: [String] = []) {
+        self.location = location
         self.allowedBases = allowedBases
     }
+
+    public var path: String { location.path }
 
     /// What is on the disk now becomes a point in its history: an image of that name in the same folder, on which the disk
     /// stands from now on.
@@ -22,13 +24,13 @@ public struct ImageHistory: Sendable {
         guard !name.isEmpty, !name.contains("/"), name != ".", name != "..", !name.contains(":") else {
             throw ImageError(.refused, path, "a point's name is that of a file in the image's folder, not \(name)")
         }
-        let disk = try Disk(path, allowedBases)
+        let disk = try Disk(location, allowedBases)
         let point = NewFile.folder(of: path) + "/" + name
         try Self.link(path, point)
         do throws(ImageError) {
             try replace(disk, backing: QCOW2Backing(name: name, format: ImageFormat.qcow2.rawValue), byteCount: disk.image.byteCount)
         } catch {
-            unlink(point)
+            Self.dropSecondName(point, of: path)
             throw error
         }
     }
@@ -36,7 +38,7 @@ public struct ImageHistory: Sendable {
     /// The disk becomes what the image below it holds; when it is that already, what the one below that holds.
     /// - Returns: the path of the image that the disk is like now.
     public func rollBack() throws(ImageError) -> String {
-        let disk = try Disk(path, allowedBases)
+        let disk = try Disk(location, allowedBases)
         let step = try disk.isUnchanged() ? 2 : 1
         guard disk.members.count > step else {
             throw ImageError(
@@ -51,7 +53,7 @@ public struct ImageHistory: Sendable {
             let size = try ImageChain(ImageLocation(path: base.name, format: base.format), opening).assemble().byteCount
             try replace(disk, backing: QCOW2Backing(name: name, format: base.format.rawValue), byteCount: size)
         } catch {
-            unlink(undone)
+            Self.dropSecondName(undone, of: path)
             throw error
         }
         return base.name
@@ -62,7 +64,7 @@ public struct ImageHistory: Sendable {
     public func rollForward(discards: Bool) throws(ImageError) {
         let last = lastUndone
         guard last > 0 else { throw ImageError(.refused, path, "was not rolled back: there is nothing to go forward to") }
-        let disk = try Disk(path, allowedBases)
+        let disk = try Disk(location, allowedBases)
         let isUnchanged = try disk.isUnchanged()
         guard discards || isUnchanged else {
             throw ImageError(.refused, path, "was written since it was rolled back, which would be lost: -f does it all the same")
@@ -71,7 +73,7 @@ public struct ImageHistory: Sendable {
         opening.locks = false
         let chain = try ImageChain(ImageLocation(path: undone(last), format: .qcow2), opening)
         // A point that was made since is no part of that history.
-        guard chain.members.contains(where: { $0.name == disk.members[1].name }) || disk.members.count < 2 else {
+        guard disk.members.count < 2 || chain.members.contains(where: { $0.name == disk.members[1].name }) else {
             throw ImageError(.refused, path, "has another history by now: \(undone(last)) does not stand on its base")
         }
         guard rename(undone(last), path) == 0 else { throw Self.failure("rename", path) }
@@ -84,18 +86,19 @@ public struct ImageHistory: Sendable {
         let image: QCOW2Image
         let members: [ImageChain.Member]
 
-        init(_ path: String, _ allowedBases: [String]) throws(ImageError) {
-            let chain = try ImageChain(ImageLocation(path: path), ImageOpening(isReadOnly: false, allowedBases: allowedBases))
+        init(_ location: ImageLocation, _ allowedBases: [String]) throws(ImageError) {
+            let chain = try ImageChain(location, ImageOpening(isReadOnly: false, allowedBases: allowedBases))
             members = chain.members
             guard let image = try chain.assemble() as? QCOW2Image else {
-                throw ImageError(.refused, path, "only qcow2 images have a history: convert it")
+                throw ImageError(.refused, location.path, "only qcow2 images have a history: convert it")
             }
             self.image = image
         }
 
         /// It holds nothing of its own.
         func isUnchanged() throws(ImageError) -> Bool {
-            guard members.count > 1 else { return false }
+            // Snapshots are the image's own too.
+            guard members.count > 1, image.snapshots.isEmpty else { return false }
             var offset: UInt64 = 0
             while offset < image.byteCount {
                 let (kind, count) = try image.allocation(at: offset, count: image.byteCount - offset)
@@ -138,6 +141,13 @@ public struct ImageHistory: Sendable {
         var status = stat()
         while number < 100_000, lstat(undone(number + 1), &status) == 0 { number += 1 }
         return number
+    }
+
+    /// Only as long as it is a second one: behind the rename it is the only name that what was on the disk has.
+    private static func dropSecondName(_ name: String, of path: String) {
+        var (mine, other) = (stat(), stat())
+        guard stat(path, &mine) == 0, stat(name, &other) == 0, mine.st_ino == other.st_ino, mine.st_dev == other.st_dev else { return }
+        unlink(name)
     }
 
     private static func link(_ path: String, _ name: String) throws(ImageError) {

@@ -46,6 +46,8 @@ struct QCOW2Checker: ~Copyable {
         for offset in tables.keys.sorted() where !others.contains(offset) { try countEntries(offset, isActive: false, &next) }
         count(header.refcountTableOffset, UInt64(header.refcountTableClusters) << shift, "the refcount table")
         try countBlocks()
+        // What is not counted would count as unused.
+        if counts.isFull { throw ImageError(.unsupported, state.file.name, "its clusters are spread too widely to be counted") }
         try compare()
         try checkFlags()
         result.endOffset = max(result.endOffset, counts.end << shift)
@@ -244,9 +246,12 @@ struct QCOW2Checker: ~Copyable {
         defer { buffer.deallocate() }
         guard let memory = buffer.baseAddress else { return }
         var covered = Set<UInt64>()
+        var seen = Set<UInt64>()
         for (index, entry) in state.table.enumerated() where entry & QCOW2State.tableOffsetMask != 0 {
             let offset = entry & QCOW2State.tableOffsetMask
             guard offset & geometry.clusterMask == 0, offset < fileByteCount else { continue }
+            // Two entries with one block are a corruption, told by `countBlocks`; a million of them would keep us busy.
+            guard seen.insert(offset).inserted else { continue }
             covered.insert(UInt64(index))
             try state.readTable(buffer, at: offset)
             let first = UInt64(index) * perBlock

@@ -21,6 +21,10 @@ extension QCOW2Header {
     /// - Parameter bytes: the first cluster, or what there is of it; at least `length2` bytes.
     init(parsing bytes: [UInt8], _ name: String) throws(ImageError) {
         func malformed(_ reason: String) -> ImageError { ImageError(.malformed, name, reason) }
+        // Again: the file may have changed since its size was asked.
+        guard bytes.count >= Int(Self.length2), Self.isMagic(bytes), (9...21).contains(bytes.big32(20)) else {
+            throw malformed("is no qcow2 image any more: somebody changes it")
+        }
         version = Int(bytes.big32(4))
         guard version == 2 || version == 3 else {
             throw ImageError(.unsupported, name, "is version \(version) of qcow; only 2 and 3 are known")
@@ -66,7 +70,11 @@ extension QCOW2Header {
             }
             extensionsEnd = nameOffset
             if nameCount > 0 {
-                backingName = String(decoding: bytes[Int(nameOffset)..<Int(nameOffset + nameCount)], as: UTF8.self)
+                // It has to be written back as it was.
+                guard let text = String(validating: bytes[Int(nameOffset)..<Int(nameOffset + nameCount)], as: UTF8.self) else {
+                    throw ImageError(.unsupported, name, "the name of its backing file is not UTF-8: rename that file and rebase with qemu-img")
+                }
+                backingName = text
             }
         }
         let backingFormat = try readExtensions(bytes, end: Int(extensionsEnd), name)

@@ -39,6 +39,9 @@ public struct QCOW2Snapshot: Hashable, Sendable {
     let l1Entries: UInt32
     /// The extra data as it is in the file, what we do not know of it included.
     let extra: [UInt8]
+    /// Identifier and name as they are in the file, which need not be UTF-8.
+    let idBytes: [UInt8]
+    let nameBytes: [UInt8]
 }
 
 /// What `check` mends.

@@ -12,6 +12,8 @@ extension QCOW2State {
         guard repair != .none, !result.isClean || header.incompatible.contains(.dirty) || header.incompatible.contains(.corrupt) else {
             return result
         }
+        // What could not be looked at has not been counted: to repair by such counts would give away what it uses.
+        guard result.errors == 0 else { return result }
         guard !file.isReadOnly else { throw ImageError(.readOnly, file.name, "is opened for reading only, so it cannot be repaired") }
         if repair == .all {
             try rebuild(checker)

@@ -72,6 +72,12 @@ extension QCOW2State {
     private func beginUse() throws(ImageError) {
         try checkPlaces()
         try checkWritable()
+        var blocks = Set<UInt64>()
+        for entry in table where entry & Self.tableOffsetMask != 0 {
+            guard blocks.insert(entry & Self.tableOffsetMask).inserted else {
+                throw malformed("two entries of its refcount table have the same block: repair it")
+            }
+        }
         guard header.incompatible.contains(.dirty) else { return }
         let result = try check(.all)
         guard result.corruptions == 0, result.errors == 0 else {

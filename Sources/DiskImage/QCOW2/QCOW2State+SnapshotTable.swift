@@ -24,14 +24,15 @@ extension QCOW2State {
             }
             let rest = try readPart(at + 40, extraCount + idCount + nameCount, limit, index)
             let extra = Array(rest.prefix(Int(extraCount)))
+            let idBytes = Array(rest[Int(extraCount)..<Int(extraCount + idCount)])
+            let nameBytes = Array(rest[Int(extraCount + idCount)...])
             found.append(
                 QCOW2Snapshot(
-                    id: String(decoding: rest[Int(extraCount)..<Int(extraCount + idCount)], as: UTF8.self),
-                    name: String(decoding: rest[Int(extraCount + idCount)...], as: UTF8.self),
+                    id: String(decoding: idBytes, as: UTF8.self), name: String(decoding: nameBytes, as: UTF8.self),
                     seconds: bytes.big32(16), nanoseconds: bytes.big32(20), guestNanoseconds: bytes.big64(24),
                     machineStateByteCount: extra.count >= 8 ? extra.big64(0) : UInt64(bytes.big32(32)),
                     byteCount: extra.count >= 16 ? extra.big64(8) : header.byteCount,
-                    l1Offset: l1Offset, l1Entries: l1Entries, extra: extra))
+                    l1Offset: l1Offset, l1Entries: l1Entries, extra: extra, idBytes: idBytes, nameBytes: nameBytes))
             at += 40 + UInt64(rest.count)
         }
         snapshotTableByteCount = at - header.snapshotsOffset
@@ -57,16 +58,16 @@ extension QCOW2Snapshot {
         var bytes: [UInt8] = []
         bytes.appendBig64(l1Offset)
         bytes.appendBig32(l1Entries)
-        bytes.appendBig16(UInt16(truncatingIfNeeded: id.utf8.count))
-        bytes.appendBig16(UInt16(truncatingIfNeeded: name.utf8.count))
+        bytes.appendBig16(UInt16(truncatingIfNeeded: idBytes.count))
+        bytes.appendBig16(UInt16(truncatingIfNeeded: nameBytes.count))
         bytes.appendBig32(seconds)
         bytes.appendBig32(nanoseconds)
         bytes.appendBig64(guestNanoseconds)
         bytes.appendBig32(UInt32(truncatingIfNeeded: machineStateByteCount))
         bytes.appendBig32(UInt32(truncatingIfNeeded: extra.count))
         bytes.append(contentsOf: extra)
-        bytes.append(contentsOf: id.utf8)
-        bytes.append(contentsOf: name.utf8)
+        bytes.append(contentsOf: idBytes)
+        bytes.append(contentsOf: nameBytes)
         bytes.append(contentsOf: [UInt8](repeating: 0, count: (8 - bytes.count % 8) % 8))
         return bytes
     }

@@ -32,7 +32,7 @@ extension QCOW2State {
         let snapshot = QCOW2Snapshot(
             id: String(id), name: name, seconds: UInt32(clamping: now.tv_sec), nanoseconds: UInt32(clamping: now.tv_nsec),
             guestNanoseconds: 0, machineStateByteCount: 0, byteCount: header.byteCount, l1Offset: header.l1Offset,
-            l1Entries: header.l1Entries, extra: extra)
+            l1Entries: header.l1Entries, extra: extra, idBytes: Array(String(id).utf8), nameBytes: Array(name.utf8))
         return try transaction { () throws(ImageError) in
             try useTree(try cloneTree(map.l1))
             try useSnapshots(snapshots + [snapshot])

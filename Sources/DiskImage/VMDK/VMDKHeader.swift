@@ -76,6 +76,7 @@ struct VMDKHeader: Hashable {
         guard (8...4096).contains(grainSectors), grainSectors & (grainSectors - 1) == 0 else {
             throw malformed("grains of \(grainSectors) sectors; they have a power of two, 8 to 4096")
         }
+        guard overhead <= Self.capacityLimit else { throw malformed("its first grain is at sector \(overhead)") }
         guard entries == Self.tableEntries else { throw malformed("grain tables of \(entries) entries; they have 512") }
         if flags.contains(.newlineTest), !bytes[73..<77].elementsEqual(Self.newlines) {
             throw malformed("it was changed by a transfer as text")

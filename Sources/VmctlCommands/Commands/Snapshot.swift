@@ -41,7 +41,7 @@ struct Snapshot: VmctlCommand {
         if verb == .list { return try list(location, output) }
         let name = words[2]
         if isDerived {
-            try ImageHistory(location.path, allowedBases: try images.allowedBases).addPoint(name)
+            try ImageHistory(location, allowedBases: try images.allowedBases).addPoint(name)
             output.say("\(location.path) stands on \(name) now")
             return 0
         }
@@ -99,7 +99,7 @@ struct RollBack: VmctlCommand {
 
     func perform(_ output: Output) throws -> CInt {
         guard let path = words.first, words.count == 1 else { throw WrongUsage("give one image") }
-        let base = try ImageHistory(ImageLocation(path).path, allowedBases: try images.allowedBases).rollBack()
+        let base = try ImageHistory(ImageLocation(path), allowedBases: try images.allowedBases).rollBack()
         output.say("\(path) is as \(base) now")
         return 0
     }
@@ -121,7 +121,7 @@ struct RollForward: VmctlCommand {
 
     func perform(_ output: Output) throws -> CInt {
         guard let path = words.first, words.count == 1 else { throw WrongUsage("give one image") }
-        try ImageHistory(ImageLocation(path).path, allowedBases: try images.allowedBases).rollForward(discards: discards)
+        try ImageHistory(ImageLocation(path), allowedBases: try images.allowedBases).rollForward(discards: discards)
         output.say("\(path) is as it was before it was rolled back")
         return 0
     }
