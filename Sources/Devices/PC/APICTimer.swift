@@ -31,6 +31,8 @@ struct APICTimer: Codable, Hashable, Sendable {
         var left = expiry > now ? expiry - now : 0
         // The firing is late: counting went on meanwhile.
         if left == 0, mode == .periodic, interval > 0 { left = interval - (now - expiry) % interval }
+        // A period that is too short to be kept lasts longer, but counts no higher than it begins.
+        if mode == .periodic, interval > 0, left > interval { left = (left - 1) % interval + 1 }
         return UInt32(clamping: (left &+ (period - 1)) / period)
     }
 
@@ -81,7 +83,7 @@ struct APICTimer: Codable, Hashable, Sendable {
     }
 
     /// Time counts from elsewhere.
-    mutating func shift(by nanoseconds: UInt64) { expiry = expiry.map { $0 &+ nanoseconds } }
+    mutating func shift(by nanoseconds: UInt64) { expiry = expiry.map { $0 == .max ? .max : $0 &+ nanoseconds } }
 
     private static func sum(_ a: UInt64, _ b: UInt64) -> UInt64 {
         let (sum, overflow) = a.addingReportingOverflow(b)

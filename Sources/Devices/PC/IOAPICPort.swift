@@ -26,7 +26,11 @@ public final class IOAPICPort: InterruptController, MMIODevice, Resettable {
     }
 
     func endInterrupt(_ vector: UInt8) {
-        for pin in 0..<IOAPIC.pinCount { send { $0.endInterrupt(vector, pin: pin) } }
+        chip.withLock { chip in
+            for pin in 0..<IOAPIC.pinCount {
+                if let message = chip.endInterrupt(vector, pin: pin) { bus.deliver(message) }
+            }
+        }
     }
 
     /// Whether a pin's interrupt is requested and not yet in service: another edge would be lost.

@@ -104,40 +104,23 @@ public final class LocalAPICPort: Resettable {
     }
 
     /// Registers whose meaning hangs on time: the others need no look at the clock.
-    private func time(_ register: UInt16) -> UInt64? {
-        LocalAPIC.Register.isTimed(register) ? clock.now() : nil
-    }
-
-    func read(_ register: UInt16) -> UInt32 {
-        let now = time(register)
+    @inline(__always)
+    private func access<Result>(_ register: UInt16, _ body: (inout LocalAPIC, UInt64) -> Result) -> Result {
+        let now = LocalAPIC.Register.isTimed(register) ? clock.now() : nil
         return change { chip in
             if let now { chip.advance(now) }
-            return chip.read(register, now ?? 0)
+            return body(&chip, now ?? 0)
         }
     }
 
-    func write(_ register: UInt16, _ value: UInt32) -> LocalAPIC.Effect {
-        let now = time(register)
-        return change { chip in
-            if let now { chip.advance(now) }
-            return chip.write(register, value, now ?? 0)
-        }
-    }
+    func read(_ register: UInt16) -> UInt32 { access(register) { $0.read(register, $1) } }
 
-    func readWide(_ register: UInt16) -> UInt64? {
-        let now = time(register)
-        return change { chip in
-            if let now { chip.advance(now) }
-            return chip.readWide(register, now ?? 0)
-        }
-    }
+    func write(_ register: UInt16, _ value: UInt32) -> LocalAPIC.Effect { access(register) { $0.write(register, value, $1) } }
+
+    func readWide(_ register: UInt16) -> UInt64? { access(register) { $0.readWide(register, $1) } }
 
     func writeWide(_ register: UInt16, _ value: UInt64) -> LocalAPIC.Effect {
-        let now = time(register)
-        return change { chip in
-            if let now { chip.advance(now) }
-            return chip.writeWide(register, value, now ?? 0)
-        }
+        access(register) { $0.writeWide(register, value, $1) }
     }
 
     // MARK: The others' side

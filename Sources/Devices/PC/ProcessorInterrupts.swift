@@ -21,8 +21,11 @@ public final class ProcessorInterrupts: LocalInterruptController {
 
     public var isPending: Bool { local.isInterrupting || local.passesExternal && pair.isPending }
 
-    /// External interrupts have no priority of the APIC's and come first.
-    public func acknowledge() -> UInt8 { local.passesExternal && pair.isPending ? pair.acknowledge() : local.acknowledge() }
+    /// External interrupts have no priority of the APIC's and come first. A line that has fallen since is the pair's to answer
+    /// for, by its spurious vector, unless the APIC has something.
+    public func acknowledge() -> UInt8 {
+        local.passesExternal && (pair.isPending || !local.isInterrupting) ? pair.acknowledge() : local.acknowledge()
+    }
 
     /// Sets what is called when `isPending` becomes true, and calls it when it is. Any thread, with locks held.
     func onInterruptRequest(_ notify: (@Sendable () -> Void)?) {

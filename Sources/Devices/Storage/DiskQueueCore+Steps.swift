@@ -27,10 +27,12 @@ extension DiskQueueCore {
         while transfers[index].left > 0 {
             guard let extent = transfers[index].extent ?? begin(index, direction) else { return .threads }
             guard case .file(let descriptor, let place) = extent.place else {
-                guard mayFinish, direction == .read else {
+                // Zeros are bytes to be written too: a guest may ask for gigabytes of them.
+                guard mayFinish, direction == .read, extent.byteCount <= budget else {
                     end(index, direction)
                     return .threads
                 }
+                budget -= extent.byteCount
                 transfers[index].zero(extent.byteCount)
                 end(index, direction)
                 continue

@@ -28,17 +28,15 @@ import Linux
         unsafe vector.initialize(to: iovec(iov_base: count, iov_len: 8))
     }
 
-    deinit {
-        unsafe vector.deallocate()
-        unsafe count.deallocate()
-    }
+    // `vector` and `count` are never freed: closing a ring cancels its requests some time later, and until then the kernel may
+    // write what it read. They are 24 bytes.
 
     /// Any thread.
     func wake() { event.signal() }
 
     /// The ring's thread: the next wake-up becomes a completion.
     func awaitWake() {
-        // SAFETY: both live as long as the ring, whose descriptor is closed before they are freed.
+        // SAFETY: both live for ever.
         let buffers = unsafe IOBuffers(UnsafeBufferPointer(start: vector, count: 1), byteCount: 8)
         ring.push(.read, descriptor: event.raw, buffers, offset: 0, name: Self.wakeName)
     }

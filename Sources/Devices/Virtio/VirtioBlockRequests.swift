@@ -96,7 +96,7 @@ final class VirtioBlockRequests: Sendable {
             return true
         }
         let isIdentifier = header.kind == Format.Kind.identifier.rawValue && answer == .ok
-        finish(queue, chain, writable, answer, written: isIdentifier ? payload.byteCount : 0)
+        finish(queue, chain, writable, answer, written: isIdentifier ? min(payload.byteCount, UInt64(Format.identifierByteCount)) : 0)
         return false
     }
 

@@ -37,6 +37,9 @@ final class VirtioSCSIRequests: Sendable {
         let isWhole: Bool
     }
 
+    /// max_sectors, 0xFFFF, in blocks of a disc.
+    private static let largestRead: UInt64 = 0xFFFF * 2048
+
     private let transport: VirtioTransport
     private let readings = VirtioSlots<Reading>(count: Int(VirtioSCSI.queueSize))
 
@@ -45,6 +48,11 @@ final class VirtioSCSIRequests: Sendable {
     /// Reads from a disc. Behind the image's end, in the disc's last block, are zeros.
     /// - Returns: whether the disc's queue has it.
     func read(_ request: Request, _ disc: VirtioSCSI.Disc, offset: UInt64, byteCount: UInt64) -> Bool {
+        // The limit that the adapter tells. Memory can be named many times over in one request, so its size is none.
+        guard byteCount <= Self.largestRead else {
+            finish(request, response: .overrun, dataByteCount: 0)
+            return false
+        }
         let wanted = min(byteCount, request.data.byteCount)
         let inImage = offset < disc.image.byteCount ? min(wanted, disc.image.byteCount - offset) : 0
         let buffers = request.data.ioBuffers
