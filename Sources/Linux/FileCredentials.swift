@@ -15,7 +15,8 @@ public struct FileCredentials: Hashable, Sendable {
         self.groups = groups
     }
 
-    /// Runs `body` on the calling thread with somebody's rights, or, for `nil`, with those that it has. Root's rights to files go with the user and come back behind it.
+    /// Runs `body` on the calling thread with somebody's rights, or, for `nil`, with those that it has.
+    /// Root's rights to files go with the user and come back behind it.
     /// Whoever is not root has only his own: then it is `body` alone.
     /// - Throws: what `body` throws; what `orElse` makes of it when they cannot be taken. When they cannot be given
     ///   back the process ends: with half of it nothing it does would be right.
@@ -27,14 +28,15 @@ public struct FileCredentials: Hashable, Sendable {
         let (user, group) = (geteuid(), getegid())
         do throws(SystemError) {
             try setGroups(credentials.groups)
-            setID(SYS_setfsgid, credentials.groupID)
-            setID(SYS_setfsuid, credentials.userID)
-            guard isID(SYS_setfsuid, credentials.userID), isID(SYS_setfsgid, credentials.groupID) else {
-                throw SystemError("setfsuid", errno: EPERM)
-            }
         } catch {
-            restore(user, group, before)
+            // Nothing has changed: a root without that right.
             throw refused(error)
+        }
+        setID(SYS_setfsgid, credentials.groupID)
+        setID(SYS_setfsuid, credentials.userID)
+        guard isID(SYS_setfsuid, credentials.userID), isID(SYS_setfsgid, credentials.groupID) else {
+            restore(user, group, before)
+            throw refused(SystemError("setfsuid", errno: EPERM))
         }
         defer { restore(user, group, before) }
         return try body()

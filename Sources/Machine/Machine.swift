@@ -34,6 +34,8 @@ public final class Machine: Sendable {
     let shutdown: ShutdownControl
     private let events: EventSink
     private let parker = Parker()
+    /// An NMI ends a halt too; the CPU knows of it.
+    private let hasNMI = Atomic(false)
     private let log: @Sendable (String) -> Void
     private let thread = Mutex<PosixThread?>(nil)
 
@@ -84,11 +86,12 @@ public final class Machine: Sendable {
             cpu.interruptRequested()
             parker.unpark()
         }
-        board.interrupts.onOutcome { [cpu, parker, requests] outcome in
+        board.interrupts.onOutcome { [weak self, cpu, parker, requests] outcome in
             switch outcome {
             case .none: break
             case .nmi:
                 cpu.injectNMI()
+                self?.hasNMI.store(true, ordering: .releasing)
                 parker.unpark()
             case .initialize: requests.requestReset("INIT message to the CPU")
             }
@@ -219,7 +222,7 @@ public final class Machine: Sendable {
                 switch exit {
                 case .stopped: break
                 case .halt(interruptsEnabled: true):
-                    while !board.interrupts.isPending, requests.isEmpty {
+                    while !board.interrupts.isPending, requests.isEmpty, !hasNMI.exchange(false, ordering: .acquiring) {
                         if requests.isPauseWanted { try standStill() } else { parker.park() }
                     }
                 case .halt(interruptsEnabled: false):

@@ -74,12 +74,11 @@ enum Gunzip {
     private static func inflate(
         _ stream: UnsafeMutablePointer<z_stream>, _ input: ArraySlice<UInt8>, into output: inout [UInt8]
     ) -> (result: CInt, consumed: Int, produced: Int) {
-        var input = input
         // SAFETY: zlib reads and writes within the two buffers, whose lengths it is told, and only during the call; it does
         // not write to its input, though its type says that it may.
-        return unsafe input.withUnsafeMutableBytes { from in
+        return unsafe input.withUnsafeBytes { from in
             unsafe output.withUnsafeMutableBytes { to in
-                unsafe stream.pointee.next_in = from.baseAddress?.assumingMemoryBound(to: UInt8.self)
+                unsafe stream.pointee.next_in = UnsafeMutablePointer(mutating: from.baseAddress?.assumingMemoryBound(to: UInt8.self))
                 unsafe stream.pointee.avail_in = UInt32(truncatingIfNeeded: from.count)
                 unsafe stream.pointee.next_out = to.baseAddress?.assumingMemoryBound(to: UInt8.self)
                 unsafe stream.pointee.avail_out = UInt32(truncatingIfNeeded: to.count)

@@ -87,10 +87,11 @@ struct OpenBSDImage {
         _ segments: [KernelSegment], _ kernel: BootFile, _ memory: GuestMemory
     ) throws(MachineError) {
         var random = SystemRandomNumberGenerator()
+        var room = Self.randomByteCountMax
         for header in file.programHeaders where header.type == ELFFile.randomize {
             let (address, count) = (header.physicalAddress, header.fileByteCount)
             guard count > 0 else { continue }
-            guard count <= Self.randomByteCountMax,
+            guard count <= room,
                 segments.contains(where: {
                     $0.contains(address) && count <= $0.memoryByteCount - (address - $0.address)
                 })
@@ -98,6 +99,7 @@ struct OpenBSDImage {
                 throw kernel.error(
                     "wants \(sizeText(count)) of random data at \(hexText(address)), outside of its segments", "link it again")
             }
+            room -= count
             var bytes = ByteWriter()
             for _ in 0..<(count + 7) / 8 { bytes.append(random.next()) }
             memory.write(Array(bytes.bytes[..<Int(count)]), at: address)
