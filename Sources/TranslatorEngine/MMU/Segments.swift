@@ -84,7 +84,7 @@ extension TranslatorCPU {
     /// The page behind the one of a linear address, for an instruction that goes on there. `ripPage` is that of the
     /// first.
     func nextCodePage(_ linear: UInt64) throws(GuestException) -> CodePage {
-        if mode.has(BlockMode.segmented) && context.pointee.ripPage &+ 4096 & codeMask > context.pointee.csLimit {
+        if mode.has(BlockMode.segmented) && (context.pointee.ripPage &+ 4096) & codeMask > context.pointee.csLimit {
             throw .generalProtection()
         }
         return try codePage(((linear & ~0xFFF) &+ 4096) & codeMask)

@@ -30,6 +30,17 @@ import VMM
         #expect(m[.rsi] == 0x5678)
     }
 
+    /// Its offset is smaller than that of the page in the segment: the page starts before the segment does.
+    @Test func `an instruction on two pages runs in the first page of a segment that starts inside of it`() throws {
+        let m = try M(.real)
+        m.context.pointee.cs.selector = 0x107E
+        m.context.pointee.cs.base = 0x1_07E0
+        let end = try m.runBlocks([0xB8, 0x01, 0x53, 0xF4], at: 0x81F)  // mov $0x5301, %ax; hlt
+        #expect(end.vector == nil)
+        #expect(end.ip == 0x822)
+        #expect(m[.rax] & 0xFFFF == 0x5301)
+    }
+
     /// The same as the element by element way, which a backward copy takes.
     @Test func `copies and fills of many elements go over pages and stop where the segment ends`() throws {
         let m = try M(.real)
