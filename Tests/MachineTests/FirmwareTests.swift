@@ -4,6 +4,7 @@ import Foundation
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 import VMM
 
@@ -30,6 +31,19 @@ private func image(_ byteCount: Int = 64) -> [UInt8] {
         #expect(try isFirmware(image(4 << 20)))
         #expect(try !isFirmware(bzImage()))
         #expect(try !isFirmware(pvhImage()))
+    }
+
+    /// As U-Boot's ROMs have one.
+    @Test func `a multiboot header that says that the file lies in ROM leaves it firmware`() throws {
+        func rom(at address: UInt32) -> [UInt8] {
+            var file = Fields(bytes: image(4096))
+            let flags: UInt32 = 1 << 16
+            let header = [0x1BAD_B002, flags, 0 &- 0x1BAD_B002 &- flags, address + 0x20, address, 0, 0, address]
+            for (index, field) in header.enumerated() { file.set(0x20 + index * 4, field) }
+            return file.bytes
+        }
+        #expect(try isFirmware(rom(at: 0xFFFF_F000)))
+        #expect(try !isFirmware(rom(at: 0x10_0000)))
     }
 
     @Test(arguments: [

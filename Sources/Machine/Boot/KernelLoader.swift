@@ -73,7 +73,9 @@ struct KernelLoader: Sendable {
     private func isKernel(_ head: ByteReader) throws(MachineError) -> Bool {
         if head.has(Array("HdrS".utf8), at: 0x202) || ELFFile.isELF(head) { return true }
         if try Multiboot2Image(kernel, head) != nil { return true }
-        return try MultibootImage(kernel, head) != nil
+        guard let image = try MultibootImage(kernel, head) else { return false }
+        // U-Boot's images have a header for loaders that start them once more, and say in it that they lie in ROM.
+        return image.start != MemoryMap.fourGigabytes - kernel.byteCount
     }
 
     /// Loads the initial ramdisk as high as it may lie, clear of the kernel that grows up from below.

@@ -67,7 +67,8 @@ struct LinuxImage {
         // 2.10 brought the preferred address and the memory that the kernel needs until it reads its memory map.
         guard version >= 0x20A else {
             throw kernel.error(
-                "speaks boot protocol \(version >> 8).\(version & 0xFF)", "give Linux 2.6.31 or newer")
+                "speaks boot protocol \(version >> 8).\(version & 0xFF) and needs a BIOS",
+                "boot it from a disk or CD, or give Linux 2.6.31 or newer")
         }
         guard let alignment = head.load(Field.kernelAlignment, as: UInt32.self),
             let extendedLoadFlags = head.load(Field.extendedLoadFlags, as: UInt16.self),

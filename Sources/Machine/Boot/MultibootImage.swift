@@ -24,6 +24,9 @@ struct MultibootImage {
         }
     }
 
+    /// Where its first byte goes.
+    var start: UInt64 { segments.first?.address ?? 0 }
+
     /// Lays out everything; see `KernelLoader.load`.
     func load(_ loader: KernelLoader, into memory: GuestMemory, _ map: MemoryMap) throws(MachineError) -> CPUState {
         let end = try KernelSegment.load(segments, of: loader.kernel, into: memory, map)

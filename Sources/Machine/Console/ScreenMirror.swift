@@ -15,6 +15,8 @@ import VMM
 /// terminal on the timer's thread: such a guest's clocks wait as well, as it would itself.
 final class ScreenMirror: SerialTerminal, Sendable {
     static let textPage: UInt64 = 0xB8000
+    /// Of the BIOS's data area: 0 without a video BIOS, 3 with SeaBIOS's services on the serial port.
+    private static let videoMode: UInt64 = 0x449
     private static let pageCells = 0x4000
     static let period: UInt64 = 100_000_000
     private static let slowPeriod: UInt64 = 1_000_000_000
@@ -98,6 +100,10 @@ final class ScreenMirror: SerialTerminal, Sendable {
     /// The characters shown now. The page wraps at its end, as the hardware's does.
     private func readPage() -> (characters: [UInt8], cursor: Int)? {
         let registers = vga.withLock { $0 }?.save() ?? VGARegisters()
+        // An adapter that neither a BIOS nor a program has set up shows nothing. U-Boot leaves other things there.
+        guard registers != VGARegisters() || memory.load(Self.videoMode, as: UInt8.self) != 0 else {
+            return (TextScreen.normalized(Array(repeating: 0, count: TextScreen.cellCount)), 0)
+        }
         guard let cells = memory.read(Self.textPage, count: Self.pageCells * 2) else { return nil }
         let characters = (0..<TextScreen.cellCount).map { cells[(registers.start + $0) % Self.pageCells * 2] }
         return (TextScreen.normalized(characters), registers.cursor - registers.start)
