@@ -28,7 +28,7 @@ DISK_PACKAGES := grub-pc-bin grub-common mtools
 BENCH_PACKAGES := qemu-system-x86 $(IMAGE_PACKAGES)
 
 .DEFAULT_GOAL := help
-.PHONY: run test fuzz bench bench-daemon bench-images build setup guests guests32 multiboot multiboot2 openbsd control others debian install uninstall clean help
+.PHONY: run test fuzz bench bench-daemon bench-images build setup guests guests32 multiboot multiboot2 openbsd control others installer memtest debian install uninstall clean help
 
 help:
 	@echo 'make run      boot Debian'"'"'s Linux kernel to a shell on this terminal'
@@ -41,6 +41,8 @@ help:
 	@echo 'make setup    install the packages that are missing (apt-get; needs root)'
 	@echo 'make guests   fetch the kernels and make the initramfs: $(KERNEL), $(INITRD)'
 	@echo 'make debian   make a Debian system on a disk, for tests (needs root): $(GUESTS)/debian.qcow2'
+	@echo 'make installer   fetch Debian'"'"'s installer (140 MB), for tests that are skipped without'
+	@echo 'make memtest  let memtest86+ make one full pass over a machine of 16 MB'
 	@echo 'make install  copy vmctl, vmd, manual pages, completions and systemd units below PREFIX ($(PREFIX)), DESTDIR is honoured'
 	@echo 'make uninstall   remove those'
 	@echo 'make clean    remove everything that was built or fetched'
@@ -78,7 +80,8 @@ $(GUESTS)/initramfs-virtio.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/modules.cpio
 # A disk that firmware boots: GRUB, then the kernel, which shows what it runs on and powers off.
 $(GUESTS)/grub.raw: Guests/make-disk $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio
 	$(call need,$(DISK_PACKAGES))
-	@Guests/make-disk $@ $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio 'console=ttyS0 vmd.run=demo'
+	@Guests/make-disk $@ "$$(printf 'linux /vmlinuz console=ttyS0 vmd.run=demo\ninitrd /initrd')" \
+	    vmlinuz=$(GUESTS)/vmlinuz initrd=$(GUESTS)/initramfs.cpio
 
 # A CD that firmware boots, with the same.
 $(GUESTS)/grub.iso: Guests/make-cd $(GUESTS)/vmlinuz $(GUESTS)/initramfs.cpio
@@ -100,8 +103,9 @@ debian: build
 GUESTS32 := $(GUESTS)/i386
 
 guests32: $(GUESTS32)/guest-test | setup
-	@[ -e $(GUESTS32)/busybox ] || Guests/fetch-i386 $(GUESTS32)
-	@if [ -e $(GUESTS32)/busybox ]; then $(MAKE) --no-print-directory $(GUESTS32)/initramfs.cpio; fi
+	$(call need,$(DISK_PACKAGES))
+	@[ -e $(GUESTS32)/gnumach ] || Guests/fetch-i386 $(GUESTS32)
+	@if [ -e $(GUESTS32)/busybox ]; then $(MAKE) --no-print-directory $(GUESTS32)/initramfs.cpio $(MACH)/mach.raw; fi
 
 $(GUESTS32)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS32)/busybox $(GUESTS32)/guest-test
 	@Guests/make-initramfs $@ $(GUESTS32)/busybox Guests/init $(GUESTS32)/guest-test
@@ -141,8 +145,36 @@ $(GUESTS)/initramfs-jobs.cpio: $(GUESTS)/initramfs.cpio $(GUESTS)/jobs.cpio
 	@cat $^ >$@
 
 # Kernels that others wrote; their tests are skipped where they cannot be had.
-others:
-	@[ -e $(GUESTS)/others/xen ] || Guests/fetch-others $(GUESTS)/others
+OTHERS := $(GUESTS)/others
+
+others: | setup
+	$(call need,$(DISK_PACKAGES) $(TEST_PACKAGES))
+	@[ -e $(OTHERS)/fetched ] || Guests/fetch-others $(OTHERS)
+	@if [ -e $(OTHERS)/fetched ]; then $(MAKE) --no-print-directory $(OTHERS)/isolinux.iso; fi
+
+# A CD by isolinux, with a menu.
+$(OTHERS)/isolinux.iso: Guests/isolinux.cfg $(OTHERS)/fetched
+	@cp Guests/isolinux.cfg $(OTHERS)/memtest64 $(OTHERS)/isolinux
+	@xorriso -as mkisofs -quiet -o $@ -b isolinux.bin -c boot.cat -no-emul-boot -boot-load-size 4 -boot-info-table \
+	    $(OTHERS)/isolinux >$@.log 2>&1 || { cat $@.log; exit 1; }
+	@rm $@.log
+
+# Debian's installer, for its tests. It is too much to fetch for every `make test`: they are skipped without.
+installer: | setup
+	$(call need,$(TEST_PACKAGES) isolinux syslinux-common)
+	@[ -e $(GUESTS)/installer/installer.iso ] || Guests/make-installer $(GUESTS)/installer
+
+# The first program of GNU Mach, which Hurd's would be: it says that it is there.
+MACH := $(GUESTS32)
+
+$(MACH)/mach-task: Guests/mach-task.c | setup
+	@mkdir -p $(MACH)
+	gcc -m32 $(KERNEL_FLAGS) -o $@ $<
+
+# A disk from which GRUB loads both.
+$(MACH)/mach.raw: Guests/make-disk $(MACH)/gnumach $(MACH)/mach-task
+	@Guests/make-disk $@ "$$(printf "multiboot /gnumach console=com0\nmodule /task task '\$$(task-create)' '\$$(task-resume)'")" \
+	    gnumach=$(MACH)/gnumach task=$(MACH)/mach-task
 
 # Kernels of a few KB, one for each way to enter a kernel; they print what they were told.
 KERNEL_FLAGS := -std=gnu11 -Wall -Wextra -O1 -nostdlib -ffreestanding -no-pie -fno-pie -fno-stack-protector \
@@ -209,6 +241,10 @@ test: build guests
 SECONDS_TO_RUN ?= 60
 fuzz: build guests
 	VMD_FUZZ_SECONDS=$(SECONDS_TO_RUN) $(SWIFT) test --filter "SiliconTests|AttackFuzzTests|VirtioFuzzTests|VMDKHostileTests|QCOW2FuzzTests|DaemonTests/Hostile"
+
+# One full pass of memtest86+, whose tests are too long for `make test`.
+memtest: build others
+	VMD_MEMTEST=1 $(SWIFT) test --filter "OtherKernels/.*full.pass"
 
 bench: build guests $(GUESTS)/initramfs-jobs.cpio $(GUESTS)/initramfs-virtio.cpio
 	$(call need,$(BENCH_PACKAGES))

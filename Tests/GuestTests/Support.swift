@@ -22,9 +22,13 @@ enum Paths {
     /// Kernels, initramfs and program of 32 bit, where their archive could be reached.
     static let guests32 = guests + "/i386"
     static let has32BitGuests = access(guests32 + "/initramfs.cpio", R_OK) == 0
-    /// Kernels that are no Linux, where their packages could be had.
+    /// Kernels and discs that are no Linux, where their packages could be had.
     static let others = guests + "/others"
-    static let hasOtherKernels = access(others + "/xen", R_OK) == 0
+    static let hasOtherKernels = access(others + "/isolinux.iso", R_OK) == 0
+    static let hasMach = access(guests32 + "/mach.raw", R_OK) == 0
+    /// Debian's installer, where somebody has fetched it.
+    static let installer = guests + "/installer"
+    static let hasInstaller = access(installer + "/installer.iso", R_OK) == 0
     /// Seconds to wait for anything that should take far less: the machine may be busy with other tests.
     static let patience = variable("GUEST_PATIENCE").flatMap(Double.init) ?? 60
 

@@ -186,6 +186,12 @@ private func image(_ byteCount: Int = 64) -> [UInt8] {
         #expect(show(&screen, [:]) == "^[2J^[1;1H")
     }
 
+    @Test func `text in a row that was blank clears what the terminal has in front of it`() {
+        var screen = TextScreen()
+        #expect(show(&screen, [3: "   middle"]) == "^[4;4H^[1Kmiddle")
+        #expect(show(&screen, [3: "   middle end"]) == "^[4;11Hend")
+    }
+
     @Test func `rows that go up scroll the terminal`() {
         var screen = TextScreen()
         let rows = Dictionary(uniqueKeysWithValues: (0..<25).map { ($0, "line \($0)") })

@@ -46,6 +46,8 @@ struct TextScreen {
             let text = Self.trimmed(new)
             if !text.isEmpty, isKnown(text) { continue }
             output += Self.place(first)
+            // The terminal may have the firmware's text in front of it, where the page has nothing.
+            if first > new.startIndex, !old.contains(where: { $0 != Self.blank }) { output += Self.escape("1K") }
             // Blanks up to the end of the row.
             let end = text.isEmpty ? new.startIndex : text.endIndex
             output += new[first..<max(first, min(last + 1, end))].flatMap { CodePage437.utf8[Int($0)] }
