@@ -36,12 +36,15 @@ extension GuestTests {
                 guest.send("\r")
             }
             _ = try guest.wait(for: "No Ethernet card was detected", within: 2 * Paths.patience)
-            // The second of the console's windows is a shell. Its lines are made by the shell, so that what is typed is none.
+            // The second of the console's windows is a shell. The ends of its lines are made by the shell, and numbered, since what is
+            // typed and what was there is drawn as well.
             guest.send("\u{01}2")
-            _ = try guest.wait(for: "~ # ")
+            _ = try guest.wait(for: "built-in shell (ash)")
+            var lines = 0
             func shell(_ line: String) throws -> String {
-                guest.send("\(line); echo do\"\"ne\r")
-                return try guest.wait(for: "done\n", within: 2 * Paths.patience)
+                lines += 1
+                guest.send("\(line); echo do\"\"ne \(lines).\r")
+                return try guest.wait(for: "done \(lines).", within: 2 * Paths.patience)
             }
             _ = try shell("b=/bin/busybox-static; printf 'n\\np\\n1\\n\\n\\nw\\n' | $b fdisk /dev/vda >/dev/null 2>&1")
             _ = try shell("$b mke2fs -L first /dev/vda1 >/dev/null; modprobe ext4; modprobe isofs; mkdir -p /a /b")

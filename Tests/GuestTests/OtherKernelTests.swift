@@ -25,6 +25,21 @@ extension GuestTests {
             #expect(try guest.status() == 143)
         }
 
+        /// Its last test waits twice for 5 minutes, whether bits fade.
+        @Test(
+            .enabled(if: Paths.variable("VMD_MEMTEST") != nil, "takes more than 10 minutes: make memtest"), .timeLimit(.minutes(60)))
+        func `memtest86+ makes one full pass in 16 MB without an error`() throws {
+            let guest = try GuestProcess(
+                ["run", "-m", "16M", "-b", "\(Paths.others)/memtest64", "--cmdline", "console=ttyS0,115200"] + Paths.engine,
+                input: .nothing)
+            _ = try guest.wait(for: "Memtest86+")
+            _ = try guest.wait(for: "Pass:  1", within: 50 * 60)
+            let errors = guest.text.matches(of: #/Errors: *(\d+)/#).map(\.output.1)
+            #expect(!errors.isEmpty && errors.allSatisfy { $0 == "0" })
+            guest.signal(SIGTERM)
+            #expect(try guest.status() == 143)
+        }
+
         /// It has headers of both versions, and asks version 2's loader to put it as high as may be. Further than this it
         /// needs MTRRs.
         @Test func `Xen reads what a multiboot loader tells it`() throws {
