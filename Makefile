@@ -104,8 +104,9 @@ GUESTS32 := $(GUESTS)/i386
 
 guests32: $(GUESTS32)/guest-test | setup
 	$(call need,$(DISK_PACKAGES))
-	@[ -e $(GUESTS32)/gnumach ] || Guests/fetch-i386 $(GUESTS32)
-	@if [ -e $(GUESTS32)/busybox ]; then $(MAKE) --no-print-directory $(GUESTS32)/initramfs.cpio $(MACH)/mach.raw; fi
+	@[ -e $(GUESTS32)/fetched ] || Guests/fetch-i386 $(GUESTS32)
+	@if [ -e $(GUESTS32)/busybox ]; then $(MAKE) --no-print-directory $(GUESTS32)/initramfs.cpio; fi
+	@if [ -e $(MACH)/gnumach ]; then $(MAKE) --no-print-directory $(MACH)/mach.raw; fi
 
 $(GUESTS32)/initramfs.cpio: Guests/make-initramfs Guests/init $(GUESTS32)/busybox $(GUESTS32)/guest-test
 	@Guests/make-initramfs $@ $(GUESTS32)/busybox Guests/init $(GUESTS32)/guest-test
@@ -150,7 +151,8 @@ OTHERS := $(GUESTS)/others
 others: | setup
 	$(call need,$(DISK_PACKAGES) $(TEST_PACKAGES))
 	@[ -e $(OTHERS)/fetched ] || Guests/fetch-others $(OTHERS)
-	@if [ -e $(OTHERS)/fetched ]; then $(MAKE) --no-print-directory $(OTHERS)/isolinux.iso; fi
+	@if [ -e $(OTHERS)/isolinux/isolinux.bin ] && [ -e $(OTHERS)/memtest64 ]; then \
+	    $(MAKE) --no-print-directory $(OTHERS)/isolinux.iso; fi
 
 # A CD by isolinux, with a menu.
 $(OTHERS)/isolinux.iso: Guests/isolinux.cfg $(OTHERS)/fetched

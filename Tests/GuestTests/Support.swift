@@ -24,7 +24,6 @@ enum Paths {
     static let has32BitGuests = access(guests32 + "/initramfs.cpio", R_OK) == 0
     /// Kernels and discs that are no Linux, where their packages could be had.
     static let others = guests + "/others"
-    static let hasOtherKernels = access(others + "/isolinux.iso", R_OK) == 0
     static let hasMach = access(guests32 + "/mach.raw", R_OK) == 0
     /// Debian's installer, where somebody has fetched it.
     static let installer = guests + "/installer"
@@ -36,6 +35,13 @@ enum Paths {
     static let engine = variable("GUEST_ENGINE").map { ["--engine", $0] } ?? []
 
     static func variable(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
+}
+
+extension Trait where Self == ConditionTrait {
+    /// Needs a file that `make others` fetches from Debian's archive.
+    static func fetched(_ file: String) -> Self {
+        .enabled(if: access("\(Paths.others)/\(file)", R_OK) == 0, "no \(file): make others fetches it, where it can be had")
+    }
 }
 
 /// The arguments that boot the Debian kernel with the test initramfs.
