@@ -52,6 +52,11 @@ import VMM
             (context.pointee.fsBase, context.pointee.gsBase) = (Self.data.lowerBound, Self.data.lowerBound)
         case .real, .virtual8086, .protected16: m.memory.write(Array(repeating: 0, count: 0x40), at: 0x2_7FC0)
         }
+        if mode != .long {
+            // Not at the beginning of a page, and of different ones.
+            context.pointee.ds.base += 0x110
+            context.pointee.es.base += 0x20
+        }
         if mode != .real && mode != .virtual8086 {
             (context.pointee.ds.limit, context.pointee.es.limit) = (c.limits[0], c.limits[1])
             // Expand-down and read-only.
