@@ -96,6 +96,7 @@ import Testing
         let facs = memory.integer(fadt + 36, 4)
         #expect(facs % 64 == 0)
         #expect(memory.text(facs, 4) == "FACS")
+        #expect(memory.integer(fadt + 132, 8) == facs)
         #expect(memory.integer(facs + 4, 4) == 64)
     }
 

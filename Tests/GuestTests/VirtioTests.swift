@@ -30,6 +30,10 @@ extension GuestTests {
             let guest = try guest(disks: [disk, second], legacy: legacy)
             #expect(try guest.shell("cat /sys/block/vda/size /sys/block/vdb/size").contains("131072\n2048"))
             #expect(try guest.shell("cat /sys/block/vda/serial").contains("vmd-disk0"))
+            // VIRTIO_F_VERSION_1 and VIRTIO_F_RING_PACKED, which Linux takes where it is offered: bits 32 and 34.
+            let features = try guest.shell("cat /sys/block/vda/device/features").split(whereSeparator: \.isWhitespace)
+            let bits = features.first { $0.count == 64 && $0.allSatisfy { $0 == "0" || $0 == "1" } }.map { Array($0) }
+            #expect(bits.map { [$0[32], $0[34]] } == (legacy ? ["0", "0"] : ["1", "1"]))
             #expect(try guest.shell("head -c 11 /dev/vdb").contains("second disk"))
             // All of the kernel's own bytes, past the page cache of the guest.
             let sum = "dd if=/dev/vda bs=64k count=256 iflag=direct 2>/dev/null | md5sum | cut -d ' ' -f 1"

@@ -1,3 +1,4 @@
+import TestSupport
 import Testing
 
 @testable import Machine
@@ -99,5 +100,22 @@ import Testing
 
     @Test func `help lists every command`() {
         for command in ["~.", "~#", "~~", "~?"] { #expect(EscapeParser.help(leaving: "leave").contains(command)) }
+    }
+}
+
+@Suite("Byte search") struct ByteSearchTests {
+    @Test func `finds what the standard library finds`() {
+        var random = SplitMix64(seed: 5)
+        var found = 0
+        for _ in 0..<2000 {
+            // Few different bytes, so that much begins and does not go on.
+            let whole = (0..<random.next() % 40).map { _ in UInt8(random.next() % 2) }
+            let part = (0..<random.next() % 8).map { _ in UInt8(random.next() % 2) }
+            let expected = part.isEmpty || whole.firstRange(of: part) != nil
+            #expect(whole.holds(part[...]) == expected, "\(part) in \(whole)")
+            if expected { found += 1 }
+        }
+        #expect((500..<1900).contains(found))
+        #expect([1, 2, 3, 4].holds([9, 2, 3, 9][1...2]))
     }
 }

@@ -221,8 +221,8 @@ public enum ACPITables {
             table.append(ResetControl.resetValue)
             // ARM boot flags, minor version.
             table.zeros(3)
-            // The 32-bit pointer to the FACS holds.
-            table.append(0 as UInt64)
+            // The same FACS as the 32-bit pointer's, which is for who cannot use this one; Xen says so when they differ.
+            table.pointer64(facs)
             table.pointer64(dsdt)
             table.port(ACPIPowerManagement.eventPort, bits: 32, access: 2)
             table.zeros(12)

@@ -4,7 +4,8 @@ import VMM
 /// The port to which SeaBIOS writes what it does, 0x402: bytes out, gathered to lines. A read answers 0xE9, by which
 /// SeaBIOS sees that somebody listens: without a listener it is not there, and costs nothing.
 ///
-/// A guest can write for ever: lines are cut, and after so many bytes since a reset the rest is dropped.
+/// A guest can write for ever, and reset itself as often: lines are cut, and after so many bytes in the machine's life the
+/// rest is dropped.
 public final class DebugPort: BytePortDevice, PortClaimant, Resettable {
     public static let ports: [ClosedRange<UInt16>] = [0x402...0x402]
 
@@ -15,7 +16,8 @@ public final class DebugPort: BytePortDevice, PortClaimant, Resettable {
 
     private static let present: UInt8 = 0xE9
     private static let longestLine = 240
-    private static let limit = 256 << 10
+    /// SeaBIOS takes about 10 KB for a boot.
+    private static let limit = 1 << 20
 
     private let state = Mutex(State())
     private let log: @Sendable (String) -> Void
@@ -37,10 +39,11 @@ public final class DebugPort: BytePortDevice, PortClaimant, Resettable {
             let isLast = state.byteCount == Self.limit
             guard isEnd || isLast || state.line.count >= Self.longestLine else { return [] }
             defer { state.line.removeAll(keepingCapacity: true) }
-            return [String(decoding: state.line, as: UTF8.self)] + (isLast ? ["(the rest until the next reset is dropped)"] : [])
+            return [String(decoding: state.line, as: UTF8.self)] + (isLast ? ["(the rest is dropped)"] : [])
         }
         for line in lines where !line.isEmpty { log(line) }
     }
 
-    public func reset() { state.withLock { $0 = State() } }
+    /// Resets are the guest's to make: they give no new bytes.
+    public func reset() { state.withLock { $0.line.removeAll(keepingCapacity: true) } }
 }

@@ -22,8 +22,8 @@ public struct MSIX: Codable, Hashable, Sendable {
     }
 
     struct Entry: Codable, Hashable, Sendable {
-        /// Address low, address high, data, vector control.
-        var words: [UInt32]
+        /// Address low, address high, data, vector control: in place, so that a message touches no other memory.
+        var words: SIMD4<UInt32>
         static let masked: UInt32 = 1
         init() { words = [0, 0, 0, Self.masked] }
         var isMasked: Bool { words[3] & Self.masked != 0 }
@@ -115,9 +115,7 @@ public struct MSIX: Codable, Hashable, Sendable {
     public mutating func adopt(_ saved: MSIX) {
         self = MSIX(vectorCount: vectorCount)
         control = saved.control.intersection(.writable)
-        for (index, entry) in saved.entries.prefix(vectorCount).enumerated() where entry.words.count == 4 {
-            entries[index] = entry
-        }
+        for (index, entry) in saved.entries.prefix(vectorCount).enumerated() { entries[index] = entry }
         for (index, isPending) in saved.pending.prefix(vectorCount).enumerated() { pending[index] = isPending }
     }
 }

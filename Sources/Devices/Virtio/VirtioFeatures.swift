@@ -12,9 +12,11 @@ public struct VirtioFeatures: OptionSet, Codable, Hashable, Sendable {
     public static let eventIndex = bit(29)
     /// VIRTIO_F_VERSION_1: not a legacy driver.
     public static let version1 = bit(32)
+    /// VIRTIO_F_RING_PACKED
+    public static let packedRing = bit(34)
 
     /// What the transport and the rings offer for every device.
-    static let common: VirtioFeatures = [.indirectDescriptors, .eventIndex, .version1]
+    static let common: VirtioFeatures = [.indirectDescriptors, .eventIndex, .version1, .packedRing]
 }
 
 /// Device status (virtio 1.2, section 2.1).

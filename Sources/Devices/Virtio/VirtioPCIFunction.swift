@@ -8,7 +8,8 @@ public import VMM
 ///
 /// A reset with chains in flight: the queues are off at once, and nothing more is shown to the driver. The current
 /// interface's status reads as before until the last chain is back, and becomes 0 then: no vCPU waits. Legacy drivers take
-/// the write's return for the end of the reset, so that one waits.
+/// the write's return for the end of the reset, so that one waits. What other vCPUs write meanwhile is dropped, by either
+/// interface; a reset that one of them asks for is the same one.
 public final class VirtioPCIFunction<Device: VirtioDevice>: PCIFunction {
     /// What is saved.
     public struct State: Codable, Hashable, Sendable {
@@ -96,7 +97,7 @@ public final class VirtioPCIFunction<Device: VirtioDevice>: PCIFunction {
                 live.registers.writeCommon(
                     inside, width, value, transport.profile, vectorCount: transport.vectorCount(live))
             }
-        case .device: transport.live.withLock { _ in writeDevice(inside, width, value) }
+        case .device: transport.live.withLock { if !$0.isResetting { writeDevice(inside, width, value) } }
         case .table:
             guard let messages = transport.messages else { return }
             transport.live.withLock { $0.vectors.writeTable(inside, width, value, messages) }
@@ -156,7 +157,8 @@ public final class VirtioPCIFunction<Device: VirtioDevice>: PCIFunction {
 
     private func writeLegacy(_ offset: UInt64, _ width: AccessWidth, _ value: UInt64) {
         if offset == VirtioRegisters.Legacy.queueNotify { return notify(value & 0xFFFF) }
-        perform(waits: true) { live in
+        let isReset = offset == VirtioRegisters.Legacy.status && width == .byte && value == 0
+        perform(resets: isReset, waits: true) { live in
             let end = legacyEnd(live)
             guard offset < end else {
                 writeDevice(offset - end, width, value)
@@ -170,11 +172,16 @@ public final class VirtioPCIFunction<Device: VirtioDevice>: PCIFunction {
 
     // MARK: What registers bring about
 
-    /// - Parameter waits: a reset is over when this returns.
-    private func perform(waits: Bool = false, _ write: (inout VirtioTransport.Live) -> VirtioRegisters.Effect) {
+    /// - Parameters:
+    ///   - resets: the write is one that resets, and nothing else.
+    ///   - waits: a reset is over when this returns.
+    private func perform(
+        resets: Bool = false, waits: Bool = false, _ write: (inout VirtioTransport.Live) -> VirtioRegisters.Effect
+    ) {
         let effect: VirtioRegisters.Effect = transport.live.withLock { live in
-            // A driver that does not wait for its reset.
-            if live.isResetting, !waits { return .nothing }
+            // A driver that does not wait for its reset, or another vCPU's: registers that are about to be forgotten take
+            // nothing, but who resets as well waits for the same end.
+            if live.isResetting { return resets ? .reset : .nothing }
             let effect = write(&live)
             switch effect {
             case .nothing, .reset: break
@@ -193,7 +200,7 @@ public final class VirtioPCIFunction<Device: VirtioDevice>: PCIFunction {
         }
     }
 
-    private func enable(_ live: inout VirtioTransport.Live, _ index: Int, at position: Virtqueue.Position = .init()) {
+    private func enable(_ live: inout VirtioTransport.Live, _ index: Int, at position: Virtqueue.Position? = nil) {
         let registers = live.registers
         guard transport.queues[index].enable(registers.queues[index], registers.features, at: position) else {
             return transport.giveUp(&live)
@@ -212,6 +219,7 @@ public final class VirtioPCIFunction<Device: VirtioDevice>: PCIFunction {
         transport.beginReset()
         if waits { device.drain() }
         transport.finishReset()
+        if waits { transport.waitForReset() }
     }
 
     // MARK: State
@@ -248,7 +256,7 @@ public final class VirtioPCIFunction<Device: VirtioDevice>: PCIFunction {
             device.restore(saved.device)
             let isBroken = live.registers.status.contains(.needsReset)
             for index in live.registers.queues.indices where live.registers.queues[index].isEnabled && !isBroken {
-                enable(&live, index, at: index < saved.positions.count ? saved.positions[index] : .init())
+                enable(&live, index, at: index < saved.positions.count ? saved.positions[index] : nil)
             }
             transport.settle(&live)
         }

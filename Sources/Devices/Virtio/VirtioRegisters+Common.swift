@@ -99,7 +99,7 @@ extension VirtioRegisters {
         }
         switch offset {
         case Common.queueSize where width == .word:
-            guard value.nonzeroBitCount == 1, value <= UInt64(profile.queueSizes[index]) else { break }
+            guard isSize(value), value <= UInt64(profile.queueSizes[index]) else { break }
             queues[index].size = UInt16(truncatingIfNeeded: value)
         case Common.queueEnable where width == .word:
             guard value == 1, status.contains(.featuresOK), !isLegacy else { break }

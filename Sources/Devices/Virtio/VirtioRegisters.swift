@@ -4,7 +4,7 @@ import VMM
 /// (section 4.1.4.8) show of the same device.
 ///
 /// Modelled: feature negotiation, device status, set-up of queues, vectors, the configuration's generation. Not modelled:
-/// resetting a single queue, notification data, packed rings.
+/// resetting a single queue, notification data.
 ///
 /// A hostile driver can write anything in any order. What the standard forbids is ignored, or ends in NEEDS_RESET where the device
 /// could not go on.
@@ -72,6 +72,11 @@ public struct VirtioRegisters: Codable, Hashable, Sendable {
         return added.contains(.driverOK) ? .driverReady : .nothing
     }
 
+    /// Packed rings have any size, split ones a power of two (sections 2.7 and 2.8.10.1).
+    func isSize(_ value: UInt64) -> Bool {
+        value.nonzeroBitCount == 1 || value > 0 && features.contains(.packedRing)
+    }
+
     /// - Returns: the vector, or that there is none such.
     static func vector(_ value: UInt64, _ vectorCount: Int) -> UInt16 {
         value < UInt64(vectorCount) ? UInt16(truncatingIfNeeded: value) : MSIX.noVector
@@ -83,7 +88,7 @@ public struct VirtioRegisters: Codable, Hashable, Sendable {
         features.formIntersection(isLegacy ? profile.legacyOffered : profile.offered)
         configurationVector = Self.vector(UInt64(configurationVector), vectorCount)
         queues = initial.queues.enumerated().map { index, fresh in
-            guard index < queues.count, queues[index].size.nonzeroBitCount == 1, queues[index].size <= fresh.size else {
+            guard index < queues.count, isSize(UInt64(queues[index].size)), queues[index].size <= fresh.size else {
                 return fresh
             }
             var queue = queues[index]

@@ -1,3 +1,4 @@
+import Linux
 import Synchronization
 public import VMM
 
@@ -42,6 +43,8 @@ public final class VirtioTransport: Sendable {
     public let queues: [Virtqueue]
     let live: Mutex<Live>
     let initialSpace: PCIConfigurationSpace
+    /// How many resets have ended, for who waits for one.
+    private let resetCount = Monitor(0 as UInt64)
     private let line: InterruptLine
     let messages: (any MSISink)?
 
@@ -130,8 +133,8 @@ public final class VirtioTransport: Sendable {
 
     /// Ends a reset, if one waits and the last chain is back.
     func finishReset() {
-        live.withLock { live in
-            guard live.isResetting, queues.allSatisfy(\.isIdle) else { return }
+        let isOver = live.withLock { live in
+            guard live.isResetting, queues.allSatisfy(\.isIdle) else { return false }
             live.isResetting = false
             // The generation goes on: a driver may not mistake the new configuration for the old.
             let generation = live.registers.generation
@@ -139,6 +142,20 @@ public final class VirtioTransport: Sendable {
             live.registers.generation = generation
             live.resetDevice()
             settle(&live)
+            return true
+        }
+        guard isOver else { return }
+        resetCount.withLock { $0 &+= 1 }
+        resetCount.broadcast()
+    }
+
+    /// Waits for the end of a reset that has begun. A chain that another vCPU's thread has popped, and that the device does not
+    /// know of yet, may still be on its way.
+    func waitForReset() {
+        while true {
+            let count = resetCount.withLock { $0 }
+            guard live.withLock({ $0.isResetting }) else { return }
+            resetCount.withLock(waitingWhile: { $0 == count }) { _ in }
         }
     }
 }

@@ -1,7 +1,7 @@
 import Synchronization
 import VMM
 
-/// The device's side of a split virtqueue (virtio 1.2, section 2.7).
+/// The device's side of a virtqueue: of a split one (virtio 1.2, section 2.7) here, of a packed one in `Virtqueue+Packed`.
 ///
 /// Nothing is allocated and no bytes are copied once it is made: a popped chain is a list of host addresses in a slot that
 /// was allocated with the queue. There are as many slots as the queue has entries, which is all that a driver can have in
@@ -28,14 +28,16 @@ public final class Virtqueue: Sendable {
     /// What follows a completion.
     enum Completion { case quiet, interrupt, drained }
 
-    /// What is saved beside the registers.
+    /// What is saved beside the registers: indices of a split ring, places and wrap counters of a packed one.
     public struct Position: Codable, Hashable, Sendable {
         public var available: UInt16 = 0
         public var used: UInt16 = 0
     }
 
-    private struct State {
+    struct State {
+        /// One of the two, once the queue is enabled.
         var ring: VirtqueueRing?
+        var packedRing: PackedVirtqueueRing?
         var features: VirtioFeatures = []
         /// Chains may be popped.
         var isRunning = false
@@ -48,12 +50,20 @@ public final class Virtqueue: Sendable {
         var signalledUsed: UInt16 = 0
         var freeSlots: [UInt16]
         var inFlight = 0
+        var packed = Packed()
+
+        /// Where a packed ring is, and how many of its descriptors belong to chains in flight.
+        struct Packed {
+            var available = PackedVirtqueueRing.Cursor.start
+            var used = PackedVirtqueueRing.Cursor.start
+            var inFlight: UInt16 = 0
+        }
     }
 
     public let index: Int
     public let maximumSize: UInt16
-    private let memory: GuestMemory
-    private let slots: VirtqueueSlots
+    let memory: GuestMemory
+    let slots: VirtqueueSlots
     private let state: Mutex<State>
 
     init(index: Int, maximumSize: UInt16, memory: GuestMemory) {
@@ -69,7 +79,11 @@ public final class Virtqueue: Sendable {
     /// Takes the next chain. When there is none the driver is told to notify, unless notifications are off.
     public func pop() -> Next {
         state.withLock { state in
-            guard state.isRunning, let ring = state.ring else { return .empty }
+            guard state.isRunning else { return .empty }
+            guard let ring = state.ring else {
+                guard let packed = state.packedRing else { return .empty }
+                return popPacked(&state, packed)
+            }
             var available = ring.availableIndex
             if available == state.nextAvailable {
                 guard state.wantsNotifications, state.features.contains(.eventIndex) else { return .empty }
@@ -125,7 +139,7 @@ public final class Virtqueue: Sendable {
         }
         let (readable, writable) = builder.finish()
         return VirtqueueChain(
-            slot: slot, head: head, readableCount: readable.count, readable: readable, writable: writable)
+            slot: slot, head: head, ringCount: 1, readableCount: readable.count, readable: readable, writable: writable)
     }
 
     private func indirectTable(_ descriptor: VirtqueueRing.Descriptor) -> VirtqueueRing.Table? {
@@ -141,7 +155,12 @@ public final class Virtqueue: Sendable {
     public func setNotifications(_ wanted: Bool) {
         state.withLock { state in
             state.wantsNotifications = wanted
-            guard state.isRunning, let ring = state.ring, !state.features.contains(.eventIndex) else { return }
+            guard state.isRunning else { return }
+            if let ring = state.packedRing {
+                ring.setNotificationEvent(wanted ? PackedVirtqueueRing.Event.enable : PackedVirtqueueRing.Event.disable)
+                return atomicMemoryFence(ordering: .sequentiallyConsistent)
+            }
+            guard let ring = state.ring, !state.features.contains(.eventIndex) else { return }
             ring.setRefusesNotifications(!wanted)
             atomicMemoryFence(ordering: .sequentiallyConsistent)
         }
@@ -156,7 +175,11 @@ public final class Virtqueue: Sendable {
         return state.withLock { state in
             state.inFlight -= 1
             state.freeSlots.append(chain.slot)
-            guard state.isAttached, let ring = state.ring else { return state.inFlight == 0 ? .drained : .quiet }
+            guard state.isAttached else { return state.inFlight == 0 ? .drained : .quiet }
+            guard let ring = state.ring else {
+                guard let packed = state.packedRing else { return .quiet }
+                return completePacked(&state, packed, chain, written: written)
+            }
             ring.setUsed(state.nextUsed, head: chain.head, byteCount: written)
             state.nextUsed &+= 1
             ring.publishUsed(state.nextUsed)
@@ -176,22 +199,34 @@ public final class Virtqueue: Sendable {
     var isIdle: Bool { inFlight == 0 }
 
     /// Finds the ring that the registers describe; `start` lets it run.
-    /// - Returns: `false` when it is not in RAM, or chains of before are still in flight.
-    func enable(
-        _ registers: VirtioRegisters.Queue, _ features: VirtioFeatures, at position: Position = .init()
-    ) -> Bool {
+    /// - Parameter position: where it was saved; `nil` for a new one.
+    /// - Returns: `false` when it is not in RAM, the position not in the ring, or chains of before are still in flight.
+    func enable(_ registers: VirtioRegisters.Queue, _ features: VirtioFeatures, at position: Position? = nil) -> Bool {
         state.withLock { state in
-            guard state.inFlight == 0, registers.size <= maximumSize, let ring = VirtqueueRing(registers, memory) else {
-                return false
+            guard state.inFlight == 0, registers.size <= maximumSize else { return false }
+            state.ring = nil
+            state.packedRing = nil
+            state.packed = .init()
+            if features.contains(.packedRing) {
+                guard let ring = PackedVirtqueueRing(registers, memory) else { return false }
+                if let position {
+                    guard let available = PackedVirtqueueRing.Cursor(position.available, size: ring.size),
+                        let used = PackedVirtqueueRing.Cursor(position.used, size: ring.size)
+                    else { return false }
+                    state.packed = .init(available: available, used: used)
+                }
+                state.packedRing = ring
+            } else {
+                guard let ring = VirtqueueRing(registers, memory) else { return false }
+                state.ring = ring
             }
-            state.ring = ring
             state.features = features
             state.isRunning = false
             state.isAttached = true
             state.wantsNotifications = true
-            state.nextAvailable = position.available
-            state.nextUsed = position.used
-            state.signalledUsed = position.used
+            state.nextAvailable = position?.available ?? 0
+            state.nextUsed = position?.used ?? 0
+            state.signalledUsed = state.nextUsed
             return true
         }
     }
@@ -208,5 +243,11 @@ public final class Virtqueue: Sendable {
         }
     }
 
-    var position: Position { state.withLock { Position(available: $0.nextAvailable, used: $0.nextUsed) } }
+    var position: Position {
+        state.withLock { state in
+            state.packedRing == nil
+                ? Position(available: state.nextAvailable, used: state.nextUsed)
+                : Position(available: state.packed.available.rawValue, used: state.packed.used.rawValue)
+        }
+    }
 }

@@ -6,6 +6,8 @@ public struct VirtqueueChain: Sendable {
     public let slot: UInt16
     /// The driver's name for it.
     let head: UInt16
+    /// How many descriptors of a packed ring it has.
+    let ringCount: UInt16
     /// Vectors at the time that it was popped.
     let readableCount: Int
     public var readable: VirtioBuffers

@@ -57,11 +57,10 @@ import VMM
     private let device: UnsafeMutableRawPointer
     private let memory: GuestMemory
 
-    /// - Parameter size: a power of two.
-    /// - Returns: `nil` when an area is not all RAM or not aligned as section 2.7 wants it.
+    /// - Returns: `nil` when an area is not all RAM or not aligned as section 2.7 wants it, or the size no power of two.
     init?(_ registers: VirtioRegisters.Queue, _ memory: GuestMemory) {
         let size = UInt64(registers.size)
-        guard registers.descriptors % 16 == 0, registers.driver % 2 == 0, registers.device % 4 == 0,
+        guard registers.size.nonzeroBitCount == 1, registers.descriptors % 16 == 0, registers.driver % 2 == 0, registers.device % 4 == 0,
             let table = unsafe memory.hostAddress(of: registers.descriptors, count: size * Self.byteCount),
             let driver = unsafe memory.hostAddress(of: registers.driver, count: 6 + 2 * size),
             let device = unsafe memory.hostAddress(of: registers.device, count: 6 + 8 * size)

@@ -117,7 +117,7 @@ final class ScreenMirror: SerialTerminal, Sendable {
             let now = clock.now()
             // What the look before saw is shown now.
             let known = recent.withLock { $0 }
-            let output = state.screen.show(state.page, cursor: state.cursor) { known.firstRange(of: $0) != nil }
+            let output = state.screen.show(state.page, cursor: state.cursor) { known.holds($0) }
             if page != state.page { state.lastChange = now }
             state.page = page
             state.cursor = cursor

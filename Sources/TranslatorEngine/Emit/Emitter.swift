@@ -146,11 +146,12 @@ package struct Emitter {
     }
 
     /// `movzx register, register16`.
-    @inline(__always) package mutating func zeroExtend16(_ register: Int) {
-        rex(w: false, reg: register, base: register)
+    @inline(__always) package mutating func zeroExtend16(_ register: Int) { zeroExtend16(register, from: register) }
+    @inline(__always) package mutating func zeroExtend16(_ destination: Int, from source: Int) {
+        rex(w: false, reg: destination, base: source)
         byte(0x0F)
         byte(0xB7)
-        modRM(3, register, register)
+        modRM(3, destination, source)
     }
 
     // MARK: Context fields (gs-relative)

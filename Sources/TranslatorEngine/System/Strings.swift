@@ -11,7 +11,7 @@ extension TranslatorCPU {
     func repeatString(
         _ i: SystemInstruction, _ step: (TranslatorCPU) throws(GuestException) -> Bool
     ) throws(GuestException) -> Bool {
-        if i.options.isDisjoint(with: [.rep, .repne]) {
+        if !i.isRepeated {
             _ = try step(self)
             return true
         }

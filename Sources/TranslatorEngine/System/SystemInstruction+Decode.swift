@@ -23,7 +23,7 @@ extension SystemInstruction {
             options.insert(.endsBlock)
         }
         // A repeated string instruction may stop in the middle for an interrupt, with RIP at itself.
-        if !options.isDisjoint(with: [.rep, .repne]) { options.insert(.endsBlock) }
+        if isRepeated { options.insert(.endsBlock) }
     }
 
     // MARK: Operands

@@ -70,6 +70,8 @@ package struct SystemInstruction {
     package init(kind: Kind) { self.kind = kind }
 
     package var isMemory: Bool { options.contains(.memory) }
+    /// REP, REPE or REPNE. In one test: an array literal of the two would be allocated.
+    @inline(__always) package var isRepeated: Bool { options.rawValue & (Options.rep.rawValue | Options.repne.rawValue) != 0 }
     /// Whether control flow, mode or translation may be others after it. The translator must not go on with the
     /// instructions that follow as if nothing had happened.
     package var endsBlock: Bool { options.contains(.endsBlock) }

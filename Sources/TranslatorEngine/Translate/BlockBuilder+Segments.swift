@@ -19,6 +19,9 @@ extension BlockBuilder {
         case ZYDIS_REGISTER_GS: number = 5
         default: number = 3
         }
+        chooseSegment(number: number)
+    }
+    @inline(__always) mutating func chooseSegment(number: Int) {
         if isSegmented || number == 1 || number >= 4 { pendingSegment = number }
     }
     /// The next access is the stack's.

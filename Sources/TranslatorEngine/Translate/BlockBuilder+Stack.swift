@@ -41,17 +41,17 @@ extension BlockBuilder {
     private mutating func endPop() {
         if isHeld { accessOffset = 0 } else { endAccess() }
     }
-    private mutating func storeToAddress(_ register: Int, size: Int) {
+    mutating func storeToAddress(_ register: Int, size: Int) {
         if size == 2 { code.byte(0x66) }
         code.rex(w: size == 8, reg: register, base: address)
-        code.byte(0x89)
+        code.byte(size == 1 ? 0x88 : 0x89)
         code.memory(register, base: address, accessOffset)
     }
     mutating func loadFromAddress(_ register: Int, size: Int) {
-        if size == 2 {
+        if size <= 2 {
             code.rex(w: false, reg: register, base: address)
             code.byte(0x0F)
-            code.byte(0xB7)
+            code.byte(size == 1 ? 0xB6 : 0xB7)
         } else {
             code.rex(w: size == 8, reg: register, base: address)
             code.byte(0x8B)
@@ -300,10 +300,14 @@ extension BlockBuilder {
         clobberFlags()
         emitAddress(memory.mem, withSegment: true)
         beginAccess(size: size, access: isStore ? 2 : 1)
-        if size == 2 { code.byte(0x66) }
-        code.rex(w: size == 8, reg: 0, base: address)
-        code.byte(isStore ? (size == 1 ? 0x88 : 0x89) : (size == 1 ? 0x8A : 0x8B))
-        code.memory(0, base: address, 0)
+        moveAccumulator(isStore: isStore, size: size)
         endAccess()
+    }
+    /// MOV between the accumulator and a checked address.
+    mutating func moveAccumulator(isStore: Bool, size: Int) {
+        if size == 2 { code.byte(0x66) }
+        code.rex(w: size == 8, reg: HostRegister.rax, base: address)
+        code.byte((isStore ? 0x88 : 0x8A) | (size == 1 ? 0 : 1))
+        code.memory(HostRegister.rax, base: address, 0)
     }
 }

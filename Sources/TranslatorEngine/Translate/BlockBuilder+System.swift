@@ -5,10 +5,16 @@ import VMM
 extension BlockBuilder {
     /// Whether `systemInline` has code for an instruction in this mode.
     static func canInline(_ instruction: SystemInstruction, _ mode: BlockMode, hasSMAP: Bool) -> Bool {
-        guard mode.codeSize == 0 else { return false }
         let isKernel = mode.table != TLB.Table.user.rawValue && !mode.has(BlockMode.outerRing)
         switch instruction.kind {
-        case .cli, .sti, .swapgs: return isKernel
+        case .cli, .sti: return isKernel
+        case .cld, .std: return true
+        case .movs, .cmps, .scas, .lods, .stos: return isSingleString(instruction)
+        default: break
+        }
+        guard mode.codeSize == 0 else { return false }
+        switch instruction.kind {
+        case .swapgs: return isKernel
         case .clac, .stac: return isKernel && hasSMAP
         case .readFSBase, .readGSBase, .writeFSBase, .writeGSBase: return true
         case .pushFlags: return instruction.operandSize == 8
@@ -33,6 +39,13 @@ extension BlockBuilder {
             exit(.system, value: index << 13 | here)
             code.bind(nothingWaits)
             code.arithmeticContext32(.or, ContextOffset.systemFlags, immediate: Int32(RFLAGS.if))
+        case .cld:
+            clobberFlags()
+            code.arithmeticContext32(.and, ContextOffset.systemFlags, immediate: Int32(truncatingIfNeeded: ~RFLAGS.df))
+        case .std:
+            clobberFlags()
+            code.arithmeticContext32(.or, ContextOffset.systemFlags, immediate: Int32(RFLAGS.df))
+        case .movs, .cmps, .scas, .lods, .stos: singleString(instruction)
         case .clac: setAccessCheck(false, index: index)
         case .stac: setAccessCheck(true, index: index)
         case .readFSBase, .readGSBase, .writeFSBase, .writeGSBase: accessBase(instruction, index: index)

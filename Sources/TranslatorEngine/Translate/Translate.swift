@@ -69,8 +69,8 @@ extension TranslatorCPU {
                             instruction.kind = .systemInline
                             // PUSHF reads all; the others touch no arithmetic flag.
                             instruction.flagsRead = system.kind == .pushFlags ? arithmeticFlags : 0
-                            instruction.flagsWritten = 0
-                            instruction.modifiesFlags = false
+                            instruction.modifiesFlags = BlockBuilder.writesFlags(system)
+                            instruction.flagsWritten = instruction.modifiesFlags ? arithmeticFlags : 0
                             isOver = BlockBuilder.changesTable(system, mode)
                         } else if !isIsolated && system.canReturn {
                             instruction.kind = .systemCall
@@ -213,7 +213,9 @@ extension TranslatorCPU {
                 builder.counted(
                     opcode: decoded.pointee.opcode, is32Bit: decoded.pointee.address_width == 32, taken: branchTarget(index),
                     liveTaken: instruction.flagsTaken)
-            case .systemInline: builder.systemInline(systemPool.entries[instruction.system], index: instruction.system)
+            case .systemInline:
+                builder.systemInline(systemPool.entries[instruction.system], index: instruction.system)
+                builder.noteFlags(instruction)
             case .systemCall: builder.systemCall(systemPool.entries[instruction.system], index: instruction.system)
             case .system:
                 let system = systemPool.entries[instruction.system]
@@ -377,8 +379,11 @@ extension TranslatorCPU {
             switch decoded.pointee.meta.category {
             case ZYDIS_CATEGORY_CALL, ZYDIS_CATEGORY_COND_BR, ZYDIS_CATEGORY_UNCOND_BR, ZYDIS_CATEGORY_RET,
                 ZYDIS_CATEGORY_SYSCALL, ZYDIS_CATEGORY_SYSRET, ZYDIS_CATEGORY_SYSTEM, ZYDIS_CATEGORY_INTERRUPT,
+                ZYDIS_CATEGORY_IOSTRINGOP:
+                return read | unknown
+            case ZYDIS_CATEGORY_STRINGOP
+            where decoded.pointee.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE) != 0:
                 // Repeated no times, these write no flags.
-                ZYDIS_CATEGORY_STRINGOP, ZYDIS_CATEGORY_IOSTRINGOP:
                 return read | unknown
             default: break
             }

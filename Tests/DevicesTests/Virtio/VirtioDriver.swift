@@ -4,7 +4,12 @@ import VMM
 
 /// A guest's driver, played by a test: it lays rings out in guest memory and drives a function's registers.
 final class VirtioDriver {
-    enum Interface: CaseIterable { case modern, legacy }
+    /// The current registers, with split rings or packed ones, and the legacy registers.
+    enum Interface: CaseIterable {
+        case modern, legacy, packed
+        /// Both kinds of rings.
+        static let current: [Interface] = [.modern, .packed]
+    }
 
     struct Buffer {
         var address: UInt64
@@ -16,6 +21,8 @@ final class VirtioDriver {
         }
     }
 
+    static let eventIndex: UInt64 = 1 << 29
+    static let packedRing: UInt64 = 1 << 34
     static let next: UInt16 = 1
     static let write: UInt16 = 2
     static let indirect: UInt16 = 4
@@ -34,6 +41,8 @@ final class VirtioDriver {
         var available: UInt16 = 0
         var seenUsed: UInt16 = 0
         var nextDescriptor: UInt16 = 0
+        /// Of a packed ring; `VirtioDriver+Packed` has the rest.
+        var packed = Packed()
     }
 
     var queues: [Queue] = []
@@ -55,22 +64,22 @@ final class VirtioDriver {
     func setPort(_ offset: UInt64, _ value: UInt64, _ width: AccessWidth = .dword) { function.write(0, offset, width, value) }
 
     var status: UInt64 {
-        get { interface == .modern ? common(0x14, .byte) : port(0x12, .byte) }
-        set { interface == .modern ? setCommon(0x14, newValue, .byte) : setPort(0x12, newValue, .byte) }
+        get { interface != .legacy ? common(0x14, .byte) : port(0x12, .byte) }
+        set { interface != .legacy ? setCommon(0x14, newValue, .byte) : setPort(0x12, newValue, .byte) }
     }
 
-    var interruptStatus: UInt64 { interface == .modern ? common(0x1000, .byte) : port(0x13, .byte) }
+    var interruptStatus: UInt64 { interface != .legacy ? common(0x1000, .byte) : port(0x13, .byte) }
 
     func configuration(_ offset: UInt64, _ width: AccessWidth) -> UInt64 {
-        interface == .modern ? common(0x2000 + offset, width) : port(0x14 + offset, width)
+        interface != .legacy ? common(0x2000 + offset, width) : port(0x14 + offset, width)
     }
 
     func setConfiguration(_ offset: UInt64, _ value: UInt64, _ width: AccessWidth) {
-        interface == .modern ? setCommon(0x2000 + offset, value, width) : setPort(0x14 + offset, value, width)
+        interface != .legacy ? setCommon(0x2000 + offset, value, width) : setPort(0x14 + offset, value, width)
     }
 
     var offered: UInt64 {
-        guard interface == .modern else { return port(0) }
+        guard interface != .legacy else { return port(0) }
         setCommon(0, 0)
         let low = common(4)
         setCommon(0, 1)
@@ -84,8 +93,8 @@ final class VirtioDriver {
         status = 0
         status = 1
         status = 3
-        features = offered & wanted
-        if interface == .modern {
+        features = offered & wanted & (interface == .packed ? .max : ~Self.packedRing)
+        if interface != .legacy {
             setCommon(8, 0)
             setCommon(0xC, features & 0xFFFF_FFFF)
             setCommon(8, 1)
@@ -95,19 +104,19 @@ final class VirtioDriver {
             setPort(4, features)
         }
         queues = (0..<count).map { setUp(queue: $0, size) }
-        status = interface == .modern ? 0xF : 7
+        status = interface != .legacy ? 0xF : 7
     }
 
     private func setUp(queue: Int, _ size: UInt16?) -> Queue {
-        if interface == .modern { setCommon(0x16, UInt64(queue), .word) } else { setPort(0xE, UInt64(queue), .word) }
-        if let size, interface == .modern { setCommon(0x18, UInt64(size), .word) }
-        let count = UInt64(interface == .modern ? common(0x18, .word) : port(0xC, .word))
+        if interface != .legacy { setCommon(0x16, UInt64(queue), .word) } else { setPort(0xE, UInt64(queue), .word) }
+        if let size, interface != .legacy { setCommon(0x18, UInt64(size), .word) }
+        let count = UInt64(interface != .legacy ? common(0x18, .word) : port(0xC, .word))
         let descriptors = ringAddress
         let driver = descriptors + 16 * count
         let device = (driver + 6 + 2 * count + 0xFFF) & ~0xFFF
         ringAddress = (device + 6 + 8 * count + 0xFFF) & ~0xFFF
         memory.write([UInt8](repeating: 0, count: Int(ringAddress - descriptors)), at: descriptors)
-        if interface == .modern {
+        if interface != .legacy {
             for (register, address) in [(0x20, descriptors), (0x28, driver), (0x30, device)] as [(UInt64, UInt64)] {
                 setCommon(register, address & 0xFFFF_FFFF)
                 setCommon(register + 4, address >> 32)
@@ -116,6 +125,8 @@ final class VirtioDriver {
         } else {
             setPort(8, descriptors >> 12)
         }
+        // As a split ring's used_event is at first.
+        if interface == .packed, features & Self.eventIndex != 0 { memory.store(driver, 0x2_8000 as UInt32) }
         return Queue(size: UInt16(count), descriptors: descriptors, driver: driver, device: device)
     }
 
@@ -132,6 +143,7 @@ final class VirtioDriver {
     /// Writes a chain into the next descriptors, around the table's end.
     /// - Returns: its head.
     func putChain(_ buffers: [Buffer], on queue: Int = 0, indirectAt table: UInt64? = nil) -> UInt16 {
+        if interface == .packed { return putPackedChain(buffers, on: queue, indirectAt: table) }
         let size = queues[queue].size
         let head = queues[queue].nextDescriptor
         if let table {
@@ -155,6 +167,7 @@ final class VirtioDriver {
 
     /// Makes a head available, without a notification.
     func offer(_ head: UInt16, on queue: Int = 0) {
+        if interface == .packed { return offerPacked(head, on: queue) }
         let ring = queues[queue]
         memory.store(ring.driver + 4 + 2 * UInt64(ring.available % ring.size), head)
         queues[queue].available &+= 1
@@ -162,7 +175,7 @@ final class VirtioDriver {
     }
 
     func notify(_ queue: Int = 0) {
-        if interface == .modern {
+        if interface != .legacy {
             setCommon(0x3000 + 4 * UInt64(queue), UInt64(queue), .word)
         } else {
             setPort(0x10, UInt64(queue), .word)
@@ -176,6 +189,7 @@ final class VirtioDriver {
 
     /// The next chain that the device has used.
     func takeUsed(_ queue: Int = 0) -> (head: UInt32, byteCount: UInt32)? {
+        if interface == .packed { return takePackedUsed(queue) }
         let ring = queues[queue]
         guard usedIndex(queue) != ring.seenUsed else { return nil }
         let place = ring.device + 4 + 8 * UInt64(ring.seenUsed % ring.size)
@@ -184,9 +198,14 @@ final class VirtioDriver {
         return (head, count)
     }
 
-    func usedIndex(_ queue: Int = 0) -> UInt16 { memory.load(queues[queue].device + 2, as: UInt16.self) ?? 0 }
+    func usedIndex(_ queue: Int = 0) -> UInt16 {
+        if interface == .packed { return collectPacked(queue) }
+        return memory.load(queues[queue].device + 2, as: UInt16.self) ?? 0
+    }
 
+    /// The chain with that number shall interrupt.
     func setUsedEvent(_ value: UInt16, on queue: Int = 0) {
+        if interface == .packed { return setPackedEvent(value, on: queue) }
         memory.store(queues[queue].driver + 4 + 2 * UInt64(queues[queue].size), value)
     }
 
@@ -220,6 +239,8 @@ final class EchoDevice: VirtioDevice {
     private struct Live {
         var holds = false
         var held: [(queue: Int, chain: VirtqueueChain)] = []
+        var drainReleases = true
+        var drains = 0
         var resets = 0
         var activations: [VirtioFeatures] = []
         var state = State()
@@ -232,7 +253,14 @@ final class EchoDevice: VirtioDevice {
     init(_ transport: VirtioTransport) { self.transport = transport }
 
     /// Chains are kept until `release`.
-    func hold() { live.withLock { $0.holds = true } }
+    /// - Parameter drainReleases: `false`: as a thread does that has popped them and done nothing else yet.
+    func hold(drainReleases: Bool = true) {
+        live.withLock {
+            $0.holds = true
+            $0.drainReleases = drainReleases
+        }
+    }
+    var drains: Int { live.withLock { $0.drains } }
     var heldCount: Int { live.withLock { $0.held.count } }
     var resets: Int { live.withLock { $0.resets } }
     var activations: [VirtioFeatures] { live.withLock { $0.activations } }
@@ -281,7 +309,13 @@ final class EchoDevice: VirtioDevice {
             $0.state = State()
         }
     }
-    func drain() { release() }
+    func drain() {
+        let releases = live.withLock { live in
+            live.drains += 1
+            return live.drainReleases
+        }
+        if releases { release() }
+    }
     func save() -> State { live.withLock { $0.state } }
     func restore(_ saved: State) { live.withLock { $0.state = saved } }
 }
@@ -298,6 +332,11 @@ struct VirtioBench {
         _ profile: VirtioProfile, hasMessages: Bool = false,
         ranges: [(base: UInt64, byteCount: UInt64)] = [(0, 0x40_0000), (0x40_0000, 0x20_0000), (0x1_0000_0000, 0x10_0000)]
     ) throws {
+        // Whether real devices offer packed rings or not.
+        let profile = VirtioProfile(
+            deviceType: profile.deviceType, transitionalID: profile.transitionalID, classCode: profile.classCode,
+            features: profile.features.union(.packedRing), queueSizes: profile.queueSizes,
+            configurationByteCount: profile.configurationByteCount)
         memory = try GuestMemory(ranges: ranges)
         messages = hasMessages ? MessageRecorder() : nil
         transport = VirtioTransport(

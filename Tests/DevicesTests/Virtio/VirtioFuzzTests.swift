@@ -48,6 +48,7 @@ import VMM
             let queue = Int(number(0..<UInt64(driver.queues.count)))
             let ring = driver.queues[queue]
             let table = number(0..<4) == 0 ? 0x5000 : ring.descriptors
+            if driver.interface == .packed { return scribblePacked(queue, table) }
             for _ in 0..<number(1..<8) {
                 let address = number(0..<8) == 0 ? value() : 0x20_0000 &+ number(0..<0x1000)
                 let count = number(0..<8) == 0 ? UInt32(truncatingIfNeeded: value()) : UInt32(pick([1, 8, 16, 32, 512, 1024]))
@@ -63,6 +64,23 @@ import VMM
             } else {
                 driver.offer(UInt16(number(0..<UInt64(ring.size))), on: queue)
             }
+            driver.notify(queue)
+        }
+
+        /// The same for a packed ring: mostly such that are available, from where the driver is on.
+        private mutating func scribblePacked(_ queue: Int, _ table: UInt64) {
+            let ring = driver.queues[queue]
+            let start = number(0..<4) == 0 ? number(0..<UInt64(ring.size)) : UInt64(ring.nextDescriptor)
+            for index in 0..<number(1..<8) {
+                let address = number(0..<8) == 0 ? value() : pick([0x5000, 0x20_0000 &+ number(0..<0x1000)])
+                let count = number(0..<8) == 0 ? UInt32(truncatingIfNeeded: value()) : UInt32(pick([1, 8, 16, 32, 512, 1024]))
+                var flags = UInt16(number(0..<16) == 0 ? number(0..<8) : number(0..<4))
+                flags |= number(0..<16) == 0 ? UInt16(truncatingIfNeeded: value()) : VirtioDriver.lap(ring.packed.availableWrap)
+                driver.putPacked(
+                    table, UInt16((start + index) % UInt64(ring.size)), address, count, id: UInt16(truncatingIfNeeded: value()), flags)
+            }
+            driver.memory.store(0x20_0000 + number(0..<0x1000), UInt32(truncatingIfNeeded: number(0..<16)))
+            if number(0..<6) == 0 { driver.memory.store(ring.driver, UInt32(truncatingIfNeeded: value())) }
             driver.notify(queue)
         }
 

@@ -27,7 +27,7 @@ import VMM
     private static let source: UInt64 = 0x1000
     private static let target: UInt64 = 0x8000
     private static let text = [UInt8]("The quick brown fox jumps over the lazy dog".utf8)
-    private static let eventIndex: UInt64 = 1 << 29
+    private static let eventIndex = VirtioDriver.eventIndex
     private static let indirect: UInt64 = 1 << 28
 
     @Test(arguments: VirtioDriver.Interface.allCases)
@@ -49,8 +49,9 @@ import VMM
         #expect(bench.lines.rises(5) == 20)
     }
 
-    @Test func `bytes may be cut into descriptors anywhere`() throws {
-        let bench = try Bench()
+    @Test(arguments: VirtioDriver.Interface.current)
+    func `bytes may be cut into descriptors anywhere`(interface: VirtioDriver.Interface) throws {
+        let bench = try Bench(interface)
         bench.memory.write(Self.text, at: Self.source)
         bench.driver.send([
             .out(Self.source, 3), .out(Self.source + 3, 0), .out(Self.source + 3, 17), .out(Self.source + 20, Self.text.count - 20),
@@ -60,8 +61,9 @@ import VMM
         #expect(bench.driver.takeUsed()?.byteCount == UInt32(Self.text.count))
     }
 
-    @Test func `buffer that crosses two ranges of memory is whole`() throws {
-        let bench = try Bench()
+    @Test(arguments: VirtioDriver.Interface.current)
+    func `buffer that crosses two ranges of memory is whole`(interface: VirtioDriver.Interface) throws {
+        let bench = try Bench(interface)
         let source: UInt64 = 0x3F_FFF0
         bench.memory.write(Array(Self.text[..<16]), at: source)
         bench.memory.write(Array(Self.text[16...]), at: 0x40_0000)
@@ -87,8 +89,9 @@ import VMM
         #expect(!bench.isBroken)
     }
 
-    @Test func `indices wrap at 65536`() throws {
-        let bench = try Bench(features: ~Self.eventIndex, size: 2)
+    @Test(arguments: VirtioDriver.Interface.current)
+    func `indices wrap at 65536`(interface: VirtioDriver.Interface) throws {
+        let bench = try Bench(interface, features: ~Self.eventIndex, size: 2)
         for _ in 0..<65_540 { bench.driver.send([.into(Self.target, 1)]) }
         #expect(bench.driver.usedIndex() == 4)
         #expect(!bench.isBroken)
@@ -106,8 +109,9 @@ import VMM
         #expect(bench.bench.isInterrupting)
     }
 
-    @Test func `with event index an interrupt comes when the index passes the event`() throws {
-        let bench = try Bench()
+    @Test(arguments: VirtioDriver.Interface.current)
+    func `with event index an interrupt comes when the index passes the event`(interface: VirtioDriver.Interface) throws {
+        let bench = try Bench(interface)
         bench.driver.setUsedEvent(2)
         var levels: [Bool] = []
         for _ in 0..<5 {
@@ -136,8 +140,9 @@ import VMM
         #expect(bench.memory.load(bench.driver.queues[0].device, as: UInt16.self) == 0)
     }
 
-    @Test func `engines hear of what is written into watched pages`() throws {
-        let bench = try Bench()
+    @Test(arguments: VirtioDriver.Interface.current)
+    func `engines hear of what is written into watched pages`(interface: VirtioDriver.Interface) throws {
+        let bench = try Bench(interface)
         let heard = Lock<[Range<Int>]>([])
         bench.memory.onWatchedWrite { range in heard { $0.append(range) } }
         bench.memory.setWatched(page: 0x9, true)
@@ -148,8 +153,9 @@ import VMM
 
     // MARK: Chains in flight
 
-    @Test func `chains are completed in any order`() throws {
-        let bench = try Bench()
+    @Test(arguments: VirtioDriver.Interface.current)
+    func `chains are completed in any order`(interface: VirtioDriver.Interface) throws {
+        let bench = try Bench(interface)
         bench.device.hold()
         for _ in 0..<8 { bench.driver.send([.into(Self.target, 1)]) }
         #expect(bench.device.heldCount == 8)
@@ -254,8 +260,9 @@ import VMM
         #expect(bench.driver.usedIndex() == 8)
     }
 
-    @Test func `longest chain that is allowed is served`() throws {
-        let bench = try Bench()
+    @Test(arguments: VirtioDriver.Interface.current)
+    func `longest chain that is allowed is served`(interface: VirtioDriver.Interface) throws {
+        let bench = try Bench(interface)
         bench.driver.send((0..<8).map { .into(Self.target + UInt64($0), 1) }, indirectAt: 0x5000)
         #expect(bench.driver.usedIndex() == 1)
         bench.driver.send((0..<8).map { .into(Self.target + UInt64($0), 1) })
@@ -263,8 +270,9 @@ import VMM
         #expect(!bench.isBroken)
     }
 
-    @Test func `table without the feature is a violation`() throws {
-        let bench = try Bench(features: ~Self.indirect)
+    @Test(arguments: VirtioDriver.Interface.current)
+    func `table without the feature is a violation`(interface: VirtioDriver.Interface) throws {
+        let bench = try Bench(interface, features: ~Self.indirect)
         bench.driver.send([.into(Self.target, 1)], indirectAt: 0x5000)
         #expect(bench.isBroken)
     }
