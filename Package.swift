@@ -75,7 +75,8 @@ let package = Package(
         .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "Linux", "CLinux", "TestSupport", "DiskTestSupport"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
-            name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
+            name: "KVMEngineTests", dependencies: ["KVMEngine", "TranslatorEngine", "Devices", "VMM", "Linux", "CLinux", "TestSupport"],
+            swiftSettings: common),
         .testTarget(name: "DevicesTests", dependencies: ["Devices", "VMM", "DiskImage", "Linux", "TestSupport"], swiftSettings: common),
         // Runs instructions on the CPU itself, to compare the translator with.
         .target(name: "CSilicon", path: "Tests/CSilicon"),

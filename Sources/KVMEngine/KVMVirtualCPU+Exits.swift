@@ -23,6 +23,9 @@ extension KVMVirtualCPU {
         case KVM_EXIT_X86_WRMSR:
             writeMSR()
             return nil
+        case KVM_EXIT_IOAPIC_EOI:
+            if let apics = engine.localAPIC { try interruptEnded(apics) }
+            return nil
         case KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_INTR, KVM_EXIT_NMI, KVM_EXIT_SET_TPR:
             return nil
         case KVM_EXIT_SHUTDOWN:
