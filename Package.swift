@@ -86,7 +86,7 @@ let package = Package(
         .testTarget(name: "VMConfigTests", dependencies: ["VMConfig", "TestSupport"], swiftSettings: safe),
         .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "CLinux", "Devices", "DiskImage", "CZlib", "TestSupport"], swiftSettings: common),
         .testTarget(
-            name: "DaemonTests", dependencies: ["Daemon", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
+            name: "DaemonTests", dependencies: ["Daemon", "Machine", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
         // A daemon that answers what a test tells it to.
         .target(
             name: "ControlTestSupport", dependencies: ["ControlProtocol", "Linux"], path: "Tests/ControlTestSupport",

@@ -3,11 +3,18 @@ import VMM
 
 /// Has a CPU that halts in the kernel looked at now and then: one that halted with interrupts off stays there for good, and only
 /// somebody who looks finds out.
+///
+/// The looks become rarer, so that a machine at rest costs nothing: who expects such a halt starts over.
 final class HaltWatch: Sendable {
-    /// How long such a halt may last unseen. A look costs a running guest some microseconds.
-    private static let period: UInt64 = 1_000_000_000
+    private static let shortest: UInt64 = 1_000_000_000
+    private static let longest: UInt64 = 32_000_000_000
 
-    private let timer = Mutex<(any DeviceTimer)?>(nil)
+    private struct State {
+        var timer: (any DeviceTimer)?
+        var period: UInt64 = 0
+    }
+
+    private let state = Mutex(State())
     private let clock: any Clock
 
     /// - Parameter clock: the host's: a pause need not end it.
@@ -15,18 +22,29 @@ final class HaltWatch: Sendable {
         self.clock = clock
         let made = clock.makeTimer { [weak self] in
             cpu.interruptRequested()
-            self?.start()
+            self?.lookAgain()
         }
-        timer.withLock { $0 = made }
+        state.withLock { $0.timer = made }
     }
 
-    func start() { timer.withLock { $0?.arm(at: clock.now() &+ Self.period) } }
+    /// Looks soon, then less and less often. Any thread.
+    func start() {
+        state.withLock { $0.period = Self.shortest / 2 }
+        lookAgain()
+    }
+
+    private func lookAgain() {
+        state.withLock { state in
+            state.period = min(state.period * 2, Self.longest)
+            state.timer?.arm(at: clock.now() &+ state.period)
+        }
+    }
 
     /// A look that is under way may be the last.
     func stop() {
-        timer.withLock { timer in
-            timer?.cancel()
-            timer = nil
+        state.withLock { state in
+            state.timer?.cancel()
+            state.timer = nil
         }
     }
 }

@@ -39,7 +39,7 @@ public final class Machine: Sendable {
     private let log: @Sendable (String) -> Void
     private let thread = Mutex<PosixThread?>(nil)
     /// For a CPU that halts where nobody sees it.
-    private let haltWatch: HaltWatch?
+    let haltWatch: HaltWatch?
 
     /// Builds the machine and loads its kernel; nothing runs yet.
     /// - Parameters:
@@ -285,6 +285,7 @@ public final class Machine: Sendable {
         guestClock.reset()
         memory.clear()
         try loadGuest()
+        haltWatch?.start()
         events.report(.restarted(place))
         return true
     }
