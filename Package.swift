@@ -84,7 +84,7 @@ let package = Package(
             name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "Machine", "Devices", "VMM", "Linux", "CLinux", "CZydis", "CSilicon", "LoopShapes", "TestSupport"],
             swiftSettings: common),
         .testTarget(name: "VMConfigTests", dependencies: ["VMConfig", "TestSupport"], swiftSettings: safe),
-        .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "CLinux", "Devices", "DiskImage", "CZlib", "TestSupport"], swiftSettings: common),
+        .testTarget(name: "MachineTests", dependencies: ["Machine", "KVMEngine", "TranslatorEngine", "VMM", "Linux", "CLinux", "Devices", "DiskImage", "CZlib", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "DaemonTests", dependencies: ["Daemon", "Machine", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
         // A daemon that answers what a test tells it to.

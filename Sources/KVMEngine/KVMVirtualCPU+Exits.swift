@@ -131,7 +131,8 @@ extension KVMVirtualCPU {
                     bytes += (byte < 16 ? " 0" : " ") + String(byte, radix: 16)
                 }
             }
-            return "kvm: the kernel cannot emulate an instruction \(place)\(bytes.isEmpty ? "" : ":\(bytes)")"
+            let advice = KVMEngine.showsVirtualisation ? "" : ": without hardware under it it emulates few: use engine translator"
+            return "kvm: the kernel cannot emulate an instruction \(place)\(bytes.isEmpty ? "" : " (bytes\(bytes))")\(advice)"
         case let number:
             return "kvm: internal error \(number) \(place)"
         }
