@@ -75,7 +75,8 @@ let package = Package(
         .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "Linux", "CLinux", "TestSupport", "DiskTestSupport"], swiftSettings: common),
         .testTarget(name: "VMMTests", dependencies: ["VMM", "Linux", "TestSupport"], swiftSettings: common),
         .testTarget(
-            name: "KVMEngineTests", dependencies: ["KVMEngine", "VMM", "Linux", "CLinux"], swiftSettings: common),
+            name: "KVMEngineTests", dependencies: ["KVMEngine", "TranslatorEngine", "Devices", "VMM", "Linux", "CLinux", "TestSupport"],
+            swiftSettings: common),
         .testTarget(name: "DevicesTests", dependencies: ["Devices", "VMM", "DiskImage", "Linux", "TestSupport"], swiftSettings: common),
         // Runs instructions on the CPU itself, to compare the translator with.
         .target(name: "CSilicon", path: "Tests/CSilicon"),
@@ -83,9 +84,9 @@ let package = Package(
             name: "TranslatorEngineTests", dependencies: ["TranslatorEngine", "Machine", "Devices", "VMM", "Linux", "CLinux", "CZydis", "CSilicon", "LoopShapes", "TestSupport"],
             swiftSettings: common),
         .testTarget(name: "VMConfigTests", dependencies: ["VMConfig", "TestSupport"], swiftSettings: safe),
-        .testTarget(name: "MachineTests", dependencies: ["Machine", "VMM", "Linux", "CLinux", "Devices", "DiskImage", "CZlib", "TestSupport"], swiftSettings: common),
+        .testTarget(name: "MachineTests", dependencies: ["Machine", "KVMEngine", "TranslatorEngine", "VMM", "Linux", "CLinux", "Devices", "DiskImage", "CZlib", "TestSupport"], swiftSettings: common),
         .testTarget(
-            name: "DaemonTests", dependencies: ["Daemon", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
+            name: "DaemonTests", dependencies: ["Daemon", "Machine", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
         // A daemon that answers what a test tells it to.
         .target(
             name: "ControlTestSupport", dependencies: ["ControlProtocol", "Linux"], path: "Tests/ControlTestSupport",

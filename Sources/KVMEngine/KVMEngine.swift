@@ -7,11 +7,15 @@ public import VMM
 /// The `kvm` engine: guest code runs on the CPU's own virtualisation through `/dev/kvm`. One object per machine.
 ///
 /// Interrupt controllers and timers are ours, not the kernel's: the machine looks the same on both engines and a
-/// snapshot of one fits the other. Only the paravirtual clock is the kernel's, because it knows its own TSC scaling.
+/// snapshot of one fits the other. Two things are the kernel's: the paravirtual clock, because it knows its own TSC scaling, and the local APICs,
+/// whose every access would be an exit (`KVMLocalAPICs`).
 public final class KVMEngine: Engine {
     public let name = "kvm"
     /// For `CPUPolicy`: what this kernel can give to guests.
     public let features: EngineFeatures
+    /// `nil` where the kernel cannot have local APICs without the other interrupt controllers: then CPUs get the 8259 pair's interrupts alone.
+    public var localAPICs: (any EngineLocalAPICs)? { localAPIC }
+    let localAPIC: KVMLocalAPICs?
 
     private let device: FileDescriptor
     private let machine: FileDescriptor
@@ -23,17 +27,19 @@ public final class KVMEngine: Engine {
     private let memory = Mutex<GuestMemory?>(nil)
 
     /// Opens `/dev/kvm` and makes an empty machine.
-    public convenience init() throws(KVMError) { try self.init(device: try Self.open()) }
+    /// - Parameter usesLocalAPICs: `false` for a machine as on a kernel that has none.
+    public convenience init(usesLocalAPICs: Bool = true) throws(KVMError) {
+        try self.init(device: try Self.open(), usesLocalAPICs: usesLocalAPICs)
+    }
 
     /// Makes an empty machine.
     /// - Parameter device: `/dev/kvm`, opened for reading and writing.
-    public init(device opened: consuming FileDescriptor) throws(KVMError) {
+    public init(device opened: consuming FileDescriptor, usesLocalAPICs: Bool = true) throws(KVMError) {
         device = opened
         let version = try kvm("KVM_GET_API_VERSION", device.raw, clinux_kvm_get_api_version)
         guard version == 12 else { throw .wrongVersion(version) }
         var reported = try supportedFeatures(device.raw)
         if !Self.showsVirtualisation { reported = reported.union(try forcedFeatures(device.raw)) }
-        features = .kvm(reported: reported)
         machine = FileDescriptor(
             owning: try kvm("KVM_CREATE_VM", device.raw, clinux_kvm_create_vm))
         for (capability, name) in [
@@ -56,7 +62,9 @@ public final class KVMEngine: Engine {
         if try Self.check(machine.raw, KVM_CAP_SET_TSS_ADDR) > 0 {
             try kvm("KVM_SET_TSS_ADDR", machine.raw, clinux_kvm_set_tss_addr, 0xFEFF_D000)
         }
-        filtersMSRs = try Self.filterMSRs(machine.raw)
+        localAPIC = usesLocalAPICs ? try KVMLocalAPICs(machine: machine.raw) : nil
+        features = .kvm(reported: reported, apic: localAPIC?.features)
+        filtersMSRs = try Self.filterMSRs(machine.raw, hasLocalAPICs: localAPIC != nil)
         hasPageDirectoryPointers = try Self.check(machine.raw, KVM_CAP_SREGS2) > 0
     }
 
@@ -110,8 +118,15 @@ public final class KVMEngine: Engine {
         }
     }
 
-    private static func check(_ machine: CInt, _ capability: CInt) throws(KVMError) -> CInt {
+    static func check(_ machine: CInt, _ capability: CInt) throws(KVMError) -> CInt {
         try kvm("KVM_CHECK_EXTENSION", machine, clinux_kvm_check_extension, UInt(capability))
+    }
+
+    static func enable(_ machine: CInt, _ capability: CInt, _ argument: UInt64) throws(KVMError) {
+        var request = kvm_enable_cap()
+        request.cap = UInt32(capability)
+        request.args.0 = argument
+        try kvm("KVM_ENABLE_CAP", machine, clinux_kvm_enable_cap, &request)
     }
 
     /// Registers that hold the CPU's state stay with the kernel; all others come to us and the policy's table.
@@ -119,14 +134,15 @@ public final class KVMEngine: Engine {
         (MSRIndex.tsc, 1), (MSRIndex.sysenterCS, 3), (MSRIndex.pat, 1), (MSRIndex.efer, 5), (MSRIndex.fsBase, 4),
         (MSRIndex.kvmWallClock, 2),
     ]
+    /// Those of its local APICs. x2APIC mode's are never filtered.
+    private static let localAPICMSRs: [(base: UInt32, count: UInt32)] = [(MSRIndex.apicBase, 1), (MSRIndex.tscDeadline, 1)]
 
-    private static func filterMSRs(_ machine: CInt) throws(KVMError) -> Bool {
+    private static func filterMSRs(_ machine: CInt, hasLocalAPICs: Bool) throws(KVMError) -> Bool {
         guard try check(machine, KVM_CAP_X86_USER_SPACE_MSR) > 0, try check(machine, KVM_CAP_X86_MSR_FILTER) > 0
         else { return false }
-        var capability = kvm_enable_cap()
-        capability.cap = UInt32(KVM_CAP_X86_USER_SPACE_MSR)
-        capability.args.0 = UInt64(KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
-        try kvm("KVM_ENABLE_CAP", machine, clinux_kvm_enable_cap, &capability)
+        try enable(
+            machine, KVM_CAP_X86_USER_SPACE_MSR,
+            UInt64(KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER))
 
         // One bit per register, set for "the kernel's". The kernel copies it.
         var bitmap: UInt64 = ~0
@@ -135,7 +151,7 @@ public final class KVMEngine: Engine {
             filter.flags = UInt32(KVM_MSR_FILTER_DEFAULT_DENY)
             withUnsafeMutableBytes(of: &filter.ranges) { area in
                 let ranges = area.bindMemory(to: kvm_msr_filter_range.self)
-                for (index, range) in kernelMSRs.enumerated() {
+                for (index, range) in (kernelMSRs + (hasLocalAPICs ? localAPICMSRs : [])).enumerated() {
                     ranges[index] = kvm_msr_filter_range(
                         flags: UInt32(KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE), nmsrs: range.count,
                         base: range.base, bitmap: bytes.baseAddress?.assumingMemoryBound(to: UInt8.self))

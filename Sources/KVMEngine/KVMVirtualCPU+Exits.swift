@@ -23,6 +23,9 @@ extension KVMVirtualCPU {
         case KVM_EXIT_X86_WRMSR:
             writeMSR()
             return nil
+        case KVM_EXIT_IOAPIC_EOI:
+            if let apics = engine.localAPIC { try interruptEnded(apics) }
+            return nil
         case KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_INTR, KVM_EXIT_NMI, KVM_EXIT_SET_TPR:
             return nil
         case KVM_EXIT_SHUTDOWN:
@@ -128,7 +131,8 @@ extension KVMVirtualCPU {
                     bytes += (byte < 16 ? " 0" : " ") + String(byte, radix: 16)
                 }
             }
-            return "kvm: the kernel cannot emulate an instruction \(place)\(bytes.isEmpty ? "" : ":\(bytes)")"
+            let advice = KVMEngine.showsVirtualisation ? "" : ": without hardware under it it emulates few: use engine translator"
+            return "kvm: the kernel cannot emulate an instruction \(place)\(bytes.isEmpty ? "" : " (bytes\(bytes))")\(advice)"
         case let number:
             return "kvm: internal error \(number) \(place)"
         }

@@ -11,7 +11,7 @@ extension KVMVirtualCPU {
         try readExtendedState(&state)
         try readModelSpecificRegisters(&state)
         try readEvents(&state)
-        state.isHalted = isHalted
+        state.isHalted = engine.localAPIC == nil ? isHalted : try isHaltedInKernel()
         state.clockNanoseconds = try engine.clockNanoseconds()
         return state
     }
@@ -21,15 +21,27 @@ extension KVMVirtualCPU {
         if let nanoseconds = state.clockNanoseconds { try engine.setClock(nanoseconds: nanoseconds) }
         try writeExtendedState(state)
         try writeModelSpecificRegisters(state)
+        if engine.localAPIC != nil {
+            try writeLocalAPIC(localAPIC(of: state))
+            try setHaltedInKernel(state.isHalted)
+        }
         try writeRegisters(state)
         try writeEvents(state)
-        isHalted = state.isHalted
+        isHalted = engine.localAPIC == nil && state.isHalted
         interruptsEnabled = state.rflags & 1 << 9 != 0
-        // Until the kernel has looked at the new state: it opens a window if it can.
-        canInject = false
+        // Until the kernel has looked at the new state: it opens a window if it can, but looks at no halted CPU.
+        canInject = engine.localAPIC != nil && state.isHalted && interruptsEnabled && localAPIC(of: state).passesExternal
         isCompleting = false
         // Read by the kernel at each entry.
         area.pointee.cr8 = state.cr8
+    }
+
+    /// What a state says of the local APIC: nothing means that firmware has left it so.
+    private func localAPIC(of state: CPUState) -> LocalAPICState {
+        if let apic = state.localAPIC { return apic }
+        var apic = LocalAPICState.virtualWire
+        apic[LocalAPICState.taskPriority] = UInt32(truncatingIfNeeded: state.cr8 & 0xF) << 4
+        return apic
     }
 
     // MARK: General registers
@@ -89,6 +101,7 @@ extension KVMVirtualCPU {
         state.cr4 = s.cr4
         state.cr8 = s.cr8
         state.msr.efer = s.efer
+        if engine.localAPIC != nil { state.localAPIC = try readLocalAPIC(base: s.apic_base) }
         if engine.hasPageDirectoryPointers && Self.hasPageDirectoryPointers(s) {
             var wide = kvm_sregs2()
             try kvm("KVM_GET_SREGS2", descriptor.raw, clinux_kvm_get_sregs2, &wide)
@@ -123,8 +136,8 @@ extension KVMVirtualCPU {
         s.cr4 = state.cr4
         s.cr8 = state.cr8
         s.efer = state.msr.efer
-        // Disabled: so the kernel leaves CPUID's APIC bit clear.
-        s.apic_base = CPUPolicy.apicBaseValue
+        // Disabled where there is none: so the kernel leaves CPUID's APIC bit clear.
+        s.apic_base = engine.localAPIC == nil ? CPUPolicy.apicBaseValue : localAPIC(of: state).base
         try kvm("KVM_SET_SREGS", descriptor.raw, clinux_kvm_set_sregs, &s)
         // That has read the entries from memory, where the guest may have changed them since it loaded CR3.
         if let entries = state.pageDirectoryPointers, entries.count == 4, engine.hasPageDirectoryPointers,

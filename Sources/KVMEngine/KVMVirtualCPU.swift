@@ -23,6 +23,7 @@ final class KVMVirtualCPU: VirtualCPU, @unchecked Sendable {
 
     /// The registers that the policy's table answers for by itself; the kernel has the others.
     var tableMSRs = ModelSpecificRegisters()
+    /// HLT was executed, in a machine whose CPUs halt here and not in the kernel.
     var isHalted = false
     /// RFLAGS.IF at the last exit.
     var interruptsEnabled = false
@@ -112,11 +113,22 @@ final class KVMVirtualCPU: VirtualCPU, @unchecked Sendable {
             canInject = area.pointee.ready_for_interrupt_injection != 0
             isCompleting = false
             if result < 0 {
-                if code == EINTR || code == EAGAIN { continue }
+                if code == EINTR || code == EAGAIN {
+                    // A halt that no interrupt ends: in the kernel only somebody who looks finds it.
+                    if engine.localAPIC != nil, !interruptsEnabled, isUndisturbed, try isHaltedInKernel() {
+                        return .halt(interruptsEnabled: false)
+                    }
+                    continue
+                }
                 throw KVMError.call(SystemError("KVM_RUN", errno: code))
             }
             if let exit = try handleExit() { return exit }
         }
+    }
+
+    /// Nothing but a look at it was asked of this CPU.
+    private var isUndisturbed: Bool {
+        !stopRequested.load(ordering: .sequentiallyConsistent) && !nmiRequested.load(ordering: .sequentiallyConsistent)
     }
 
     /// Looks at what was asked of this CPU and arranges the entry for it.

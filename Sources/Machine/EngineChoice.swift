@@ -38,4 +38,9 @@ public enum EngineChoice: String, CaseIterable, Sendable {
         }
         return (engine, engine.features)
     }
+
+    /// What engines ask of /dev/kvm and its descriptors while a machine is built, for who filters system calls.
+    public static let buildingRequests = KVMEngine.buildingRequests
+    /// And while it runs.
+    public static let runningRequests = KVMEngine.runningRequests
 }

@@ -37,7 +37,10 @@ extension Machine {
     /// ACPI does not wait for a key at its end: the reset that follows ends the machine, as does any other after this,
     /// until the power button has timed out. Those times stand still while the machine is paused.
     @discardableResult
-    public func requestShutdown() -> ShutdownMethod { shutdown.request() }
+    public func requestShutdown() -> ShutdownMethod {
+        defer { haltWatch?.start() }
+        return shutdown.request()
+    }
 
     /// Stops the virtual CPU between two instructions, and the guest's time with it: timers, the time-stamp counter and
     /// kvm-clock go on later as if nothing had been. The real-time clock's time of day goes on, as a battery's does.

@@ -38,6 +38,8 @@ public final class Machine: Sendable {
     private let hasNMI = Atomic(false)
     private let log: @Sendable (String) -> Void
     private let thread = Mutex<PosixThread?>(nil)
+    /// For a CPU that halts where nobody sees it.
+    let haltWatch: HaltWatch?
 
     /// Builds the machine and loads its kernel; nothing runs yet.
     /// - Parameters:
@@ -66,7 +68,9 @@ public final class Machine: Sendable {
             clock: machineClock, requests: requests, terminal: terminal, map: map, memory: memory,
             disks: configuration.disks, cdrom: configuration.cdrom, firmware: boot.firmwareOptions,
             processors: policy.features.contains(.apic)
-                ? .init(timeStampFrequency: policy.tscFrequencyHz, physicalAddressBits: policy.physicalAddressBits) : nil,
+                ? .init(
+                    timeStampFrequency: policy.tscFrequencyHz, physicalAddressBits: policy.physicalAddressBits, engine: engine.localAPICs)
+                : nil,
             debugExitPort: configuration.debugExitPort, onControl: { events.report(Event($0)) }, log: log)
         shutdown = ShutdownControl(board, clock: machineClock) { events.report($0) }
         self.log = log
@@ -78,6 +82,7 @@ public final class Machine: Sendable {
         } catch {
             throw MachineError("engine \(engine.name): \(error)")
         }
+        haltWatch = engine.localAPICs == nil ? nil : HaltWatch(cpu, clock: clock)
         log(
             "engine \(engine.name), CPU \(policy.model), \(sizeText(map.byteCount)) of memory, "
                 + "\(boot.firmwareOptions == nil ? "kernel" : "firmware") \(boot.file.path)")
@@ -112,7 +117,9 @@ public final class Machine: Sendable {
         do {
             let started = try PosixThread("vcpu0") { [self] in
                 events.report(.started)
+                haltWatch?.start()
                 let outcome = closeDisks(run())
+                haltWatch?.stop()
                 requests.didEnd()
                 events.report(.ended(outcome))
             }
@@ -245,13 +252,14 @@ public final class Machine: Sendable {
     private func standStill() throws {
         clock.stop()
         guestClock.suspend()
+        // With its local APIC's timer as it is now, where the engine has one: it runs on behind the machine's back.
+        var state = try cpu.readState()
         let since = (time: hostClock.now(), counter: TimeStampCounter.now())
         events.report(.paused)
         requests.didPause(true)
         while requests.isPauseWanted, !requests.isEnding { parker.park() }
         guard !requests.isEnding else { return }
         let ticks = TimeStampCounter.now() &- since.counter
-        var state = try cpu.readState()
         state.msr.tscOffset &-= ticks
         try cpu.writeState(state)
         guestClock.resume(nanoseconds: hostClock.now() &- since.time, ticks: ticks)
@@ -277,6 +285,7 @@ public final class Machine: Sendable {
         guestClock.reset()
         memory.clear()
         try loadGuest()
+        haltWatch?.start()
         events.report(.restarted(place))
         return true
     }

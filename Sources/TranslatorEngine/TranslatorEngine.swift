@@ -6,6 +6,7 @@ public final class TranslatorEngine: Engine {
     package static let codeByteCount = 64 << 20
     public init() {}
     public var name: String { "translator" }
+    public var localAPICs: (any EngineLocalAPICs)? { nil }
     public func makeVirtualCPU(index: Int, wiring: Wiring) throws -> any VirtualCPU {
         try TranslatorCPU(index: index, wiring: wiring)
     }

@@ -126,18 +126,21 @@ public struct EngineFeatures: Hashable, Sendable {
     /// What it tells guests on AMD's and on Intel's CPUs whatever the host has: promises of its own.
     public let promisedOnAMD: CPUFeatures
     public let promisedOnIntel: CPUFeatures
-    /// What devices make up for it whatever the host has: a local APIC, where the engine asks it for interrupts.
+    /// What devices or the kernel make up for it whatever the host has: a local APIC, where the engine takes interrupts from one.
     public let emulated: CPUFeatures
+    /// Whether the local APIC's timer counts the crystal that CPUID.0x15 names.
+    public let countsCrystal: Bool
 
     public init(
         name: String, supported: CPUFeatures, promisedOnAMD: CPUFeatures = [], promisedOnIntel: CPUFeatures = [],
-        emulated: CPUFeatures = []
+        emulated: CPUFeatures = [], countsCrystal: Bool = true
     ) {
         self.name = name
         self.supported = supported
         self.promisedOnAMD = promisedOnAMD
         self.promisedOnIntel = promisedOnIntel
         self.emulated = emulated
+        self.countsCrystal = countsCrystal
     }
 
     /// What the translator runs.
@@ -168,11 +171,26 @@ public struct EngineFeatures: Hashable, Sendable {
     /// are told.
     private static let localAPIC: CPUFeatures = [.apic, .x2apic, .tscDeadline]
 
-    /// What may be shown to a guest of a CPU with hardware virtualisation, given what the host's KVM reports. Its
-    /// interrupts come from the 8259 pair alone.
-    public static func kvm(reported: CPUFeatures) -> EngineFeatures {
+    /// What the host's KVM has besides features: local APICs, and how their timers count.
+    public struct KernelAPIC: Hashable, Sendable {
+        public var hasDeadlines: Bool
+        public var countsCrystal: Bool
+
+        public init(hasDeadlines: Bool, countsCrystal: Bool) {
+            self.hasDeadlines = hasDeadlines
+            self.countsCrystal = countsCrystal
+        }
+    }
+
+    /// What may be shown to a guest of a CPU with hardware virtualisation, given what the host's KVM reports.
+    /// - Parameter apic: `nil` where interrupts come from the 8259 pair alone.
+    public static func kvm(reported: CPUFeatures, apic: KernelAPIC? = nil) -> EngineFeatures {
         let everything = CPUFeatures.all.subtracting([.archCapabilities, .hypervisor, .topoext, .xsaves, .ffxsr])
             .subtracting(localAPIC.union([.arat]))
-        return EngineFeatures(name: "kvm", supported: reported.intersection(everything))
+        var emulated = apic == nil ? [] : localAPIC
+        if apic?.hasDeadlines == false { emulated.remove(.tscDeadline) }
+        return EngineFeatures(
+            name: "kvm", supported: reported.intersection(everything), promisedOnIntel: apic == nil ? [] : [.arat], emulated: emulated,
+            countsCrystal: apic?.countsCrystal ?? true)
     }
 }

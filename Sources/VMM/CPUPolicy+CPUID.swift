@@ -7,7 +7,7 @@
 
 extension CPUPolicy {
     /// 0x15 tells the TSC's frequency, so there is no more to say behind it.
-    public var highestBasicLeaf: UInt32 { tscFrequencyHz != nil ? 0x15 : 0xD }
+    public var highestBasicLeaf: UInt32 { showsCrystal ? 0x15 : 0xD }
     public var highestExtendedLeaf: UInt32 { vendor == .amd ? 0x8000_0021 : 0x8000_0008 }
 
     /// The register pages of two hypervisors, so that OpenBSD's clock driver and Linux's both find theirs.
@@ -70,7 +70,7 @@ extension CPUPolicy {
             return extendedState(subleaf, xcr0: xcr0)
         case 0x15:
             // TSC frequency = crystal * EBX / EAX with a made-up crystal: exact to 12.5 kHz.
-            guard let frequency = tscFrequencyHz else { return CPUIDLeaf() }
+            guard showsCrystal, let frequency = tscFrequencyHz else { return CPUIDLeaf() }
             let unit = Self.crystalHz / 1000
             return CPUIDLeaf(
                 eax: 1000, ebx: UInt32(truncatingIfNeeded: (frequency + unit / 2) / unit),

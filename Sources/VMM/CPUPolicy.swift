@@ -28,6 +28,8 @@ public struct CPUPolicy: Sendable {
     /// IA32_ARCH_CAPABILITIES, if it is shown.
     public let archCapabilities: UInt64
 
+    /// Whether CPUID.0x15 names the crystal: it has to be what the local APIC's timer counts.
+    let showsCrystal: Bool
     let vendor: HostCPU.Vendor
     let vendorLeaf: CPUIDLeaf
     let signature: UInt32
@@ -90,6 +92,7 @@ public struct CPUPolicy: Sendable {
         // A deadline in an unknown unit is none.
         if self.tscFrequencyHz == nil { features.remove(.tscDeadline) }
         self.features = features
+        showsCrystal = self.tscFrequencyHz != nil && engine.countsCrystal
         archCapabilities = features.contains(.archCapabilities) ? Self.allImmunities : 0
 
         var mask: UInt64 = features.contains(.xsave) ? 3 : 0

@@ -119,6 +119,9 @@ public struct CPUState: Codable, Hashable, Sendable {
     public var isHalted = false
     public var pendingEvent: PendingEvent?
 
+    /// The local APIC, where the engine has it itself. `nil`: as firmware leaves it after power-on, or there is none.
+    public var localAPIC: LocalAPICState?
+
     /// What the guest's paravirtual clock says, in nanoseconds since the guest's time zero: it goes on from there, at the
     /// place and with the guest's counter that `msr` has. `nil`: it says what it said, or there is none.
     public var clockNanoseconds: UInt64?

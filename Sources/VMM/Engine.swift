@@ -1,7 +1,8 @@
 /// Why a virtual CPU stopped running. Values only, never an engine's own types.
 public enum Exit: Hashable, Sendable {
     /// HLT; run again when `InterruptSource.isPending`, an NMI or a stop request arrives.
-    /// With interrupts disabled nothing but NMI or reset ends it.
+    /// With interrupts disabled nothing but NMI or reset ends it. An engine with local APICs of its own says only that, and
+    /// only when it looks: after `interruptRequested`.
     case halt(interruptsEnabled: Bool)
     /// Triple fault: the machine resets.
     case shutdown(ShutdownReason)
@@ -67,7 +68,7 @@ public struct Wiring: Sendable {
     public let mmio: MMIOBus
     /// The i8259 pair, or what stands for it: for CPUs without a local APIC.
     public let interrupts: any InterruptSource
-    /// By CPU; empty for a machine without.
+    /// By CPU; empty for a machine without, and for one whose engine has them.
     public let localAPICs: [any LocalInterruptController]
     public let policy: CPUPolicy
     /// Takes the guest's writes to KVM_WALL_CLOCK and KVM_SYSTEM_TIME; without it they are refused.
@@ -94,5 +95,7 @@ public struct Wiring: Sendable {
 public protocol Engine: AnyObject, Sendable {
     /// "kvm" or "translator".
     var name: String { get }
+    /// Those that it has itself; `nil` where its CPUs take interrupts from `Wiring`.
+    var localAPICs: (any EngineLocalAPICs)? { get }
     func makeVirtualCPU(index: Int, wiring: Wiring) throws -> any VirtualCPU
 }

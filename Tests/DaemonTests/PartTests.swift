@@ -1,6 +1,7 @@
 import ControlProtocol
 import Glibc
 import Linux
+import Machine
 import Testing
 import VMConfig
 
@@ -11,6 +12,27 @@ extension DaemonTests {
     @Suite("Daemon's parts", .timeLimit(.minutes(1))) struct PartTests {
         private func plan(_ name: String, uid: UInt32 = 0) -> MachinePlan {
             MachinePlan(name: name, owner: ResolvedOwner(uid: uid, gid: nil, text: "\(uid)"))
+        }
+
+        // MARK: Sandbox
+
+        @Test func `running machine may ask no ioctl but those it needs`() {
+            func requests(_ policy: SystemCallPolicy) -> Set<UInt64> {
+                Set(
+                    policy.rules.filter { $0.name == "ioctl" }.map { rule in
+                        guard let request = rule.conditions.first, case .number(let value) = request.value, request.argument == 1,
+                            request.mask == 0xFFFF_FFFF
+                        else { return .max }
+                        return value
+                    })
+            }
+            let running = requests(Role.machineRunning)
+            // KVM_RUN, KVM_SIGNAL_MSI, KVM_SET_LAPIC
+            #expect(running.isSuperset(of: [0xAE80, 0x4020_AEA5, 0x4400_AE8F]))
+            // KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_ENABLE_CAP, KVM_SET_USER_MEMORY_REGION, KVM_SET_CPUID2, KVM_X86_SET_MSR_FILTER
+            #expect(running.isDisjoint(with: [0xAE01, 0xAE41, 0x4068_AEA3, 0x4020_AE46, 0x4008_AE90, 0x4188_AEC6, .max]))
+            // KVM's kind, in all its uses.
+            #expect(running.filter { $0 & 0xFF00 == 0xAE00 }.count == EngineChoice.runningRequests.count)
         }
 
         // MARK: Ids

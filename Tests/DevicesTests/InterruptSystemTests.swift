@@ -381,6 +381,97 @@ final class InterruptBench {
     }
 }
 
+/// An engine's local APICs that note what they get.
+private final class RecordedAPICs: EngineLocalAPICs {
+    struct State {
+        var delivered: [MessageSignal] = []
+        var pins: [[MessageSignal]] = []
+        var tell: (@Sendable (UInt8) -> Void)?
+    }
+    let state = Mutex(State())
+    var delivered: [MessageSignal] { state.withLock { $0.delivered } }
+    var pins: [[MessageSignal]] { state.withLock { $0.pins } }
+    func deliver(_ signal: MessageSignal) { state.withLock { $0.delivered.append(signal) } }
+    func setPins(_ signals: [MessageSignal]) { state.withLock { $0.pins.append(signals) } }
+    func onEndOfInterrupt(_ tell: @escaping @Sendable (UInt8) -> Void) { state.withLock { $0.tell = tell } }
+    func end(_ vector: UInt8) { state.withLock { $0.tell }?(vector) }
+}
+
+@Suite("Interrupt controllers before an engine's local APICs") struct EngineInterruptSystemTests {
+    private let apics = RecordedAPICs()
+    private let system: InterruptSystem
+
+    init() {
+        system = InterruptSystem(
+            clock: VirtualClock(now: 0), sharedLines: [3],
+            processors: .init(timeStampFrequency: 1_000_000_000, physicalAddressBits: 40, engine: apics))
+    }
+
+    private func setPin(_ pin: UInt64, _ entry: UInt64) {
+        let device = system.memoryClaims[0].device
+        for (half, value) in [(1, entry >> 32), (0, entry & 0xFFFF_FFFF)] as [(UInt64, UInt64)] {
+            device.write(0, .dword, 0x10 + pin * 2 + half)
+            device.write(0x10, .dword, value)
+        }
+    }
+
+    @Test func `machine has no local APICs of its own, and all that leads to them`() {
+        #expect(system.localAPICs.isEmpty)
+        #expect(system.messages != nil)
+        #expect(system.description != nil)
+        #expect(system.globalInterrupt(slot: 2) == 17)
+        #expect(system.save().locals.isEmpty)
+    }
+
+    @Test func `8259 pair's interrupts are the CPU's to take`() {
+        let bus = PortBus(system.claims)
+        for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)] as [(UInt16, UInt32)] {
+            bus.write(port, .byte, value)
+        }
+        system.line(4).set(true)
+        #expect(system.isPending && system.acknowledge() == 0x24)
+        #expect(apics.delivered == [])
+    }
+
+    @Test func `messages of devices go on as they are, and others nowhere`() {
+        system.messages?.deliver(address: 0xFEE0_1004, data: 0x1055)
+        for (address, data) in [(0x1000, 0x55), (0xFEE0_0000, 0x8055), (0xFEE0_0000, 0x355), (1 << 40, 0x55)] as [(UInt64, UInt32)] {
+            system.messages?.deliver(address: address, data: data)
+        }
+        #expect(apics.delivered == [MessageSignal(address: 0xFEE0_1004, data: 0x1055)])
+    }
+
+    @Test func `engine knows a pin's message before it gets it, and nothing of masks`() {
+        setPin(4, 0x0300_0000_0000_0000 | 1 << 11 | 0x144)
+        #expect(apics.pins.last?[4] == MessageSignal(address: 0xFEE0_3004, data: 0x144))
+        #expect(apics.pins.last?.count == IOAPIC.pinCount)
+        system.line(4).pulse()
+        #expect(apics.delivered == [MessageSignal(address: 0xFEE0_3004, data: 0x144)])
+        let count = apics.pins.count
+        setPin(4, 0x0300_0000_0000_0000 | 1 << 11 | IOAPIC.Entry.masked | 0x144)
+        #expect(apics.pins.count == count)
+        system.reset()
+        #expect(apics.pins.count == count + 1 && apics.pins.last?[4] == MessageSignal(address: 0xFEE0_0000, data: 0))
+    }
+
+    @Test func `level comes again when its end is told and the line is up`() {
+        setPin(17, IOAPIC.Entry.isLevel | 0x45)
+        let level = MessageSignal(address: 0xFEE0_0000, data: 0xC045)
+        #expect(apics.pins.last?[17] == level)
+        let wire = system.pciLine(slot: 2, 3)
+        wire.set(true)
+        wire.set(true)
+        #expect(apics.delivered == [level])
+        apics.end(0x46)
+        #expect(apics.delivered == [level])
+        apics.end(0x45)
+        #expect(apics.delivered == [level, level])
+        wire.set(false)
+        apics.end(0x45)
+        #expect(apics.delivered == [level, level])
+    }
+}
+
 /// A bench that a closure holds: the test's thread makes every access.
 private final class UncheckedBench: @unchecked Sendable {
     let value: InterruptBench

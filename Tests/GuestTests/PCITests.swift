@@ -18,7 +18,7 @@ extension GuestTests {
         /// Linux looks the interrupt up in _PRT only when somebody uses the function.
         @Test(arguments: [("quiet", "17"), ("quiet noapic", "5")])
         func `the way of an interrupt is by the I/O APIC's pin or by the pair's line`(words: String, number: String) throws {
-            let guest = try GuestProcess.onTranslator(words)
+            let guest = try GuestProcess.onEngine("translator", words)
             let file = "/sys/bus/pci/devices/0000:00:02.0/irq"
             #expect(try guest.shell("cat \(file)").split(separator: "\n").contains("5"))
             let after = try guest.shell("echo 1 >/sys/bus/pci/devices/0000:00:02.0/enable; cat \(file)")

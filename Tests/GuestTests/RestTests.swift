@@ -15,9 +15,12 @@ extension GuestTests {
             #expect(try guest.status() == 0)
         }
 
-        @Test func `a guest that halts for good wakes nobody and costs less than 6 MB`() throws {
+        /// With KVM the kernel halts the CPU, and somebody looks a few times whether that is for good: two threads, each time.
+        @Test(arguments: [("translator", 0), ("kvm", 8)])
+        func `a guest that halts for good wakes nobody and costs less than 6 MB`(engine: String, looks: Int) throws {
+            if engine == "kvm", access("/dev/kvm", R_OK | W_OK) != 0 { try Test.cancel("/dev/kvm does not open here") }
             let guest = try GuestProcess(
-                ["run", "-m", "16M", "-b", "\(Paths.guests)/control/kernel", "--cmdline", "halt"] + Paths.engine)
+                ["run", "-m", "16M", "-b", "\(Paths.guests)/control/kernel", "--cmdline", "halt", "--engine", engine])
             _ = try guest.wait(for: "halted\n")
             // The console's thread gathers output for 2 ms.
             try guest.idle(0.5)
@@ -31,7 +34,7 @@ extension GuestTests {
             let before = try sleeps()
             try guest.idle(5)
             #expect(before > 0)
-            #expect(try sleeps() == before)
+            #expect(try sleeps() - before <= looks)
             let memory = try File.text("/proc/\(guest.pid)/smaps_rollup")
             let dirty = memory.split(separator: "\n").first { $0.hasPrefix("Private_Dirty:") }
             let kilobytes = dirty?.split(separator: " ").dropFirst().first.flatMap { Int($0) }

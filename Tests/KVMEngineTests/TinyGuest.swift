@@ -92,9 +92,12 @@ struct TinyGuest {
         case real, protected, long
     }
 
+    static func makeMemory() throws -> GuestMemory { try GuestMemory(ranges: [(0, 0xA0000), (0x10_0000, 0x10_0000)]) }
+
+    /// On a kernel as if it had no local APICs: HLT ends each run. `InterruptGuest` has some.
     init(_ code: [UInt8], mode: Mode = .real) throws {
-        memory = try GuestMemory(ranges: [(0, 0xA0000), (0x10_0000, 0x10_0000)])
-        let engine = try KVMEngine()
+        memory = try Self.makeMemory()
+        let engine = try KVMEngine(usesLocalAPICs: false)
         policy = try CPUPolicy(model: nil, engine: engine.features, tscFrequencyHz: TimeStampCounter.frequency())
         let wiring = Wiring(
             memory: memory, ports: PortBus([.init(0xE8...0xEB, port)]),
@@ -104,10 +107,16 @@ struct TinyGuest {
         try cpu.writeState(entryState(mode))
     }
 
-    /// At `codeAddress`, with a stack at 0x8000 and flat segments; long mode with the first GB mapped.
-    func entryState(_ mode: Mode) -> CPUState {
+    func entryState(_ mode: Mode) -> CPUState { Self.entryState(mode, memory) }
+
+    func setHandler(_ vector: UInt8, _ code: [UInt8], at address: UInt64, mode: Mode) {
+        Self.setHandler(memory, vector, code, at: address, mode: mode)
+    }
+
+    /// At `codeAddress`, with a stack at 0x8000 and flat segments; long mode with the first 4 GB mapped.
+    static func entryState(_ mode: Mode, _ memory: GuestMemory) -> CPUState {
         var state = CPUState()
-        state.rip = Self.codeAddress
+        state.rip = codeAddress
         state[.rsp] = 0x8000
         state.cs.selector = 0
         state.cs.base = 0
@@ -125,10 +134,10 @@ struct TinyGuest {
         guard mode == .long else { return state }
 
         state.cs = SegmentRegister(selector: 0x18, attributes: 0xA09B, limit: ~0)
-        // PML4, PDPT, and one directory of 2 MB pages.
+        // PML4, PDPT, and four directories of 2 MB pages.
         memory.store(0x10_0000, UInt64(0x10_1003))
-        memory.store(0x10_1000, UInt64(0x10_2003))
-        for index: UInt64 in 0..<512 { memory.store(0x10_2000 + index * 8, index << 21 | 0x83) }
+        for index: UInt64 in 0..<4 { memory.store(0x10_1000 + index * 8, 0x10_2003 + index << 12) }
+        for index: UInt64 in 0..<2048 { memory.store(0x10_2000 + index * 8, index << 21 | 0x83) }
         state.cr3 = 0x10_0000
         state.cr4 = CR4.pae | CR4.osfxsr
         state.msr.efer = EFER.lme | EFER.lma
@@ -137,7 +146,7 @@ struct TinyGuest {
     }
 
     /// Puts a handler in the table of the mode: real mode's vectors, or a 64-bit gate.
-    func setHandler(_ vector: UInt8, _ code: [UInt8], at address: UInt64, mode: Mode) {
+    static func setHandler(_ memory: GuestMemory, _ vector: UInt8, _ code: [UInt8], at address: UInt64, mode: Mode) {
         memory.write(code, at: address)
         switch mode {
         case .real: memory.store(UInt64(vector) * 4, UInt32(address))

@@ -5,7 +5,7 @@ import VMM
 
 @testable import Machine
 
-/// vmmci as a guest's driver sees it: the kernel of `Guests/control` on the translator, in this process.
+/// vmmci as a guest's driver sees it: the kernel of `Guests/control`, in this process; on the translator, but where an engine is named.
 @Suite("Control kernel", .timeLimit(.minutes(1))) struct ControlKernelTests {
     private static let kernel = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
         .deletingLastPathComponent().appending(path: ".build-guests/control/kernel").path
@@ -13,10 +13,10 @@ import VMM
 
     private let terminal = Recorder()
 
-    private func start(_ words: String) throws -> RunningMachine {
-        let (engine, _) = try EngineChoice.translator.make()
+    private func start(_ words: String, on choice: EngineChoice = .translator) throws -> RunningMachine {
+        let (engine, features) = try choice.makeForTest()
         return try RunningMachine(
-            MachineConfiguration(kernel: Self.kernel, commandLine: words, memoryByteCount: 16 << 20), engine,
+            MachineConfiguration(kernel: Self.kernel, commandLine: words, memoryByteCount: 16 << 20), engine, features: features,
             terminal: terminal)
     }
 
@@ -107,9 +107,9 @@ import VMM
         #expect(running.end() == .poweredOff)
     }
 
-    @Test(.enabled(if: isThere, "needs `make control`"))
-    func `halted guest is paused, goes on and ends as any other`() throws {
-        let running = try start("halt")
+    @Test(.enabled(if: isThere, "needs `make control`"), arguments: [EngineChoice.translator, .kvm])
+    func `halted guest is paused, goes on and ends as any other`(choice: EngineChoice) throws {
+        let running = try start("halt", on: choice)
         #expect(running.pause() == true)
         #expect(running.pause(false) == true)
         running.machine.requestStop()

@@ -7,6 +7,7 @@ import VMM
 /// each run ends.
 final class FakeEngine: Engine {
     let name = "fake"
+    let localAPICs: (any EngineLocalAPICs)? = nil
     private let script: @Sendable (FakeCPU) throws -> Exit
 
     init(_ script: @escaping @Sendable (FakeCPU) throws -> Exit) { self.script = script }

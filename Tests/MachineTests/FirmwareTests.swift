@@ -113,6 +113,15 @@ private func image(_ byteCount: Int = 64) -> [UInt8] {
         #expect(error.hasPrefix("vmm bios firmware file not found") && error.contains("seabios"))
     }
 
+    /// KVM's CPU halts in the kernel, where somebody has to look for it.
+    @Test(arguments: [EngineChoice.translator, .kvm]) func `firmware that halts with interrupts off ends its machine`(choice: EngineChoice) throws {
+        let file = TemporaryFile(image())
+        let (engine, features) = try choice.makeForTest()
+        let running = try RunningMachine(
+            MachineConfiguration(kernel: file.path, memoryByteCount: 32 << 20), engine, features: features, terminal: Recorder())
+        #expect(running.end() == .failed("guest halted for good: interrupts are off at rip 0xfff1, real mode"))
+    }
+
     @Test func `restart lays the image down again`() throws {
         let file = TemporaryFile(image(8192))
         let clock = try HostClock()
@@ -227,8 +236,8 @@ private func image(_ byteCount: Int = 64) -> [UInt8] {
 
 private let hasSeaBIOS = DefaultFirmware.bios.paths.contains { FileManager.default.isReadableFile(atPath: $0) }
 
-/// SeaBIOS as the host has it, on the translator, in this process.
-@Suite("SeaBIOS", .timeLimit(.minutes(1)), .enabled(if: hasSeaBIOS, "needs the package seabios"))
+/// SeaBIOS as the host has it, in this process.
+@Suite("SeaBIOS", .timeLimit(.minutes(4)), .enabled(if: hasSeaBIOS, "needs the package seabios"))
 struct SeaBIOSTests {
     @Test(arguments: DefaultFirmware.bios.paths.filter { FileManager.default.isReadableFile(atPath: $0) })
     func `machine without a disk says so on the serial console`(path: String) throws {
@@ -334,16 +343,28 @@ struct SeaBIOSTests {
     }
 
     /// - Parameter path: of firmware.
-    private func boot(_ path: String?, _ disks: [[UInt8]], from device: BootDevice? = nil) throws -> (Machine.Outcome?, String) {
+    private func boot(
+        _ path: String?, _ disks: [[UInt8]], from device: BootDevice? = nil, on choice: EngineChoice = .translator
+    ) throws -> (Machine.Outcome?, String) {
         let files = disks.map { TemporaryFile($0) }
         var configuration = MachineConfiguration(
             kernel: path, memoryByteCount: 32 << 20, debugExitPort: 0xF4, disks: try files.map { try DiskSource.open(ImageLocation(path: $0.path, format: .raw)) })
         configuration.bootDevice = device
-        let (engine, _) = try EngineChoice.translator.make()
+        let (engine, features) = try choice.makeForTest()
         let terminal = Recorder()
-        let running = try RunningMachine(configuration, engine, terminal: terminal)
+        let running = try RunningMachine(configuration, engine, features: features, terminal: terminal)
         if terminal.wait(for: "No bootable device.", seconds: 1) { running.machine.requestStop() }
-        return (withExtendedLifetime(files) { running.end() }, terminal.text)
+        return (withExtendedLifetime(files) { running.end(seconds: Self.patience(choice)) }, terminal.text)
+    }
+
+    /// A page-table-based KVM emulates firmware instruction by instruction.
+    private static func patience(_ choice: EngineChoice) -> UInt64 { choice == .kvm ? 200 : 20 }
+
+    /// Firmware's own driver reads the disk, and its timer's and keyboard's interrupts pass the local APIC, which no one has set up.
+    @Test(.timeLimit(.minutes(4))) func `boot sector of a disk runs on KVM`() throws {
+        let (outcome, text) = try boot(nil, [Self.disk()], on: .kvm)
+        #expect(outcome == .exited(0x55))
+        #expect(text.contains("Booting from Hard Disk") && text.contains("boot secto") && text.contains("erial\r\n"))
     }
 
     @Test(arguments: DefaultFirmware.bios.paths.filter { FileManager.default.isReadableFile(atPath: $0) })

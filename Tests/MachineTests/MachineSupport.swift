@@ -1,4 +1,5 @@
 import Devices
+import Glibc
 import Linux
 import Synchronization
 import Testing
@@ -25,6 +26,14 @@ final class Recorder: SerialTerminal {
     }
 }
 
+extension EngineChoice {
+    /// Makes the engine, or skips the test.
+    func makeForTest() throws -> (engine: any Engine, features: EngineFeatures) {
+        if self == .kvm, access("/dev/kvm", R_OK | W_OK) != 0 { try Test.cancel("/dev/kvm does not open here") }
+        return try make()
+    }
+}
+
 /// A machine that runs, with what it has to say.
 final class RunningMachine: Sendable {
     let machine: Machine
@@ -32,11 +41,11 @@ final class RunningMachine: Sendable {
     private let log = Monitor<[Machine.Event]>([])
 
     init(
-        _ configuration: MachineConfiguration, _ engine: any Engine, terminal: any SerialTerminal
+        _ configuration: MachineConfiguration, _ engine: any Engine, features: EngineFeatures = .translator, terminal: any SerialTerminal
     ) throws {
         clock = try HostClock()
         machine = try Machine(
-            configuration, engine: engine, features: .translator, clock: clock, terminal: terminal)
+            configuration, engine: engine, features: features, clock: clock, terminal: terminal)
         try machine.start { [log] event in
             log.withLock { $0.append(event) }
             log.broadcast()
@@ -52,11 +61,11 @@ final class RunningMachine: Sendable {
     }
 
     /// Waits for the end; ends it by force, which is then the outcome, when it does not come.
-    func end() -> Machine.Outcome? {
+    func end(seconds: UInt64 = 30) -> Machine.Outcome? {
         func outcome(_ events: [Machine.Event]) -> Machine.Outcome? {
             if case .ended(let outcome) = events.last { outcome } else { nil }
         }
-        let deadline = SystemTime.monotonic() + 30_000_000_000
+        let deadline = SystemTime.monotonic() + seconds * 1_000_000_000
         let isOver = log.withLock(waitingWhile: { outcome($0) == nil }, until: deadline) { outcome($0) != nil }
         if !isOver { machine.requestStop() }
         let ended = log.withLock(waitingWhile: { outcome($0) == nil }) { outcome($0) }

@@ -187,6 +187,16 @@ func text(_ words: UInt32...) -> String {
         #expect(try localAPIC(policy(name, model)) == [true, true, true, name == intelName])
         let kvm = EngineFeatures.kvm(reported: .all)
         #expect(try localAPIC(policy(name, model, engine: kvm)) == [false, false, false, false])
+        let whole = EngineFeatures.kvm(reported: .all, apic: .init(hasDeadlines: true, countsCrystal: true))
+        #expect(try localAPIC(policy(name, model, engine: whole)) == [true, true, true, name == intelName])
+        #expect(try policy(name, model, engine: whole).cpuid(0x15, 0, cr4: 0, xcr0: 1) == policy(name, model).cpuid(0x15, 0, cr4: 0, xcr0: 1))
+    }
+
+    @Test func `KVM's local APIC without deadlines, and one that counts no crystal, are shown as they are`() throws {
+        let plain = try policy(engine: .kvm(reported: .all, apic: .init(hasDeadlines: false, countsCrystal: false)))
+        #expect(localAPIC(plain) == [true, true, false, true])
+        #expect(plain.highestBasicLeaf == 0xD && plain.cpuid(0x15, 0, cr4: 0, xcr0: 1) == CPUIDLeaf())
+        #expect(plain.tscFrequencyHz != nil)
     }
 
     @Test func `deadlines are not shown without a known frequency`() throws {

@@ -57,9 +57,18 @@ static const unsigned long clinux_kvm_get_debugregs = KVM_GET_DEBUGREGS;
 static const unsigned long clinux_kvm_set_debugregs = KVM_SET_DEBUGREGS;
 static const unsigned long clinux_kvm_get_vcpu_events = KVM_GET_VCPU_EVENTS;
 static const unsigned long clinux_kvm_set_vcpu_events = KVM_SET_VCPU_EVENTS;
+static const unsigned long clinux_kvm_signal_msi = KVM_SIGNAL_MSI;
+static const unsigned long clinux_kvm_set_gsi_routing = KVM_SET_GSI_ROUTING;
+static const unsigned long clinux_kvm_get_lapic = KVM_GET_LAPIC;
+static const unsigned long clinux_kvm_set_lapic = KVM_SET_LAPIC;
+static const unsigned long clinux_kvm_get_mp_state = KVM_GET_MP_STATE;
+static const unsigned long clinux_kvm_set_mp_state = KVM_SET_MP_STATE;
 static const unsigned long clinux_kvm_has_device_attr = KVM_HAS_DEVICE_ATTR;
 static const unsigned long clinux_kvm_get_device_attr = KVM_GET_DEVICE_ATTR;
 static const unsigned long clinux_kvm_set_device_attr = KVM_SET_DEVICE_ATTR;
+
+// Since Linux 6.11's headers.
+static const int clinux_kvm_cap_apic_bus_cycles = 237;
 
 // The members of kvm_run's union, copied out, so that nobody copies the union.
 struct clinux_kvm_io { uint8_t direction, size; uint16_t port; uint32_t count; uint64_t data_offset; };
@@ -93,6 +102,16 @@ static inline struct clinux_kvm_internal clinux_kvm_internal(const struct kvm_ru
 static inline uint64_t clinux_kvm_entry_failure(const struct kvm_run *run) {
     return run->fail_entry.hardware_entry_failure_reason;
 }
+
+static inline uint8_t clinux_kvm_ended_vector(const struct kvm_run *run) { return run->eoi.vector; }
+
+// kvm_irq_routing_entry for a pin whose interrupts are messages, without its union, which Swift's generic code does not copy.
+struct clinux_kvm_route {
+    uint32_t pin, type, flags, padding, address_low, address_high, data, rest[5];
+};
+_Static_assert(sizeof(struct clinux_kvm_route) == sizeof(struct kvm_irq_routing_entry), "an entry of its own size");
+_Static_assert(
+    __builtin_offsetof(struct clinux_kvm_route, data) == __builtin_offsetof(struct kvm_irq_routing_entry, u.msi.data), "a message in its place");
 
 static inline int clinux_sigrtmin(void) { return SIGRTMIN; }
 

@@ -1,5 +1,6 @@
 import Glibc
 import Linux
+import Machine
 
 /// What each role may do: nothing that is not here.
 extension Role {
@@ -38,14 +39,10 @@ extension Role {
 
     /// A machine's process until its machine is built.
     private static let machineBuilding: SystemCallPolicy =
-        loop + .socketPairs + .executableMemory + .files + .ringSetup + .terminals + .segmentBases + kvm + SystemCallPolicy("memfd_create")
+        loop + .socketPairs + .executableMemory + .files + .ringSetup + .terminals + .segmentBases + .ioctl(EngineChoice.buildingRequests)
+        + SystemCallPolicy("memfd_create")
         + .ioctl([0x5441])  // TIOCGPTPEER
 
     /// And from then on: no memory can become code any more, and nothing new can be made.
-    static let machineRunning: SystemCallPolicy = loop + .socketPairs + .files + .rings + .terminals + .segmentBases + kvm
-
-    /// Requests of kind 0xAE on descriptors that the process was handed.
-    private static let kvm = SystemCallPolicy([
-        .init("ioctl", [.argument(1, masked: 0xFF00, is: 0xAE00)])
-    ])
+    static let machineRunning: SystemCallPolicy = loop + .socketPairs + .files + .rings + .terminals + .segmentBases + .ioctl(EngineChoice.runningRequests)
 }

@@ -51,8 +51,8 @@ public struct IOAPIC: Codable, Hashable, Sendable {
 
     private func isHigh(_ pin: Int) -> Bool { lines & 1 &<< UInt32(pin & 31) != 0 }
 
-    /// What the pin's entry says to send.
-    private func message(_ pin: Int) -> InterruptMessage? {
+    /// What the pin's entry says to send, masked or not.
+    func message(ofPin pin: Int) -> InterruptMessage? {
         let entry = table[pin & 31]
         guard let delivery = InterruptMessage.Delivery(rawValue: UInt8(truncatingIfNeeded: entry >> 8 & 7)) else { return nil }
         return InterruptMessage(
@@ -72,7 +72,7 @@ public struct IOAPIC: Codable, Hashable, Sendable {
         guard isHigh(pin), entry & (Entry.isLevel | Entry.masked | Entry.remoteIRR) == Entry.isLevel else { return nil }
         // Fixed and lowest priority are ended by an EOI, the others by nobody.
         if entry & 0x600 == 0 { table[pin & 31] |= Entry.remoteIRR }
-        return message(pin)
+        return message(ofPin: pin)
     }
 
     /// Sets one pin's level.
@@ -83,7 +83,7 @@ public struct IOAPIC: Codable, Hashable, Sendable {
         if asserted { lines |= 1 &<< UInt32(pin) } else { lines &= ~(1 &<< UInt32(pin)) }
         if table[pin] & Entry.isLevel != 0 { return takeLevel(pin) }
         // An edge on a masked pin is lost.
-        return rises && table[pin] & Entry.masked == 0 ? message(pin) : nil
+        return rises && table[pin] & Entry.masked == 0 ? message(ofPin: pin) : nil
     }
 
     /// Hears that an interrupt has ended, of one pin.

@@ -9,9 +9,9 @@ public final class IOAPICPort: InterruptController, MMIODevice, Resettable {
     public static let addresses: Range<UInt64> = 0xFEC0_0000..<0xFEC0_1000
 
     private let chip: Mutex<IOAPIC>
-    private let bus: InterruptBus
+    private let bus: any InterruptCarrier
 
-    init(id: UInt8, bus: InterruptBus) {
+    init(id: UInt8, bus: any InterruptCarrier) {
         chip = Mutex(IOAPIC(id: id))
         self.bus = bus
     }
@@ -59,15 +59,28 @@ public final class IOAPICPort: InterruptController, MMIODevice, Resettable {
         let value = UInt32(truncatingIfNeeded: value)
         switch offset {
         case Offset.select: chip.withLock { $0.selected = UInt8(truncatingIfNeeded: value) }
-        case Offset.window: send { $0.write(value) }
+        case Offset.window:
+            chip.withLock { chip in
+                let message = chip.write(value)
+                // Before the message, so that its end is told.
+                bus.tableChanged(chip)
+                if let message { bus.deliver(message) }
+            }
         case Offset.endOfInterrupt: endInterrupt(UInt8(truncatingIfNeeded: value))
         default: break
         }
     }
 
-    public func reset() { chip.withLock { $0.reset() } }
+    public func reset() { replace { $0.reset() } }
+
+    private func replace(_ body: (inout IOAPIC) -> Void) {
+        chip.withLock { chip in
+            body(&chip)
+            bus.tableChanged(chip)
+        }
+    }
 
     public func save() -> IOAPIC { chip.withLock { $0 } }
 
-    public func restore(_ chip: IOAPIC) { self.chip.withLock { $0 = chip } }
+    public func restore(_ chip: IOAPIC) { replace { $0 = chip } }
 }

@@ -1,12 +1,12 @@
-/// Carries messages to local APICs: from each other, from I/O APICs, from devices.
-public final class InterruptBus: MSISink {
+/// Carries messages to the machine's local APICs: from each other, from I/O APICs, from devices.
+public final class InterruptBus: InterruptCarrier {
     let locals: [LocalAPICPort]
 
     public init(_ locals: [LocalAPICPort]) { self.locals = locals }
 
     /// A message that nobody is addressed by vanishes. Any thread; may be called with a device's lock held.
     /// - Parameter sender: the index of the local APIC that sends it, for shorthands.
-    public func deliver(_ message: InterruptMessage, from sender: Int? = nil) {
+    public func deliver(_ message: InterruptMessage, from sender: Int?) {
         switch message.shorthand {
         case .itself:
             if let sender, sender < locals.count { locals[sender].accept(message, unconditionally: true) }
@@ -33,6 +33,10 @@ public final class InterruptBus: MSISink {
         if let message = InterruptMessage(address: address, data: data) { deliver(message) }
     }
 
-    /// Whether a vector is requested of some CPU.
+    func deliver(_ message: InterruptMessage) { deliver(message, from: nil) }
+
+    /// Each local APIC tells the end of its levels by itself (`ProcessorInterrupts`).
+    func tableChanged(_ chip: IOAPIC) {}
+
     func isWaiting(_ vector: UInt8) -> Bool { locals.contains { $0.isWaiting(vector) } }
 }

@@ -1,3 +1,5 @@
+import VMM
+
 /// What local APICs, I/O APICs and devices tell each other (SDM Vol. 3, 12.6.1 and 12.11).
 public struct InterruptMessage: Hashable, Sendable {
     /// The encodings of ICR, redirection table and message data.
@@ -39,6 +41,13 @@ public struct InterruptMessage: Hashable, Sendable {
         self.init(
             delivery, vector: UInt8(truncatingIfNeeded: data), destination: UInt32(truncatingIfNeeded: address >> 12 & 0xFF),
             isLogical: address & 1 << 2 != 0, isLevel: isLevel)
+    }
+
+    /// The same as a device would write it, with the level asserted. Without shorthands, for destinations of 8 bits.
+    var signal: MessageSignal {
+        MessageSignal(
+            address: 0xFEE0_0000 | UInt64(destination & 0xFF) << 12 | (isLogical ? 1 << 2 : 0),
+            data: UInt32(vector) | UInt32(delivery.rawValue) << 8 | (isLevel ? 3 << 14 : 0))
     }
 
     /// Whether it is for all.

@@ -1,7 +1,7 @@
 import VMM
 
 /// The interrupt controllers of a PC: the 8259 pair, and, where CPUs take interrupts from them, a local APIC for each CPU
-/// and the I/O APIC.
+/// and the I/O APIC. The local APICs may be the engine's own; then all but them is here.
 ///
 /// A device's line goes to both sides, as on a board, and software masks one of them. ISA's lines have the same number on
 /// both but for the timer's, which is the I/O APIC's pin 2, since pin 0 is the 8259 pair's. PCI's lines share some of the
@@ -12,17 +12,23 @@ public final class InterruptSystem: InterruptSource, Resettable {
         public var count: Int
         public var timeStampFrequency: UInt64?
         public var physicalAddressBits: UInt8
+        /// Where the engine has them itself.
+        public var engine: (any EngineLocalAPICs)?
 
-        public init(count: Int = 1, timeStampFrequency: UInt64?, physicalAddressBits: UInt8) {
+        public init(count: Int = 1, timeStampFrequency: UInt64?, physicalAddressBits: UInt8, engine: (any EngineLocalAPICs)? = nil) {
             self.count = count
+            self.engine = engine
             self.timeStampFrequency = timeStampFrequency
             self.physicalAddressBits = physicalAddressBits
         }
     }
 
     private struct Advanced {
-        let bus: InterruptBus
+        let carrier: any InterruptCarrier
         let ioAPIC: IOAPICPort
+        let processorCount: Int
+        /// Without those of the engine.
+        let locals: [LocalAPICPort]
         let processors: [ProcessorInterrupts]
         /// The upper pins of the I/O APIC.
         let pciPins: [SharedInterruptLine]
@@ -49,16 +55,30 @@ public final class InterruptSystem: InterruptSource, Resettable {
             advanced = nil
             return
         }
-        let locals = (0..<processors.count).map { index in
-            LocalAPICPort(
-                id: UInt32(truncatingIfNeeded: index), isBootProcessor: index == 0, clock: clock,
-                timeStampFrequency: processors.timeStampFrequency, physicalAddressBits: processors.physicalAddressBits)
+        let carrier: any InterruptCarrier
+        let ioAPIC: IOAPICPort
+        let locals: [LocalAPICPort]
+        let cpus: [ProcessorInterrupts]
+        if let engine = processors.engine {
+            carrier = EngineInterruptBus(engine)
+            ioAPIC = IOAPICPort(id: Self.ioAPICID(processors: processors.count), bus: carrier)
+            engine.onEndOfInterrupt { [weak ioAPIC] in ioAPIC?.endInterrupt($0) }
+            locals = []
+            cpus = []
+        } else {
+            locals = (0..<processors.count).map { index in
+                LocalAPICPort(
+                    id: UInt32(truncatingIfNeeded: index), isBootProcessor: index == 0, clock: clock,
+                    timeStampFrequency: processors.timeStampFrequency, physicalAddressBits: processors.physicalAddressBits)
+            }
+            let bus = InterruptBus(locals)
+            let port = IOAPICPort(id: Self.ioAPICID(processors: processors.count), bus: bus)
+            cpus = locals.indices.map { [pair] in ProcessorInterrupts(index: $0, bus: bus, ioAPIC: port, pair: pair) }
+            carrier = bus
+            ioAPIC = port
         }
-        let bus = InterruptBus(locals)
-        let ioAPIC = IOAPICPort(id: Self.ioAPICID(processors: processors.count), bus: bus)
         advanced = Advanced(
-            bus: bus, ioAPIC: ioAPIC,
-            processors: locals.indices.map { [pair] in ProcessorInterrupts(index: $0, bus: bus, ioAPIC: ioAPIC, pair: pair) },
+            carrier: carrier, ioAPIC: ioAPIC, processorCount: processors.count, locals: locals, processors: cpus,
             pciPins: (0..<Self.pciPinCount).map {
                 SharedInterruptLine(InterruptLine(ioAPIC, Self.firstPCIPin + UInt8(truncatingIfNeeded: $0)))
             })
@@ -70,7 +90,7 @@ public final class InterruptSystem: InterruptSource, Resettable {
     /// What firmware does: the ELCR says which lines are level-triggered, and the boot CPU gets the 8259 pair's interrupts.
     private func leaveAsFirmware() {
         pair.setLevelTriggered(shared.keys)
-        advanced?.bus.locals.first?.enterVirtualWireMode()
+        advanced?.locals.first?.enterVirtualWireMode()
     }
 
     // MARK: Lines
@@ -124,7 +144,7 @@ public final class InterruptSystem: InterruptSource, Resettable {
         pair.isWaiting(number) || advanced?.ioAPIC.isWaiting(pin: Int(Self.pin(number))) ?? false
     }
 
-    // MARK: The boot CPU
+    // MARK: The boot CPU, or what of its interrupts is not the engine's
 
     public var isPending: Bool { advanced?.processors.first?.isPending ?? pair.isPending }
 
@@ -141,11 +161,11 @@ public final class InterruptSystem: InterruptSource, Resettable {
 
     // MARK: Wiring
 
-    /// For the engine, by CPU.
+    /// For the engine, by CPU; none where it has them itself.
     public var localAPICs: [any LocalInterruptController] { advanced?.processors ?? [] }
 
     /// Where devices send messages; `nil` where nobody would take them.
-    public var messages: (any MSISink)? { advanced?.bus }
+    public var messages: (any MSISink)? { advanced?.carrier }
 
     public var claims: [PortBus.Claim] { pair.claims }
 
@@ -153,7 +173,7 @@ public final class InterruptSystem: InterruptSource, Resettable {
 
     /// What ACPI says of it.
     public var description: ACPITables.InterruptControllers? {
-        advanced.map { .init(processorCount: $0.processors.count, ioAPICID: Self.ioAPICID(processors: $0.processors.count)) }
+        advanced.map { .init(processorCount: $0.processorCount, ioAPICID: Self.ioAPICID(processors: $0.processorCount)) }
     }
 
     /// Power-on, and what firmware does behind it.
@@ -161,7 +181,7 @@ public final class InterruptSystem: InterruptSource, Resettable {
         pair.reset()
         if let advanced {
             advanced.ioAPIC.reset()
-            for local in advanced.bus.locals { local.reset() }
+            for local in advanced.locals { local.reset() }
         }
         leaveAsFirmware()
     }
@@ -181,7 +201,7 @@ public final class InterruptSystem: InterruptSource, Resettable {
     }
 
     public func save() -> State {
-        State(pair: pair.save(), locals: advanced?.bus.locals.map { $0.save() } ?? [], ioAPIC: advanced?.ioAPIC.save())
+        State(pair: pair.save(), locals: advanced?.locals.map { $0.save() } ?? [], ioAPIC: advanced?.ioAPIC.save())
     }
 
     /// The local APICs that the machine has take what there is for them.
@@ -189,6 +209,6 @@ public final class InterruptSystem: InterruptSource, Resettable {
         pair.restore(state.pair)
         guard let advanced else { return }
         if let ioAPIC = state.ioAPIC { advanced.ioAPIC.restore(ioAPIC) }
-        for (local, chip) in zip(advanced.bus.locals, state.locals) { local.restore(chip) }
+        for (local, chip) in zip(advanced.locals, state.locals) { local.restore(chip) }
     }
 }

@@ -62,6 +62,7 @@ import VMM
 
     private final class VerifyingEngine: Engine {
         let name = "verified translator"
+        let localAPICs: (any EngineLocalAPICs)? = nil
         let cpu = Mutex<VerifyingCPU?>(nil)
         func makeVirtualCPU(index: Int, wiring: Wiring) throws -> any VirtualCPU {
             let made = VerifyingCPU(try TranslatorCPU(wiring: wiring))
