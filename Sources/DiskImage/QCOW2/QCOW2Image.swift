@@ -23,7 +23,7 @@ public final class QCOW2Image: BlockImage {
     let state: Monitor<QCOW2State>
     let backing: (any BlockImage)?
     let compression: QCOW2Compression
-    let decompressed = QCOW2Decompressed()
+    let decompressed = UnpackedParts()
     let size: Atomic<UInt64>
 
     /// - Parameter backing: what to read where this image has nothing; must be given when `header.backing` is not `nil` and the
