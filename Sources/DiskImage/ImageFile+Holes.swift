@@ -7,17 +7,18 @@ extension ImageFile {
     /// Makes a range inside of the file read as zeros.
     /// - Parameter keepsRoom: its place stays reserved where the file system can do that, so that later writes find it.
     public func zero(at offset: UInt64, count: UInt64, keepsRoom: Bool) throws(ImageError) {
-        guard try !tryZero(at: offset, count: count, keepsRoom: keepsRoom) else { return }
-        // The file system has no way of its own.
-        let size = Int(min(count, 1 << 20))
-        let zeros = UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 4096)
-        defer { zeros.deallocate() }
-        zeros.initializeMemory(as: UInt8.self, repeating: 0)
+        // The file system may have no way of its own.
+        if try !tryZero(at: offset, count: count, keepsRoom: keepsRoom) { try writeZeros(at: offset, count: count) }
+    }
+
+    /// Writes zeros as data.
+    func writeZeros(at offset: UInt64, count: UInt64) throws(ImageError) {
+        let zeros = HeapBytes(count: Int(min(count, 1 << 20)))
         var done: UInt64 = 0
         while done < count {
-            let part = Int(min(count - done, UInt64(size)))
-            try write(UnsafeRawBufferPointer(rebasing: zeros[..<part]), at: offset &+ done)
-            done += UInt64(part)
+            let part = zeros.readable.prefix(Int(clamping: count - done))
+            try write(UnsafeRawBufferPointer(rebasing: part), at: offset &+ done)
+            done += UInt64(part.count)
         }
     }
 

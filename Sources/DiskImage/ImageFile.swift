@@ -39,6 +39,9 @@ public final class ImageFile: Sendable {
         return UInt64(max(0, end))
     }
 
+    /// What it takes of the host's disk: holes take nothing.
+    func hostByteCount() throws(ImageError) -> UInt64 { UInt64(max(0, try status().st_blocks)) * 512 }
+
     func status() throws(ImageError) -> stat {
         var status = stat()
         let number = file.raw

@@ -13,6 +13,14 @@ import Testing
         #expect(CommandWord.name(of: try CommandWord.find(word)) == name)
     }
 
+    /// To look for one of the parser's own takes it longer than many a command.
+    @Test func `parser's own options are none of ours`() {
+        for command in CommandWord.commands {
+            let call = Call([CommandWord.name(of: command), "--generate-completion-script"])
+            #expect(call.status == 2 && call.output.isEmpty, "\(call.output)")
+        }
+    }
+
     @Test(arguments: [
         ("st", "ambiguous argument: st: start, status or stop"), ("sta", "ambiguous argument: sta: start or status"),
         ("re", "ambiguous argument: re: reload or reset"), ("l", "ambiguous argument: l: load or log"),

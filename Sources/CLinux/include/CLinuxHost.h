@@ -18,6 +18,9 @@ static inline uint64_t clinux_ordered_tsc(void) {
     return (uint64_t)high << 32 | low;
 }
 
+// In a loop that waits for another processor.
+static inline void clinux_relax(void) { __asm__ volatile("pause"); }
+
 // Private futexes; both return what the system call returns.
 static inline int clinux_futex_wait(void *word, uint32_t expected) {
     return (int)syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);

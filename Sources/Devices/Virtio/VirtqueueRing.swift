@@ -99,9 +99,6 @@ import VMM
     /// used.flags: VIRTQ_USED_F_NO_NOTIFY.
     func setRefusesNotifications(_ refuses: Bool) { store(refuses ? 1 : 0, 0) }
 
-    /// used.idx, as it was left.
-    var usedIndex: UInt16 { unsafe word(device, 2).pointee.load(ordering: .relaxed) }
-
     /// used.ring: an entry, which the driver sees when the index has passed it.
     func setUsed(_ index: UInt16, head: UInt16, byteCount: UInt32) {
         let place = unsafe device + (4 + 8 * Int(index & mask))

@@ -36,8 +36,11 @@ public struct ImageCheck: Sendable {
         var opening = ImageOpening(isReadOnly: false)
         opening.opensBases = false
         let (file, format) = try ImageChain(location, opening).top()
-        guard format == .qcow2 else {
-            throw ImageError(.refused, location.path, "only qcow2 images are repaired; this one is \(format.rawValue)")
+        guard format != .raw else {
+            throw ImageError(.refused, location.path, "a raw image has no tables: only qcow2 and VMDK images are repaired")
+        }
+        guard format == .qcow2 || !leaksOnly else {
+            throw ImageError(.refused, location.path, "only qcow2 images give back what nothing uses: repair it without -l, or convert it")
         }
         return try ImageCheck(file, format, repair: leaksOnly ? .leaks : .all)
     }
@@ -52,7 +55,12 @@ public struct ImageCheck: Sendable {
             (damage, leaks, errors, damageFixed, leaksFixed, allocated, total, findings) = (0, 0, 0, 0, 0, 0, 0, [])
         case .vmdk:
             let check = try VMDKCheck(file)
-            (damage, leaks, errors, damageFixed, leaksFixed) = (check.count, 0, 0, 0, 0)
+            var left = check.count
+            if repair != .none {
+                try check.mend(file)
+                left = try VMDKCheck(file).count
+            }
+            (damage, leaks, errors, damageFixed, leaksFixed) = (left, 0, 0, max(0, check.count - left), 0)
             (allocated, total, findings) = (check.allocatedGrains, check.totalGrains, check.findings)
         case .qcow2:
             let image = try QCOW2Image(file, for: .check)

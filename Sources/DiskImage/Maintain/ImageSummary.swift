@@ -38,7 +38,7 @@ public struct ImageSummary: Sendable {
         path = file.name
         self.format = format
         fileByteCount = try file.byteCount()
-        hostByteCount = UInt64(max(0, try file.status().st_blocks)) * 512
+        hostByteCount = try file.hostByteCount()
         switch format {
         case .raw:
             byteCount = try RawImage(file).byteCount

@@ -15,6 +15,10 @@ struct QCOW2Checker: ~Copyable {
     /// Where each L2 table was found: how often, and whether by the disk itself.
     private var tables: [UInt64: UInt32] = [:]
     private var activeTables: [UInt64] = []
+    /// There are more tables than the file has data for: some lie in holes, which need no reading however many they are.
+    private var hasEmptyTables = false
+    /// The slice of refcounts that was asked last; `nil` where there is no block.
+    private var said: (key: UInt64, memory: UnsafeMutableRawPointer?) = (.max, nil)
 
     struct Place {
         var offset: UInt64
@@ -39,6 +43,9 @@ struct QCOW2Checker: ~Copyable {
         findTables(state.map.l1, at: header.l1Offset, 1, isActive: true)
         try findSnapshots()
         try countBitmaps()
+        let room = try state.file.hostByteCount()
+        let blocks = state.table.count { $0 & QCOW2State.tableOffsetMask != 0 }
+        hasEmptyTables = UInt64(tables.count + blocks) << shift > room
         result.totalClusters = geometry.clusters(header.byteCount)
         let others = Set(activeTables)
         var next: UInt64 = 0
@@ -118,9 +125,9 @@ struct QCOW2Checker: ~Copyable {
     private mutating func findSnapshots() throws(ImageError) {
         var distinct: [UInt64: (entries: UInt32, times: UInt32)] = [:]
         let total = state.snapshots.reduce(0) { $0 + UInt64($1.l1Entries) * 8 }
-        guard total <= fileByteCount else {
+        guard total <= min(fileByteCount, QCOW2Limit.snapshotTreesByteCount) else {
             result.errors += 1
-            result.note("the L1 tables of its snapshots overlap; they are not looked at")
+            result.note("the L1 tables of its snapshots have \(total) bytes, or overlap; they are not looked at")
             return
         }
         for snapshot in state.snapshots {
@@ -137,7 +144,13 @@ struct QCOW2Checker: ~Copyable {
         }
     }
 
+    private func isEmpty(_ table: UInt64) throws(ImageError) -> Bool {
+        guard hasEmptyTables else { return false }
+        return try state.file.nextData(from: table, end: table + geometry.clusterSize) == nil
+    }
+
     private mutating func countEntries(_ table: UInt64, isActive: Bool, _ next: inout UInt64) throws(ImageError) {
+        guard try !isEmpty(table) else { return }
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: Int(geometry.clusterSize), alignment: 4096)
         defer { buffer.deallocate() }
         guard let memory = buffer.baseAddress else { return }
@@ -146,9 +159,9 @@ struct QCOW2Checker: ~Copyable {
             throw ImageError(.unsupported, state.file.name, "its clusters are spread too widely to be counted in 1 GiB of memory")
         }
         let times = tables[table] ?? 1
-        for index in 0..<(1 << geometry.l2Bits) {
+        let (version, units) = (state.header.version, state.unitsPerCluster)
+        for index in 0..<(1 << geometry.l2Bits) where !memory.isEntryEmpty(index, geometry) {
             let entry = memory.entry(index, geometry)
-            if entry == .none { continue }
             let place = table + UInt64(index) << UInt64(geometry.entryBits)
             if entry.isCompressed {
                 let range = entry.compressedRange(geometry)
@@ -161,7 +174,7 @@ struct QCOW2Checker: ~Copyable {
                 }
                 continue
             }
-            let isValid = (0..<state.unitsPerCluster).allSatisfy { entry.kind($0, geometry, version: state.header.version) != .malformed }
+            let isValid = (0..<units).allSatisfy { entry.kind($0, geometry, version: version) != .malformed }
             guard isValid, entry.offset & geometry.clusterMask == 0 else {
                 corruption("the L2 entry \(String(entry.descriptor, radix: 16)) at \(place) is no valid one")
                 throwOut(place)
@@ -245,26 +258,31 @@ struct QCOW2Checker: ~Copyable {
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: Int(geometry.clusterSize), alignment: 4096)
         defer { buffer.deallocate() }
         guard let memory = buffer.baseAddress else { return }
+        let last = max(end, counts.end)
         var covered = Set<UInt64>()
         var seen = Set<UInt64>()
         for (index, entry) in state.table.enumerated() where entry & QCOW2State.tableOffsetMask != 0 {
             let offset = entry & QCOW2State.tableOffsetMask
             guard offset & geometry.clusterMask == 0, offset < fileByteCount else { continue }
             // Two entries with one block are a corruption, told by `countBlocks`; a million of them would keep us busy.
-            guard seen.insert(offset).inserted else { continue }
+            guard seen.insert(offset).inserted, try !isEmpty(offset) else { continue }
             covered.insert(UInt64(index))
             try state.readTable(buffer, at: offset)
             let first = UInt64(index) * perBlock
-            for i in 0..<Int(perBlock) {
+            guard first < last else { continue }
+            for i in 0..<Int(min(perBlock, last - first)) {
                 let said = memory.refcount(i, geometry)
                 let found = UInt64(counts[first + UInt64(i)])
                 if said != found, found > 0 || first + UInt64(i) < end { compare(first + UInt64(i), said, found) }
             }
         }
         for range in counts.ranges {
-            for cluster in range where !covered.contains(cluster / perBlock) {
-                let found = UInt64(counts[cluster])
-                if found > 0 { compare(cluster, 0, found) }
+            var next = range.lowerBound
+            while next < range.upperBound {
+                let start = next
+                next = min(range.upperBound, (start / perBlock + 1) * perBlock)
+                if covered.contains(start / perBlock) { continue }
+                for cluster in start..<next where counts[cluster] > 0 { compare(cluster, 0, UInt64(counts[cluster])) }
             }
         }
     }
@@ -294,9 +312,9 @@ struct QCOW2Checker: ~Copyable {
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: Int(geometry.clusterSize), alignment: 4096)
         defer { buffer.deallocate() }
         guard let memory = buffer.baseAddress else { return }
-        for table in activeTables {
+        for table in activeTables where try !isEmpty(table) {
             try state.readTable(buffer, at: table)
-            for index in 0..<(1 << geometry.l2Bits) {
+            for index in 0..<(1 << geometry.l2Bits) where !memory.isEntryEmpty(index, geometry) {
                 let entry = memory.entry(index, geometry)
                 let place = table + UInt64(index) << UInt64(geometry.entryBits)
                 if entry.isCompressed {
@@ -320,10 +338,14 @@ struct QCOW2Checker: ~Copyable {
     }
 
     /// 0 where the block is no valid one: that was counted.
-    private func saidRefcount(_ cluster: UInt64) throws(ImageError) -> UInt64 {
+    private mutating func saidRefcount(_ cluster: UInt64) throws(ImageError) -> UInt64 {
+        let key = cluster >> UInt64(geometry.refcountSliceBits)
         do {
-            return try state.refcount(cluster)
+            // Most clusters have their neighbours' slice, which stays in memory until another is asked for.
+            if key != said.key { said = (key, try state.refcountSlot(cluster).map(state.refcounts.memory)) }
+            return said.memory?.refcount(state.refcountIndex(cluster), geometry) ?? 0
         } catch {
+            said.key = .max
             guard case .malformed = error.kind else { throw error }
             return 0
         }

@@ -1,6 +1,5 @@
 import CZlib
 import CZstd
-import Synchronization
 
 /// A cluster's bytes, smaller and back.
 enum QCOW2Codec {
@@ -68,34 +67,5 @@ enum QCOW2Codec {
         let size = ZSTD_findFrameCompressedSize(bytes.baseAddress, bytes.count)
         guard ZSTD_isError(size) == 0 else { return false }
         return ZSTD_decompress(output.baseAddress, output.count, bytes.baseAddress, size) == output.count
-    }
-}
-
-/// The clusters that were decompressed last: a guest reads them in pieces.
-final class QCOW2Decompressed: Sendable {
-    struct Key: Hashable {
-        var hostOffset: UInt64
-        var byteCount: UInt64
-        /// How often room was given back before: there may be something else now.
-        var generation: UInt64
-    }
-
-    private struct Kept: Sendable {
-        var key: Key
-        var bytes: [UInt8]
-    }
-
-    private let kept = Mutex<[Kept]>([])
-    private static let limit = 4
-
-    func find(_ key: Key) -> [UInt8]? {
-        kept.withLock { kept in kept.first { $0.key == key }?.bytes }
-    }
-
-    func keep(_ key: Key, _ bytes: [UInt8]) {
-        kept.withLock { kept in
-            if kept.count >= Self.limit { kept.removeFirst() }
-            kept.append(Kept(key: key, bytes: bytes))
-        }
     }
 }

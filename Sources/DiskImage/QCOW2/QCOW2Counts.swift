@@ -2,8 +2,9 @@
 /// sparse and very large.
 final class QCOW2Counts {
     private var pages: [UInt64: UnsafeMutablePointer<UInt32>] = [:]
-    private var lastIndex = UInt64.max
-    private var last: UnsafeMutablePointer<UInt32>?
+    // Unchecked: one thread counts, and nothing of it calls back. They are read for every cluster.
+    @exclusivity(unchecked) private var lastIndex = UInt64.max
+    @exclusivity(unchecked) private var last: UnsafeMutablePointer<UInt32>?
     private static let pageBits: UInt64 = 12
     /// 1 GiB of memory.
     private static let pageLimit = 1 << 16

@@ -76,6 +76,13 @@ extension UnsafeMutableRawPointer {
             bitmap: geometry.extendedL2 ? UInt64(bigEndian: load(fromByteOffset: at + 8, as: UInt64.self)) : 0)
     }
 
+    /// Most of a table's may be.
+    @inline(__always) func isEntryEmpty(_ index: Int, _ geometry: QCOW2Geometry) -> Bool {
+        let at = index << geometry.entryBits
+        guard load(fromByteOffset: at, as: UInt64.self) == 0 else { return false }
+        return !geometry.extendedL2 || load(fromByteOffset: at + 8, as: UInt64.self) == 0
+    }
+
     func setEntry(_ index: Int, _ entry: QCOW2Entry, _ geometry: QCOW2Geometry) {
         let at = index << geometry.entryBits
         storeBytes(of: entry.descriptor.bigEndian, toByteOffset: at, as: UInt64.self)

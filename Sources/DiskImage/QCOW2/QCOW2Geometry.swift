@@ -51,6 +51,8 @@ enum QCOW2Limit {
     static let snapshots = 65536
     /// Of the whole snapshot table.
     static let snapshotTableByteCount: UInt64 = 64 << 20
+    /// Of the L1 tables of all snapshots together, to be checked: as much as 65536 of a disk of 128 GB have.
+    static let snapshotTreesByteCount: UInt64 = 128 << 20
     static let snapshotExtraByteCount: UInt64 = 1024
     static let backingNameByteCount: UInt64 = 1023
     /// Bits 9 to 55 of a table entry: where clusters can lie.

@@ -4,8 +4,8 @@ import Synchronization
 extension QCOW2Image {
     /// - Parameter offset: in the cluster.
     func readCompressed(_ part: IOBuffers, _ mapping: QCOW2Map.Mapping, at offset: UInt64) throws(ImageError) {
-        let key = QCOW2Decompressed.Key(
-            hostOffset: mapping.hostOffset, byteCount: mapping.compressedByteCount, generation: map.generation.load(ordering: .acquiring))
+        let key = UnpackedParts.Key(
+            place: mapping.hostOffset, byteCount: mapping.compressedByteCount, generation: map.generation.load(ordering: .acquiring))
         if let bytes = decompressed.find(key) {
             copy(bytes, to: part, from: offset)
             return

@@ -62,7 +62,7 @@ extension QCOW2Image {
                     switch how {
                     case .off, .metadata: break
                     case .falloc: try state.file.zero(at: plan.hostOffset, count: byteCount, keepsRoom: true)
-                    case .full: try state.writeZeros(at: plan.hostOffset, byteCount: byteCount)
+                    case .full: try state.file.writeZeros(at: plan.hostOffset, count: byteCount)
                     }
                 } catch {
                     state.abandon(plan)
@@ -78,16 +78,6 @@ extension QCOW2Image {
 extension QCOW2State {
     fileprivate func extend(to end: UInt64) throws(ImageError) {
         if try file.byteCount() < end { try file.setByteCount(end) }
-    }
-
-    fileprivate func writeZeros(at offset: UInt64, byteCount: UInt64) throws(ImageError) {
-        let zeros = [UInt8](repeating: 0, count: 1 << 20)
-        var done: UInt64 = 0
-        while done < byteCount {
-            let part = min(byteCount - done, UInt64(zeros.count))
-            try (part == UInt64(zeros.count) ? zeros : [UInt8](repeating: 0, count: Int(part))).write(file, at: offset + done)
-            done += part
-        }
     }
 }
 

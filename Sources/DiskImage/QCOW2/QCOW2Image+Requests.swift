@@ -128,15 +128,27 @@ extension QCOW2Image {
         }
     }
 
-    /// When nothing changed the tables it needs no lock.
+    /// One at a time; no other request waits for it.
     public func flush() throws(ImageError) {
         guard !isReadOnly else { return }
-        let isDone = try locked { state throws(ImageError) in
-            guard state.isUnwritten else { return false }
-            try state.flush()
-            return true
+        let start = try locked(waitingWhile: { $0.isFlushing || $0.exclusiveWaiters > 0 }) { state throws(ImageError) in
+            try state.beginFlush()
         }
-        if !isDone { try file.synchronize() }
+        switch start {
+        case .done: break
+        case .nothing:
+            do {
+                try file.synchronize()
+            } catch {
+                state.withLock { $0.didLoseWrites(error) }
+                throw error
+            }
+        case .begun(let flush):
+            defer { state.broadcast() }
+            var problem: ImageError?
+            do { try flush.write(file) } catch { problem = error }
+            try state.trying { state throws(ImageError) in try state.endFlush(flush, problem) }
+        }
     }
 
     // MARK: Zeros and discard

@@ -23,7 +23,7 @@ public final class QCOW2Image: BlockImage {
     let state: Monitor<QCOW2State>
     let backing: (any BlockImage)?
     let compression: QCOW2Compression
-    let decompressed = QCOW2Decompressed()
+    let decompressed = UnpackedParts()
     let size: Atomic<UInt64>
 
     /// - Parameter backing: what to read where this image has nothing; must be given when `header.backing` is not `nil` and the
@@ -62,7 +62,7 @@ public final class QCOW2Image: BlockImage {
     /// Everything is on the medium, refcounts included, and the dirty bit is gone. The image can be used on. Called at the end;
     /// what is only dropped is as safe as after a crash.
     public func close() throws(ImageError) {
-        try locked { state throws(ImageError) in try state.close() }
+        try locked(waitingWhile: { $0.isFlushing }) { state throws(ImageError) in try state.close() }
     }
 
     // MARK: The lock
@@ -71,9 +71,7 @@ public final class QCOW2Image: BlockImage {
     func locked<T>(
         waitingWhile isToWait: (QCOW2State) -> Bool = { _ in false }, _ body: (QCOW2State) throws(ImageError) -> T
     ) throws(ImageError) -> T {
-        try state.withLock(waitingWhile: isToWait) { state in
-            Result { () throws(ImageError) in try body(state) }
-        }.get()
+        try state.trying(waitingWhile: { isToWait($0) || $0.isCrowded }) { state throws(ImageError) in try body(state) }
     }
 
     /// Waits for all requests, keeps new ones off, and runs `body` with the lock held.
@@ -86,7 +84,7 @@ public final class QCOW2Image: BlockImage {
             state.exclusiveWaiters += 1
             map.block(true)
         }
-        return try locked(waitingWhile: { [map] in !$0.inFlight.isEmpty || !map.isIdle }) { state throws(ImageError) in
+        return try locked(waitingWhile: { [map] in !$0.inFlight.isEmpty || !map.isIdle || $0.isFlushing }) { state throws(ImageError) in
             defer {
                 state.exclusiveWaiters -= 1
                 map.block(state.exclusiveWaiters > 0)

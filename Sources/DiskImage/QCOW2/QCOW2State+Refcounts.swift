@@ -103,7 +103,7 @@ extension QCOW2State {
         let cluster = takeShadowClusters(1) ?? wanted
         try checkFree(cluster, 1)
         let offset = cluster << UInt64(geometry.clusterBits)
-        if offset < fileEnd { try writeZeros(at: offset) }
+        if offset < fileEnd { try file.writeZeros(at: offset, count: geometry.clusterSize) }
         fileEnd = max(fileEnd, offset + geometry.clusterSize)
         table[index] = offset
         shadow?.blocks.insert(index)
@@ -111,10 +111,6 @@ extension QCOW2State {
         needsBarrier = true
         map.addMetadata(offset, clusters: 1)
         try changeRefcount(cluster, by: 1)
-    }
-
-    private func writeZeros(at offset: UInt64) throws(ImageError) {
-        try [UInt8](repeating: 0, count: Int(geometry.clusterSize)).write(file, at: offset)
     }
 
     /// In memory at once; the file gets a larger table with the next flush, or when the transaction ends.

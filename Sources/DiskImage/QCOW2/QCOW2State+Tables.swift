@@ -42,7 +42,8 @@ extension QCOW2State {
     /// Changed slices stay in memory until a flush has written them, in order.
     private func takeSlot() throws(ImageError) -> Int {
         if let slot = map.change({ $0.take() }) { return slot }
-        try flush()
+        // While one is under way `isCrowded` has kept requests off that need more than there is.
+        if !isFlushing { try flush() }
         guard let slot = map.change({ $0.take() }) else { throw malformed("its L2 tables do not fit into memory") }
         return slot
     }
@@ -117,77 +118,5 @@ extension QCOW2State {
             cache.memory(slot).setEntry(index, entry, geometry)
             cache.markDirty(slot)
         }
-    }
-
-    // MARK: Writing
-
-    /// Everything that was done before is on the medium when it returns.
-    func flush() throws(ImageError) {
-        if headerIsUnsure { try writeHeader() }
-        let changesMap = !map.cache.unclean.isEmpty || !pendingL1.isEmpty
-        if !defersRefcounts { try writeRefcounts() }
-        if changesMap || movedTable != nil || !unlinkedBlocks.isEmpty {
-            try writeSlices { pendingL1.contains($0) }
-            if let moved = movedTable, !defersRefcounts { try writeTable(at: moved.offset, clusters: moved.clusters) }
-            if needsBarrier {
-                try synchronize()
-                if !defersRefcounts { try linkBlocks() }
-            }
-            try writeSlices { _ in true }
-            try writeL1()
-        }
-        try synchronize()
-        pendingL1.removeAll()
-        needsBarrier = false
-        freedDurably.append(contentsOf: freed)
-        freed.removeAll()
-        try applyFreed()
-    }
-
-    /// Many changes that wait for a flush take memory.
-    func limitFreed() throws(ImageError) { if freed.count > Self.freedLimit { try flush() } }
-
-    private func writeSlices(_ isIncluded: (Int) -> Bool) throws(ImageError) {
-        for slot in map.cache.dirtySlots() {
-            let index = Int(truncatingIfNeeded: map.cache.key(slot) >> UInt64(geometry.clusterBits - geometry.sliceBits))
-            guard isIncluded(index) else { continue }
-            try file.write(map.cache.bytes(slot), at: map.cache.hostOffset(slot))
-            map.change { $0.markWritten(slot) }
-        }
-    }
-
-    /// By sectors, each in one piece.
-    private func writeL1() throws(ImageError) {
-        for sector in Set(pendingL1.map { $0 / 64 }).sorted() {
-            var bytes = [UInt8]()
-            for i in (sector * 64)..<(sector * 64 + 64) { bytes.appendBig64(i < map.l1.count ? map.l1[i] : 0) }
-            try bytes.write(file, at: header.l1Offset + UInt64(sector) * 512)
-        }
-    }
-
-    /// Refcounts too; the dirty bit goes.
-    func close() throws(ImageError) {
-        guard !file.isReadOnly, !header.incompatible.contains(.corrupt) else { return }
-        try flush()
-        try writeRefcounts()
-        if let moved = movedTable { try writeTable(at: moved.offset, clusters: moved.clusters) }
-        if !unlinkedBlocks.isEmpty || movedTable != nil {
-            try synchronize()
-            try linkBlocks()
-            // The table that was left has been given back.
-            try applyFreed()
-            try writeRefcounts()
-        }
-        try synchronize()
-        compressedEnd = nil
-        guard isDirtyByUs else { return }
-        header.incompatible.remove(.dirty)
-        do {
-            try writeHeader()
-        } catch {
-            header.incompatible.insert(.dirty)
-            throw error
-        }
-        isDirtyByUs = false
     }
 }

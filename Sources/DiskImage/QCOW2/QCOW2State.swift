@@ -13,7 +13,8 @@ import Linux
 /// 3. entries of L2 tables and of the L1 table;
 /// 4. and only now the refcounts of what was freed shrink, and it can be used again.
 ///
-/// A crash in between leaks clusters at most. Nothing of this waits for the medium but a flush, or a cache that is full of changes.
+/// A crash in between leaks clusters at most. Nothing of this waits for the medium but a flush, or a cache that is full of changes;
+/// and while a flush waits, the lock is free: it writes tables as they were when it began (`QCOW2State+Flush`).
 ///
 /// What changes flags and refcounts together (snapshots) or moves tables has no such order; it is a transaction: see
 /// `QCOW2State+Transaction`.
@@ -54,6 +55,10 @@ final class QCOW2State {
     var needsBarrier = false
     /// The header was written, but not known to be on the medium.
     var headerIsUnsure = false
+    /// A flush is under way, without the lock (`QCOW2State+Flush`).
+    var isFlushing = false
+    /// Why what it has written may not be on the medium: the system tells of a lost write only once, whoever asks.
+    var flushProblem: ImageError?
     /// The dirty bit is there since we have not written refcounts, and will.
     var isDirtyByUs = false
 
@@ -170,11 +175,17 @@ final class QCOW2State {
         do {
             try file.synchronize()
         } catch {
-            map.change { $0.synchronized(false) }
-            refcounts.synchronized(false)
+            didLoseWrites(error)
             throw error
         }
-        map.change { $0.synchronized(true) }
+        // The slices of a flush that is under way are written by that one.
+        if !isFlushing { map.change { $0.synchronized(true) } }
         refcounts.synchronized(true)
+    }
+
+    /// What was written must be written again.
+    func didLoseWrites(_ problem: ImageError) {
+        if isFlushing { flushProblem = problem } else { map.change { $0.synchronized(false) } }
+        refcounts.synchronized(false)
     }
 }

@@ -47,6 +47,12 @@ struct VMDKHeader: Hashable {
     var directorySectors: UInt64 { (UInt64(tableCount) * 4 + 511) / 512 }
     var isCompressed: Bool { flags.contains(.compressed) }
 
+    /// The sector of a grain by its entry; 0 for zeros, `nil` for one that would lie among the tables.
+    func place(_ entry: UInt32) -> UInt64? {
+        if entry == 0 || entry == 1 && flags.contains(.zeroedGrain) { return 0 }
+        return UInt64(entry) >= max(1, overhead) ? UInt64(entry) : nil
+    }
+
     init(capacity: UInt64) { self.capacity = capacity }
 
     /// - Throws: `malformed`, `unsupported`.

@@ -19,40 +19,81 @@ extension VMDKImage {
         }
     }
 
+    /// Room for grains of one table. They are the writer's own until `end`.
+    private struct Plan {
+        var grains: Range<UInt64>
+        /// The first one's sector.
+        var place: UInt64
+    }
+
     /// Writes to grains that have no room yet.
     /// - Returns: how many of the bytes; 0 when another thread has given them room meanwhile.
     private func allocate(_ buffers: IOBuffers, from start: UInt64, at offset: UInt64, count: UInt64) throws(ImageError) -> UInt64 {
         let grainBytes = UInt64(header.grainByteCount)
-        let table = Int(offset / 512 / header.tableCoverage)
-        return try state.withLock { state throws(ImageError) in
-            guard let entries = try state.tables.entries(table, file) else {
+        let wanted = offset / grainBytes..<(offset + count + grainBytes - 1) / grainBytes
+        guard let plan = try plan(wanted) else { return 0 }
+        defer { end(plan) }
+        let within = offset % grainBytes
+        let room = UInt64(plan.grains.count) * grainBytes
+        let length = min(count, room - within)
+        try buffers.withPart(from: start, count: length) { part throws(ImageError) in
+            try file.write(part, at: plan.place * 512 + within)
+        }
+        // The rest of the last grain is a hole, and in the file. To set the file's size could cut what others write behind.
+        if within + length < room { try file.writeZeros(at: plan.place * 512 + room - 512, count: 512) }
+        try changes.trying { _ throws(ImageError) in try enter(plan) }
+        return length
+    }
+
+    /// - Parameter wanted: grains of one table.
+    /// - Returns: room for the first of them; `nil` when the very first has some.
+    private func plan(_ wanted: Range<UInt64>) throws(ImageError) -> Plan? {
+        let perTable = UInt64(VMDKHeader.tableEntries)
+        let table = Int(wanted.lowerBound / perTable)
+        return try changes.trying(waitingWhile: { $0.inFlight.contains { $0.overlaps(wanted) } }) { changes throws(ImageError) in
+            guard let entries = try load(table) else {
                 throw ImageError(.malformed, file.name, "grain table \(table) is missing: convert the image to write it")
             }
-            let first = Int(offset / grainBytes % UInt64(VMDKHeader.tableEntries))
-            let within = offset % grainBytes
-            var grains = 0
-            while first + grains < entries.count, UInt64(grains) * grainBytes < within + count {
-                guard try place(entries[first + grains]) == 0 else { break }
-                grains += 1
-            }
-            guard grains > 0 else { return 0 }
-            let length = min(count, UInt64(grains) * grainBytes - within)
-            let place = (state.end + header.grainSectors - 1) / header.grainSectors * header.grainSectors
-            let end = place + UInt64(grains) * header.grainSectors
+            let first = Int(wanted.lowerBound % perTable)
+            var count = 0
+            while count < wanted.count, first + count < entries.count, try place(entries[first + count]) == 0 { count += 1 }
+            guard count > 0 else { return nil }
+            let place = (changes.end + header.grainSectors - 1) / header.grainSectors * header.grainSectors
+            let end = place + UInt64(count) * header.grainSectors
             guard end <= UInt64(UInt32.max) else {
                 throw ImageError(.refused, file.name, "a VMDK file is full at 2 TB: convert the image")
             }
             // Taken even if the write fails: nobody may find what it left there.
-            state.end = end
-            try buffers.withPart(from: start, count: length) { part throws(ImageError) in
-                try file.write(part, at: place * 512 + within)
-            }
-            // The rest of the last grain is a hole, and in the file.
-            if within + length < UInt64(grains) * grainBytes { try file.setByteCount(end * 512) }
-            try state.tables.set(
-                (0..<grains).map { UInt32(truncatingIfNeeded: place + UInt64($0) * header.grainSectors) }, at: first, of: table, file)
-            return length
+            changes.end = end
+            let plan = Plan(grains: wanted.lowerBound..<wanted.lowerBound + UInt64(count), place: place)
+            changes.inFlight.append(plan.grains)
+            return plan
         }
+    }
+
+    /// The data is in the file: the entries lead to it from now on, in both copies.
+    private func enter(_ plan: Plan) throws(ImageError) {
+        let perTable = UInt64(VMDKHeader.tableEntries)
+        let (table, index) = (Int(plan.grains.lowerBound / perTable), Int(plan.grains.lowerBound % perTable))
+        let entries = (0..<plan.grains.count).map { UInt32(truncatingIfNeeded: plan.place + UInt64($0) * header.grainSectors) }
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(entries.count * 4)
+        for entry in entries { bytes.append(little: entry) }
+        do throws(ImageError) {
+            for copy in [redundant, directory] where !copy.isEmpty && copy[table] != 0 {
+                try bytes.write(file, at: UInt64(copy[table]) * 512 + UInt64(index) * 4)
+            }
+        } catch {
+            // What the file says now is not known.
+            tables.withLock { $0.forget(table) }
+            throw error
+        }
+        tables.withLock { $0.set(entries, at: index, of: table) }
+    }
+
+    private func end(_ plan: Plan) {
+        changes.withLock { changes in changes.inFlight.removeAll { $0 == plan.grains } }
+        changes.broadcast()
     }
 
     public func discard(at offset: UInt64, count: UInt64) throws(ImageError) {

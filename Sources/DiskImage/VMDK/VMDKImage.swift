@@ -5,11 +5,15 @@ import Synchronization
 ///
 /// A grain gets its place at the end of the file with the first write to it, and keeps it: grain tables are written behind the
 /// data, and nothing is ever freed, so at any point of a crash an entry leads to data or is not there yet.
+///
+/// Two locks: one of the tables in memory, for work in memory only; and before it one that is held while tables are read and
+/// written, but never while data is.
 public final class VMDKImage: BlockImage {
-    struct State: Sendable {
-        var tables: VMDKTables
+    struct Changes {
         /// The first sector that nothing lies in.
         var end: UInt64
+        /// Grains of the disk that somebody has found room for, and is writing.
+        var inFlight: [Range<UInt64>] = []
     }
 
     public let file: ImageFile
@@ -17,9 +21,12 @@ public final class VMDKImage: BlockImage {
     public let isReadOnly: Bool
     let header: VMDKHeader
     let descriptor: VMDKDescriptor
-    let state: Mutex<State>
-    /// The compressed grain that was read last: guests read in smaller pieces.
-    private let unpacked = Mutex<(grain: UInt64, bytes: [UInt8])>((.max, []))
+    /// Where the grain tables lie, and their second copies: none for an image that has none, or is only read.
+    let directory: [UInt32]
+    let redundant: [UInt32]
+    let tables = Mutex(VMDKTables())
+    let changes: Monitor<Changes>
+    private let unpacked = UnpackedParts()
 
     /// Grains are compressed, one after the other: it cannot be written.
     public var isStreamOptimized: Bool { header.isCompressed }
@@ -32,11 +39,10 @@ public final class VMDKImage: BlockImage {
         (header, descriptor) = try Self.readHeader(file)
         byteCount = header.capacity * 512
         isReadOnly = file.isReadOnly || header.isCompressed
-        let directory = try VMDKTables.readDirectory(file, at: header.directory, header)
+        directory = try VMDKTables.readDirectory(file, at: header.directory, header)
         let hasCopy = header.flags.contains(.redundantTable) && !isReadOnly
-        let redundant = hasCopy ? try VMDKTables.readDirectory(file, at: header.redundantDirectory, header) : []
-        let end = isReadOnly ? 0 : try Self.findEnd(file, header, directory)
-        state = Mutex(State(tables: VMDKTables(directory: directory, redundant: redundant), end: end))
+        redundant = hasCopy ? try VMDKTables.readDirectory(file, at: header.redundantDirectory, header) : []
+        changes = Monitor(Changes(end: isReadOnly ? 0 : try Self.findEnd(file, header, directory)))
     }
 
     /// Whether a file begins as one.
@@ -44,7 +50,7 @@ public final class VMDKImage: BlockImage {
         start.starts(with: VMDKHeader.magic) || start.starts(with: Array("# Disk DescriptorFile".utf8))
     }
 
-    private static func readHeader(_ file: ImageFile) throws(ImageError) -> (VMDKHeader, VMDKDescriptor) {
+    static func readHeader(_ file: ImageFile) throws(ImageError) -> (VMDKHeader, VMDKDescriptor) {
         let size = try file.byteCount()
         let sector = HeapBytes(count: VMDKHeader.byteCount)
         let count = try file.read(into: sector.bytes, at: 0)
@@ -87,7 +93,7 @@ public final class VMDKImage: BlockImage {
 
     /// The first sector behind everything, from which on grains may be given room. An entry that was written before a power
     /// failure may lead past the file's end: its place is taken all the same.
-    private static func findEnd(
+    static func findEnd(
         _ file: ImageFile, _ header: VMDKHeader, _ directory: [UInt32]
     ) throws(ImageError) -> UInt64 {
         var end = max((try file.byteCount() + 511) / 512, header.overhead)
@@ -128,20 +134,28 @@ public final class VMDKImage: BlockImage {
 
     /// Where the first of the bytes lie, and how many of them together; reads tables.
     func map(_ offset: UInt64, _ count: UInt64) throws(ImageError) -> Extent {
-        try state.withLock { state throws(ImageError) in
-            let table = Int(offset / 512 / header.tableCoverage)
-            let entries = try state.tables.entries(table, file)
-            return try extent(entries, offset, count)
-        }
+        try extent(try entries(Int(offset / 512 / header.tableCoverage)), offset, count)
+    }
+
+    /// The entries of a grain table; `nil` for one that there is not: its grains are zeros.
+    private func entries(_ table: Int) throws(ImageError) -> [UInt32]? {
+        if let known = tables.withLock({ $0.known(table) }) { return known }
+        return try changes.trying { _ throws(ImageError) in try load(table) }
+    }
+
+    /// The same with the lock on changes held: nobody is writing them.
+    func load(_ table: Int) throws(ImageError) -> [UInt32]? {
+        guard directory[table] != 0 else { return nil }
+        if let known = tables.withLock({ $0.known(table) }) { return known }
+        let entries = try VMDKTables.readTable(file, at: directory[table])
+        tables.withLock { $0.keep(entries, of: table) }
+        return entries
     }
 
     public func beginTransfer(_ direction: TransferDirection, at offset: UInt64, count: UInt64) -> Extent? {
         guard !header.isCompressed, offset < byteCount, count > 0, direction == .read || !isReadOnly else { return nil }
-        let known = state.withLock { state -> Extent? in
-            state.tables.known(Int(offset / 512 / header.tableCoverage)).flatMap {
-                try? extent($0, offset, min(count, byteCount - offset))
-            }
-        }
+        let entries = tables.withLock { $0.known(Int(offset / 512 / header.tableCoverage)) }
+        let known = entries.flatMap { try? extent($0, offset, min(count, byteCount - offset)) }
         // No room yet: `write` finds some.
         return direction == .write && known?.place == .zeros ? nil : known
     }
@@ -172,11 +186,10 @@ public final class VMDKImage: BlockImage {
 
     /// The sector of a grain; 0 for zeros.
     func place(_ entry: UInt32) throws(ImageError) -> UInt64 {
-        if entry == 0 || entry == 1 && header.flags.contains(.zeroedGrain) { return 0 }
-        guard UInt64(entry) >= max(1, header.overhead) else {
+        guard let place = header.place(entry) else {
             throw ImageError(.malformed, file.name, "a grain at sector \(entry), among the tables")
         }
-        return UInt64(entry)
+        return place
     }
 
     private func readCompressed(
@@ -186,20 +199,21 @@ public final class VMDKImage: BlockImage {
         let grain = offset / grainBytes
         let within = Int(offset % grainBytes)
         let length = Int(min(count, grainBytes - UInt64(within)))
-        let table = Int(offset / 512 / header.tableCoverage)
-        let entries = try state.withLock { state throws(ImageError) in try state.tables.entries(table, file) }
+        let entries = try entries(Int(offset / 512 / header.tableCoverage))
         let entry = try place(entries?[Int(grain % UInt64(VMDKHeader.tableEntries))] ?? 0)
         guard entry != 0 else {
             buffers.zero(from: start, count: UInt64(length))
             return UInt64(length)
         }
-        try unpacked.withLock { last throws(ImageError) in
-            if last.grain != grain {
-                last = (.max, [])
-                last = (grain, try unpack(grain, at: entry))
-            }
-            last.bytes.withUnsafeBytes { buffers.copy(UnsafeRawBufferPointer(rebasing: $0[within..<within + length]), at: start) }
+        let key = UnpackedParts.Key(place: grain, byteCount: grainBytes)
+        let bytes: [UInt8]
+        if let kept = unpacked.find(key) {
+            bytes = kept
+        } else {
+            bytes = try unpack(grain, at: entry)
+            unpacked.keep(key, bytes)
         }
+        bytes.withUnsafeBytes { buffers.copy(UnsafeRawBufferPointer(rebasing: $0[within..<within + length]), at: start) }
         return UInt64(length)
     }
 

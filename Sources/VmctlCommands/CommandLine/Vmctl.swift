@@ -13,6 +13,16 @@ struct Vmctl: ParsableCommand {
         subcommands: CommandWord.commands.map { $0 })
 }
 
+extension CommandConfiguration {
+    /// Of a command.
+    ///
+    /// Its name stands there, since to make one of the type's costs the parser a look through all conformances of the program; and
+    /// so does the tool's, without which the parser first tries whether it was asked for completions.
+    static func vmctl(_ name: String, abstract: String, usage: String, discussion: String = "") -> CommandConfiguration {
+        CommandConfiguration(commandName: name, _superCommandName: "vmctl", abstract: abstract, usage: usage, discussion: discussion)
+    }
+}
+
 /// A command of vmctl.
 protocol VmctlCommand: ParsableCommand {
     /// Does it.

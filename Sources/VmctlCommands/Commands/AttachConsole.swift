@@ -5,8 +5,8 @@ import Machine
 
 /// `vmctl console`.
 struct AttachConsole: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        commandName: "console",
+    static let configuration = CommandConfiguration.vmctl(
+        "console",
         abstract: "Attach this terminal to a machine's first serial port.", usage: "vmctl [-v] console id",
         discussion: """
             The terminal belongs to the guest until it is detached. At the start of a line, ~. detaches, ~# sends BREAK, \

@@ -4,8 +4,8 @@ import Linux
 
 /// `vmctl load`.
 struct Load: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Add the machines of a further configuration.", usage: "vmctl [-v] load filename")
+    static let configuration = CommandConfiguration.vmctl(
+        "load", abstract: "Add the machines of a further configuration.", usage: "vmctl [-v] load filename")
 
     @Argument(help: ArgumentHelp("A file as vm.conf(5) describes it.", valueName: "filename"))
     var files: [String] = []
@@ -26,8 +26,8 @@ struct Load: VmctlCommand {
 
 /// `vmctl reload`.
 struct Reload: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Read the configuration again; machines that run go on as they are.", usage: "vmctl [-v] reload")
+    static let configuration = CommandConfiguration.vmctl(
+        "reload", abstract: "Read the configuration again; machines that run go on as they are.", usage: "vmctl [-v] reload")
 
     @OptionGroup var connection: Connection
 
@@ -36,8 +36,8 @@ struct Reload: VmctlCommand {
 
 /// `vmctl reset`.
 struct Reset: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Forget what was configured: `vms` ends all machines at once.",
+    static let configuration = CommandConfiguration.vmctl(
+        "reset", abstract: "Forget what was configured: `vms` ends all machines at once.",
         usage: "vmctl [-v] reset [all | switches | vms]")
 
     @Argument(help: ArgumentHelp("all, switches or vms. (default: all)", valueName: "what"))
@@ -61,8 +61,8 @@ struct Reset: VmctlCommand {
 
 /// `vmctl log`.
 struct Log: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Set how much vmd logs.", usage: "vmctl [-v] log [brief | verbose]")
+    static let configuration = CommandConfiguration.vmctl(
+        "log", abstract: "Set how much vmd logs.", usage: "vmctl [-v] log [brief | verbose]")
 
     @Argument(help: ArgumentHelp("brief or verbose, or their beginnings.", valueName: "how"))
     var words: [String] = []

@@ -5,8 +5,8 @@ import VMConfig
 
 /// `vmctl create`: an empty image, one that stands on another, or one with what another holds.
 struct Create: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Make a disk image.",
+    static let configuration = CommandConfiguration.vmctl(
+        "create", abstract: "Make a disk image.",
         usage: """
             vmctl [-v] create [-c] [-b base | -i disk] [-s size] [--allow-base path]...
             \t[--cluster-size size] [--compression method] [--refcount-bits bits] disk

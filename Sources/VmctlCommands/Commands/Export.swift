@@ -4,8 +4,8 @@ import VMConfig
 
 /// `vmctl export`: a machine for VMware's programs.
 struct Export: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Write disks as a machine for VMware's programs.",
+    static let configuration = CommandConfiguration.vmctl(
+        "export", abstract: "Write disks as a machine for VMware's programs.",
         usage: """
             vmctl [-v] export [-c] [-m size] [-n name] [--allow-base path]...
             \tdisk ... directory

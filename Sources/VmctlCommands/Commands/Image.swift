@@ -5,8 +5,8 @@ import VMConfig
 
 /// `vmctl image`: look at image files, and work on them.
 struct Image: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Look at image files, and work on them.",
+    static let configuration = CommandConfiguration.vmctl(
+        "image", abstract: "Look at image files, and work on them.",
         usage: """
             vmctl [-v] image info | check [-j] [--chain] [--allow-base path]... disk
             \tvmctl [-v] image map [-j] disk
@@ -151,7 +151,7 @@ struct Image: VmctlCommand {
             try qcow2.resize(to: size, mayShrink: shrink)
             try qcow2.close()
         case let raw as RawImage: try raw.file.setByteCount(size)
-        default: throw Failure("\(location.path): only qcow2 and raw images change their size: convert it")
+        default: throw Failure("\(location.path): only qcow2 and raw images change their size: convert it first, with `image convert`")
         }
         output.say("\(location.path) has \(ByteSize.describe(size)) now")
         return 0

@@ -3,8 +3,8 @@ import ControlProtocol
 
 /// `vmctl pause`.
 struct Pause: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Stop a machine's CPU and clocks, until it is told to go on.", usage: "vmctl [-v] pause id")
+    static let configuration = CommandConfiguration.vmctl(
+        "pause", abstract: "Stop a machine's CPU and clocks, until it is told to go on.", usage: "vmctl [-v] pause id")
 
     @OptionGroup var connection: Connection
     @OptionGroup var operand: MachineArgument
@@ -16,8 +16,8 @@ struct Pause: VmctlCommand {
 
 /// `vmctl unpause`.
 struct Unpause: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Let a paused machine go on.", usage: "vmctl [-v] unpause id")
+    static let configuration = CommandConfiguration.vmctl(
+        "unpause", abstract: "Let a paused machine go on.", usage: "vmctl [-v] unpause id")
 
     @OptionGroup var connection: Connection
     @OptionGroup var operand: MachineArgument

@@ -9,8 +9,8 @@ extension BootDevice: ExpressibleByArgument {}
 
 /// `vmctl run`: one machine in the foreground, without a daemon.
 struct Run: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Run a machine in the foreground, its serial console on this terminal.",
+    static let configuration = CommandConfiguration.vmctl(
+        "run", abstract: "Run a machine in the foreground, its serial console on this terminal.",
         usage: """
             vmctl [-v] run [-b kernel|firmware] [-B device] [-d disk]... [-r iso]
             \t[--initrd file] [--module file[,args]]... [--cmdline text] [-m size]

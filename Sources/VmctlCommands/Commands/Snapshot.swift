@@ -3,8 +3,8 @@ import DiskImage
 
 /// `vmctl snapshot`: what a disk was, kept inside of its image, or below it.
 struct Snapshot: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Keep what a disk holds, and come back to it.",
+    static let configuration = CommandConfiguration.vmctl(
+        "snapshot", abstract: "Keep what a disk holds, and come back to it.",
         usage: """
             vmctl [-v] snapshot create [-d] [--allow-base path]... disk name
             \tvmctl [-v] snapshot list [-j] disk
@@ -84,8 +84,8 @@ struct Snapshot: VmctlCommand {
 
 /// `vmctl rollback`.
 struct RollBack: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        commandName: "rollback", abstract: "Go back to what the image below a disk holds.",
+    static let configuration = CommandConfiguration.vmctl(
+        "rollback", abstract: "Go back to what the image below a disk holds.",
         usage: "vmctl [-v] rollback [--allow-base path]... disk",
         discussion: """
             What the disk has of its own is put aside as disk.undone-1 and so on, for rollforward. A disk that has nothing \
@@ -107,8 +107,8 @@ struct RollBack: VmctlCommand {
 
 /// `vmctl rollforward`.
 struct RollForward: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        commandName: "rollforward", abstract: "Undo the last rollback.",
+    static let configuration = CommandConfiguration.vmctl(
+        "rollforward", abstract: "Undo the last rollback.",
         usage: "vmctl [-v] rollforward [-f] [--allow-base path]... disk")
 
     @Flag(name: .customShort("f"), help: "Throw away what was written since.")

@@ -5,8 +5,8 @@ import VMConfig
 
 /// `vmctl start`.
 struct Start: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Start a machine of the configuration, an instance of a template, or one made of these options.",
+    static let configuration = CommandConfiguration.vmctl(
+        "start", abstract: "Start a machine of the configuration, an instance of a template, or one made of these options.",
         usage: """
             vmctl [-v] start [-cL] [-B device] [-b path] [-d disk] [-i count]
             \t[-m size] [-n switch] [-p count] [-r path] [-t name]

@@ -3,8 +3,8 @@ import ControlProtocol
 
 /// `vmctl status`, also called `show`.
 struct Status: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "List machines.", usage: "vmctl [-v] status [-jr] [id]")
+    static let configuration = CommandConfiguration.vmctl(
+        "status", abstract: "List machines.", usage: "vmctl [-v] status [-jr] [id]")
 
     @Flag(name: .customShort("j"), help: "As JSON.")
     var isJSON = false

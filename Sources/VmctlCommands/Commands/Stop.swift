@@ -3,8 +3,8 @@ import ControlProtocol
 
 /// `vmctl stop`.
 struct Stop: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Ask a machine to shut down.", usage: "vmctl [-v] stop [-fw] [id | -a]")
+    static let configuration = CommandConfiguration.vmctl(
+        "stop", abstract: "Ask a machine to shut down.", usage: "vmctl [-v] stop [-fw] [id | -a]")
 
     @Flag(name: .customShort("a"), help: "All machines that run and are yours.")
     var all = false

@@ -3,8 +3,8 @@ import ControlProtocol
 
 /// `vmctl wait`.
 struct Wait: VmctlCommand {
-    static let configuration = CommandConfiguration(
-        abstract: "Wait until a machine has ended.", usage: "vmctl [-v] wait id")
+    static let configuration = CommandConfiguration.vmctl(
+        "wait", abstract: "Wait until a machine has ended.", usage: "vmctl [-v] wait id")
 
     @OptionGroup var connection: Connection
     @OptionGroup var operand: MachineArgument

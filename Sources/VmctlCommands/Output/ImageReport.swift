@@ -1,7 +1,8 @@
 import DiskImage
+import Machine
 import VMConfig
 
-/// What is told of images, for people and for programs.
+/// What is told of images, for people and for programs. What stands in an image may be anything: a line stays one.
 enum ImageReport {
     // MARK: - For people
 
@@ -19,7 +20,7 @@ enum ImageReport {
             if info.isCorrupt { rows.append(("state", "damaged: `vmctl image repair` mends what can be")) }
         }
         return rows.map { row in
-            "\(row.0):".padded(to: 12) + clean(row.1) + "\n"
+            "\(row.0):".padded(to: 12) + UserTerminal.oneLine(row.1) + "\n"
         }.joined()
     }
 
@@ -37,15 +38,10 @@ enum ImageReport {
     static func table(_ snapshots: [QCOW2Snapshot]) -> String {
         var text = "ID".padded(to: 6) + "DATE".padded(to: 21) + "SIZE".padded(to: 9) + "NAME\n"
         for snapshot in snapshots {
-            text += clean(snapshot.id).padded(to: 6) + UTCDate.describe(UInt64(snapshot.seconds)).padded(to: 21)
-            text += ScaledSize.describe(snapshot.byteCount).padded(to: 9) + clean(snapshot.name) + "\n"
+            text += UserTerminal.oneLine(snapshot.id).padded(to: 6) + UTCDate.describe(UInt64(snapshot.seconds)).padded(to: 21)
+            text += ScaledSize.describe(snapshot.byteCount).padded(to: 9) + UserTerminal.oneLine(snapshot.name) + "\n"
         }
         return text
-    }
-
-    /// What stands in an image may be anything; a line stays one.
-    static func clean(_ text: String) -> String {
-        String(String.UnicodeScalarView(text.unicodeScalars.map { $0.properties.generalCategory == .control ? "?" : $0 }))
     }
 
     // MARK: - For programs
@@ -118,7 +114,7 @@ extension ImageReport {
         if check.errors > 0 { parts.append("\(check.errors) places that could not be read") }
         if check.damage == 0, check.leaks == 0, check.errors == 0 { parts.append("no errors") }
         if check.total > 0 { parts.append("\(check.allocated) of \(check.total) in use") }
-        return "\(clean(check.path)): \(parts.joined(separator: ", "))\n"
+        return "\(UserTerminal.oneLine(check.path)): \(parts.joined(separator: ", "))\n"
     }
 
     static func json(_ check: ImageCheck) -> String {

@@ -2,6 +2,7 @@ import DiskImage
 import DiskTestSupport
 import Glibc
 import Linux
+import Synchronization
 import TestSupport
 import Testing
 
@@ -67,9 +68,21 @@ import Testing
             var range: Range<Int>? = 0..<0
             var flushed = false
             switch UInt8.random(in: 0...19, using: &random) {
-            case 0...2:
+            case 0:
                 try image.flush()
                 flushed = true
+            case 1...2:
+                // Others write meanwhile: before its first or its second wait, or after it, where it keeps them off.
+                let before = model.bytes
+                let offset = Int.random(in: 0..<model.bytes.count, using: &random)
+                let count = min(model.bytes.count - offset, 1 << Int.random(in: 9...15, using: &random))
+                let byte = UInt8.random(in: 1...255, using: &random)
+                try flush(image, recorder, skips: Int.random(in: 0...1, using: &random)) {
+                    try? image.put([UInt8](repeating: byte, count: count), at: UInt64(offset))
+                }
+                model.fill(offset, count, byte)
+                steps.append(Step(start: start, end: recorder.count, range: 0..<0, flushed: before))
+                range = offset..<(offset + count)
             case 3 where snapshots.count < 3:
                 try image.createSnapshot(name: "s\(number)")
                 snapshots.append(("s\(number)", model.bytes))
@@ -117,6 +130,71 @@ import Testing
         try image.close()
         steps.append(Step(start: start, end: recorder.count, range: 0..<0, flushed: model.bytes))
         return steps
+    }
+
+    /// - Parameter skips: how many waits for the medium pass before `body` happens in one.
+    private func flush(_ image: QCOW2Image, _ recorder: Recorder, skips: Int, _ body: @escaping @Sendable () -> Void) throws {
+        let done = Monitor(false)
+        let isStarted = Mutex(false)
+        let thread = Mutex<PosixThread?>(nil)
+        @Sendable func start() {
+            isStarted.withLock { $0 = true }
+            let new = try? PosixThread("writer") {
+                body()
+                done.withLock { $0 = true }
+                done.broadcast()
+            }
+            thread.withLock { $0 = new }
+            done.withLock(waitingWhile: { !$0 }, until: SystemTime.monotonic() + 20_000_000) { _ in }
+        }
+        recorder.duringNextSynchronize(skips == 0 ? start : { recorder.duringNextSynchronize(start) })
+        try image.flush()
+        recorder.duringNextSynchronize(nil)
+        if !isStarted.withLock({ $0 }) { body() }
+        thread.withLock { $0.take() }?.join()
+    }
+
+    @Test func `a write that finds room does not wait for a flush`() throws {
+        let gate = Gate { if case .synchronize = $0 { true } else { false } }
+        let file = ImageFile(owning: try FileDescriptor.memory("disk", byteCount: 0), name: "disk", isReadOnly: false, observer: gate)
+        try QCOW2Image.create(file, QCOW2Options(byteCount: 16 << 20))
+        let image = try QCOW2Image(file)
+        try image.put([1], at: 0)
+        gate.arm()
+        let flusher = try PosixThread("flusher") { try? image.flush() }
+        #expect(gate.awaitChange())
+        try image.put([2], at: 1 << 20)
+        try image.discard(at: 0, count: 65536)
+        #expect(try image.bytes(at: 1 << 20, count: 1) == [2])
+        gate.open()
+        flusher.join()
+        #expect(!gate.timedOut)
+        // What it did not have is in the next one.
+        try image.flush()
+        let again = try QCOW2Image(file, for: .check)
+        #expect(try again.bytes(at: 1 << 20, count: 1) == [2] && again.bytes(at: 0, count: 1) == [0])
+        #expect(try again.check().corruptions == 0)
+    }
+
+    @Test(arguments: [0, 1, 2]) func `a flush that fails while others write is done whole the next time`(failing: Int) throws {
+        let recorder = Recorder()
+        let file = try ImageFile.memory(recorder)
+        try QCOW2Image.create(file, QCOW2Options(byteCount: 16 << 20))
+        let image = try QCOW2Image(file)
+        for place in 0..<8 { try image.put([UInt8(place + 1)], at: UInt64(place) << 20) }
+        recorder.duringNextSynchronize {
+            try? image.put([77], at: 9 << 20)
+            recorder.fail(after: failing, with: EIO)
+        }
+        #expect(throws: ImageError.self) { try image.flush() }
+        recorder.heal()
+        try image.put([78], at: 10 << 20)
+        try image.flush()
+        let crashed = ImageFile(owning: try Recorder.replay(recorder.changes[...]), name: "crashed", isReadOnly: false)
+        let found = try QCOW2Image(crashed)
+        for place in 0..<8 { #expect(try found.bytes(at: UInt64(place) << 20, count: 1) == [UInt8(place + 1)]) }
+        #expect(try found.bytes(at: 9 << 20, count: 1) == [77] && found.bytes(at: 10 << 20, count: 1) == [78])
+        #expect(try found.check().corruptions == 0)
     }
 
     private func look(

@@ -195,6 +195,24 @@ import Testing
         }
     }
 
+    /// Half a terabyte of L2 tables in a file of a few megabytes.
+    @Test(.timeLimit(.minutes(1))) func `tables in holes of the file keep nobody busy`() throws {
+        let file = try ImageFile.memory()
+        var options = QCOW2Options(byteCount: 1 << 57)
+        options.clusterSize = 2 << 20
+        try QCOW2Image.create(file, options)
+        let count = 1 << 18
+        // l1_table_offset (qcow2.txt, "Header").
+        var l1Offset: UInt64 = 0
+        _ = try withUnsafeMutableBytes(of: &l1Offset) { try file.read(into: $0, at: 40) }
+        let first = try file.byteCount()
+        let entries = (0..<UInt64(count)).map { (first + $0 << 21).bigEndian }
+        try entries.withUnsafeBytes { try file.write($0, at: UInt64(bigEndian: l1Offset)) }
+        try file.setByteCount(first + UInt64(count) << 21)
+        let result = try QCOW2Image(file, for: .check).check()
+        #expect(result.corruptions == count && result.errors == 0 && result.allocatedClusters == 0)
+    }
+
     @Test func `compressed bytes that make more or less than a cluster are an error`() throws {
         for kind in QCOW2Compression.allCases {
             var options = QCOW2Options(byteCount: 1 << 20)

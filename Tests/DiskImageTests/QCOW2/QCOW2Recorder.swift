@@ -23,7 +23,18 @@ final class Recorder: FileObserver {
 
     private let state = Mutex(State())
 
+    /// What happens while somebody waits for the medium.
+    private let duringSynchronize = Mutex<(@Sendable () -> Void)?>(nil)
+    func duringNextSynchronize(_ body: (@Sendable () -> Void)?) { duringSynchronize.withLock { $0 = body } }
+
     func willChange(_ change: FileChange) throws(SystemError) {
+        if case .synchronize = change {
+            let body = duringSynchronize.withLock { body in
+                defer { body = nil }
+                return body
+            }
+            body?()
+        }
         let code: CInt? = state.withLock { state in
             if var failure = state.failure {
                 failure.after -= 1
