@@ -176,6 +176,23 @@ import Testing
         #expect(try again.check().corruptions == 0)
     }
 
+    /// The first write to a part of the disk that has no L2 table yet, at the file's end.
+    @Test(arguments: 0...3) func `a table whose write fails is in the file all the same`(failing: Int) throws {
+        let recorder = Recorder()
+        let file = try ImageFile.memory(recorder)
+        try QCOW2Image.create(file, QCOW2Options(byteCount: 4 << 30))
+        let image = try QCOW2Image(file)
+        try image.put([1], at: 0)
+        recorder.fail(after: failing, with: ENOSPC, times: 100)
+        try? image.put([2, 2, 2], at: 1 << 30)
+        recorder.heal()
+        try image.close()
+        let again = try QCOW2Image(file)
+        let byte = try again.bytes(at: 1 << 30, count: 1)
+        #expect(byte == [0] || byte == [2])
+        #expect(try again.check().corruptions == 0)
+    }
+
     @Test func `requests wait when a flush has all tables in memory`() throws {
         let gate = Gate { if case .synchronize = $0 { true } else { false } }
         let file = ImageFile(owning: try FileDescriptor.memory("disk", byteCount: 0), name: "disk", isReadOnly: false, observer: gate)
