@@ -65,8 +65,13 @@ extension QCOW2State {
         let clusters = try allocate(upTo: 1)
         let offset = clusters.first << UInt64(geometry.clusterBits)
         do {
-            // An empty one in a part of the file that was never used needs no zeros; slices are read from there.
-            if old != 0 || !clusters.isPristine { try copyTable(from: old, to: offset, index) }
+            if old != 0 || !clusters.isPristine {
+                try copyTable(from: old, to: offset, index)
+            } else {
+                // An empty one in a part of the file that was never used needs no zeros, but must begin in the file: what the table
+                // is made for may not be written, for want of room.
+                try file.writeZeros(at: offset, count: 512)
+            }
         } catch {
             try changeRefcount(clusters.first, by: -1)
             throw error

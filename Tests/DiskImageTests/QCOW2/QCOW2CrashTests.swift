@@ -176,6 +176,55 @@ import Testing
         #expect(try again.check().corruptions == 0)
     }
 
+    /// The first write to a part of the disk that has no L2 table yet, at the file's end.
+    @Test(arguments: 0...3) func `a table whose write fails is in the file all the same`(failing: Int) throws {
+        let recorder = Recorder()
+        let file = try ImageFile.memory(recorder)
+        try QCOW2Image.create(file, QCOW2Options(byteCount: 4 << 30))
+        let image = try QCOW2Image(file)
+        try image.put([1], at: 0)
+        recorder.fail(after: failing, with: ENOSPC, times: 100)
+        try? image.put([2, 2, 2], at: 1 << 30)
+        recorder.heal()
+        try image.close()
+        let again = try QCOW2Image(file)
+        let byte = try again.bytes(at: 1 << 30, count: 1)
+        #expect(byte == [0] || byte == [2])
+        #expect(try again.check().corruptions == 0)
+    }
+
+    @Test func `requests wait when a flush has all tables in memory`() throws {
+        let gate = Gate { if case .synchronize = $0 { true } else { false } }
+        let file = ImageFile(owning: try FileDescriptor.memory("disk", byteCount: 0), name: "disk", isReadOnly: false, observer: gate)
+        // 1024 slices of 16 KB are kept, each for 32 MB of the disk.
+        var options = QCOW2Options(byteCount: 40 << 30)
+        options.clusterSize = 16384
+        try QCOW2Image.create(file, options)
+        let image = try QCOW2Image(file)
+        for place in 0..<1018 { try image.put([1], at: UInt64(place) << 25) }
+        gate.arm()
+        let flusher = try PosixThread("flusher") { try? image.flush() }
+        #expect(gate.awaitChange())
+        let failures = Monitor((count: 0, isDone: false))
+        let writer = try PosixThread("writer") {
+            for place in 1018..<1080 {
+                do { try image.put([2], at: UInt64(place) << 25) } catch { failures.withLock { $0.count += 1 } }
+            }
+            failures.withLock { $0.isDone = true }
+            failures.broadcast()
+        }
+        // Time to fail, if it did not wait.
+        failures.withLock(waitingWhile: { !$0.isDone }, until: SystemTime.monotonic() + 300_000_000) { _ in }
+        gate.open()
+        flusher.join()
+        writer.join()
+        #expect(failures.withLock { $0.count } == 0)
+        try image.flush()
+        let again = try QCOW2Image(file, for: .check)
+        #expect(try again.bytes(at: 1017 << 25, count: 1) == [1] && again.bytes(at: 1079 << 25, count: 1) == [2])
+        #expect(try again.check().corruptions == 0)
+    }
+
     @Test(arguments: [0, 1, 2]) func `a flush that fails while others write is done whole the next time`(failing: Int) throws {
         let recorder = Recorder()
         let file = try ImageFile.memory(recorder)
