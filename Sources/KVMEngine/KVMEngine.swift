@@ -18,7 +18,7 @@ public final class KVMEngine: Engine {
     let localAPIC: KVMLocalAPICs?
 
     private let device: FileDescriptor
-    private let machine: FileDescriptor
+    private let machine: KVMMachine
     private let runByteCount: Int
     /// Whether the policy's MSR table rules; otherwise (before Linux 5.10) the kernel's does.
     let filtersMSRs: Bool
@@ -40,8 +40,7 @@ public final class KVMEngine: Engine {
         guard version == 12 else { throw .wrongVersion(version) }
         var reported = try supportedFeatures(device.raw)
         if !Self.showsVirtualisation { reported = reported.union(try forcedFeatures(device.raw)) }
-        machine = FileDescriptor(
-            owning: try kvm("KVM_CREATE_VM", device.raw, clinux_kvm_create_vm))
+        machine = KVMMachine(owning: try kvm("KVM_CREATE_VM", device.raw, clinux_kvm_create_vm))
         for (capability, name) in [
             (KVM_CAP_USER_MEMORY, "user memory"), (KVM_CAP_IMMEDIATE_EXIT, "immediate exit (Linux 4.12)"),
             (KVM_CAP_XSAVE, "XSAVE state"), (KVM_CAP_VCPU_EVENTS, "event state"),
@@ -62,7 +61,7 @@ public final class KVMEngine: Engine {
         if try Self.check(machine.raw, KVM_CAP_SET_TSS_ADDR) > 0 {
             try kvm("KVM_SET_TSS_ADDR", machine.raw, clinux_kvm_set_tss_addr, 0xFEFF_D000)
         }
-        localAPIC = usesLocalAPICs ? try KVMLocalAPICs(machine: machine.raw) : nil
+        localAPIC = usesLocalAPICs ? try KVMLocalAPICs(machine) : nil
         features = .kvm(reported: reported, apic: localAPIC?.features)
         filtersMSRs = try Self.filterMSRs(machine.raw, hasLocalAPICs: localAPIC != nil)
         hasPageDirectoryPointers = try Self.check(machine.raw, KVM_CAP_SREGS2) > 0

@@ -3,6 +3,14 @@ import Linux
 import Synchronization
 import VMM
 
+/// The descriptor of a machine: devices may send messages for as long as they live, also when the engine is gone.
+final class KVMMachine: Sendable {
+    private let descriptor: FileDescriptor
+    var raw: CInt { descriptor.raw }
+
+    init(owning raw: CInt) { descriptor = FileDescriptor(owning: raw) }
+}
+
 /// The kernel's local APICs (KVM_CAP_SPLIT_IRQCHIP). I/O APIC and 8259 pair are ours: the former's interrupts are messages
 /// (KVM_SIGNAL_MSI), the end of its levels arrives as an exit, the latter's are injected past the local APIC as without one.
 ///
@@ -15,26 +23,26 @@ final class KVMLocalAPICs: EngineLocalAPICs {
 
     /// What the kernel can do with them.
     let features: EngineFeatures.KernelAPIC
-    /// The engine's, which lives as long as this.
-    private let machine: CInt
+    private let machine: KVMMachine
     private let endOfInterrupt = Mutex<(@Sendable (UInt8) -> Void)?>(nil)
 
     /// Turns them on, before the first CPU is made.
     /// - Returns: `nil` where the kernel lacks something that is needed for them.
-    init?(machine: CInt) throws(KVMError) {
+    init?(_ machine: KVMMachine) throws(KVMError) {
+        let raw = machine.raw
         for capability in [KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_SIGNAL_MSI, KVM_CAP_IRQ_ROUTING, KVM_CAP_MP_STATE] {
-            guard try KVMEngine.check(machine, capability) > 0 else { return nil }
+            guard try KVMEngine.check(raw, capability) > 0 else { return nil }
         }
         self.machine = machine
-        try KVMEngine.enable(machine, KVM_CAP_SPLIT_IRQCHIP, Self.pinCount)
+        try KVMEngine.enable(raw, KVM_CAP_SPLIT_IRQCHIP, Self.pinCount)
         // The timer counts nanoseconds unless told otherwise (Linux 6.11).
         var countsCrystal = false
-        if try KVMEngine.check(machine, clinux_kvm_cap_apic_bus_cycles) > 0 {
-            try KVMEngine.enable(machine, clinux_kvm_cap_apic_bus_cycles, 1_000_000_000 / CPUPolicy.crystalHz)
+        if try KVMEngine.check(raw, clinux_kvm_cap_apic_bus_cycles) > 0 {
+            try KVMEngine.enable(raw, clinux_kvm_cap_apic_bus_cycles, 1_000_000_000 / CPUPolicy.crystalHz)
             countsCrystal = true
         }
         features = .init(
-            hasDeadlines: try KVMEngine.check(machine, KVM_CAP_TSC_DEADLINE_TIMER) > 0, countsCrystal: countsCrystal)
+            hasDeadlines: try KVMEngine.check(raw, KVM_CAP_TSC_DEADLINE_TIMER) > 0, countsCrystal: countsCrystal)
     }
 
     func deliver(_ signal: MessageSignal) {
@@ -43,7 +51,7 @@ final class KVMLocalAPICs: EngineLocalAPICs {
         message.address_hi = UInt32(truncatingIfNeeded: signal.address >> 32)
         message.data = signal.data
         // One that nobody takes is lost, as on hardware.
-        _ = try? kvm("KVM_SIGNAL_MSI", machine, clinux_kvm_signal_msi, &message)
+        _ = try? kvm("KVM_SIGNAL_MSI", machine.raw, clinux_kvm_signal_msi, &message)
     }
 
     func setPins(_ signals: [MessageSignal]) {
@@ -58,7 +66,7 @@ final class KVMLocalAPICs: EngineLocalAPICs {
                 return route
             })
         // Refused for want of memory alone: then levels of these pins come once.
-        _ = try? kvm("KVM_SET_GSI_ROUTING", machine, clinux_kvm_set_gsi_routing, routes.address)
+        _ = try? kvm("KVM_SET_GSI_ROUTING", machine.raw, clinux_kvm_set_gsi_routing, routes.address)
     }
 
     func onEndOfInterrupt(_ tell: @escaping @Sendable (UInt8) -> Void) { endOfInterrupt.withLock { $0 = tell } }

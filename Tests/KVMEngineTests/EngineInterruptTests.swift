@@ -244,6 +244,34 @@ import VMM
         }
     }
 
+    /// An interrupt arrives while another is on its way, and kicks the CPU once more.
+    @Test(arguments: TestedEngine.allCases)
+    func `many interrupts of several lines and of messages all arrive in their time`(engine: TestedEngine) throws {
+        let guest = try InterruptGuest(engine)
+        let messages = try #require(guest.system.messages)
+        let wires = [UInt8(4), 5, 7].map { guest.system.line($0) }
+        guest.openPair()
+        for vector in [0x24, 0x25, 0x27] as [UInt8] { guest.setHandler(vector) { $0.raw(0xB0, 0x20, 0xE6, 0x20) } }
+        guest.setHandler(0x43)
+        try guest.start {
+            $0.enterX2APIC()
+            $0.wrmsr(0x835, 0x700)
+            $0.raw(0xFB)
+            $0.sleep()
+        }
+        var said: [UInt32] = []
+        try withThread { isOver in
+            while !isOver() {
+                for wire in wires { wire.pulse() }
+                messages.deliver(address: 0xFEE0_0000, data: 0x43)
+                sched_yield()
+            }
+        } during: {
+            said = try guest.goOn(until: 1000)
+        }
+        #expect(Set(said) == [0x24, 0x25, 0x27, 0x43])
+    }
+
     @Test(arguments: TestedEngine.allCases)
     func `CR8 keeps back what has no higher priority`(engine: TestedEngine) throws {
         let guest = try InterruptGuest(engine)
