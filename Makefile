@@ -61,7 +61,8 @@ STATIC := $(CURDIR)/.build/static
 RELEASE := -c release --static-swift-stdlib -Xswiftc -L$(STATIC)
 
 build: setup
-	@mkdir -p $(STATIC) && ln -sf "$$(gcc -print-file-name=libstdc++.a)" $(STATIC)/libstdc++.a
+	@mkdir -p $(STATIC)
+	@library=$$(gcc -print-file-name=libstdc++.a); [ ! -e "$$library" ] || ln -sf "$$library" $(STATIC)/libstdc++.a
 	$(SWIFT) build $(RELEASE) --product vmctl
 	$(SWIFT) build $(RELEASE) --product vmd
 
