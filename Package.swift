@@ -46,7 +46,7 @@ let package = Package(
             name: "Machine", dependencies: ["VMM", "Linux", "CZlib", "DiskImage", "Devices", "KVMEngine", "TranslatorEngine"],
             swiftSettings: safe),
         .target(name: "VMConfig", swiftSettings: safe),
-        .target(name: "ControlProtocol", dependencies: ["Linux"], swiftSettings: safe),
+        .target(name: "ControlProtocol", dependencies: ["DiskImage", "Linux"], swiftSettings: safe),
         .target(
             name: "Daemon",
             dependencies: [
@@ -86,22 +86,22 @@ let package = Package(
         .testTarget(name: "VMConfigTests", dependencies: ["VMConfig", "TestSupport"], swiftSettings: safe),
         .testTarget(name: "MachineTests", dependencies: ["Machine", "KVMEngine", "TranslatorEngine", "VMM", "Linux", "CLinux", "Devices", "DiskImage", "CZlib", "TestSupport"], swiftSettings: common),
         .testTarget(
-            name: "DaemonTests", dependencies: ["Daemon", "Machine", "ControlProtocol", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
+            name: "DaemonTests", dependencies: ["Daemon", "Machine", "ControlProtocol", "DiskImage", "VMConfig", "Linux", "TestSupport"], swiftSettings: common),
         // A daemon that answers what a test tells it to.
         .target(
             name: "ControlTestSupport", dependencies: ["ControlProtocol", "Linux"], path: "Tests/ControlTestSupport",
             swiftSettings: common),
         .testTarget(
-            name: "ControlProtocolTests", dependencies: ["ControlProtocol", "Linux", "TestSupport", "ControlTestSupport"],
+            name: "ControlProtocolTests", dependencies: ["ControlProtocol", "DiskImage", "Linux", "TestSupport", "ControlTestSupport"],
             swiftSettings: common),
         .testTarget(
             name: "VmctlCommandsTests",
             dependencies: [
-                "VmctlCommands", "ControlProtocol", "DiskImage", "Linux", "VMConfig", "TestSupport", "ControlTestSupport",
+                "VmctlCommands", "ControlProtocol", "DiskImage", "Linux", "CLinux", "VMConfig", "TestSupport", "ControlTestSupport",
                 "DiskTestSupport",
             ],
             swiftSettings: common),
         .testTarget(
-            name: "GuestTests", dependencies: ["Linux", "CLinux", "ControlProtocol", "TestSupport"], swiftSettings: common),
+            name: "GuestTests", dependencies: ["Linux", "CLinux", "ControlProtocol", "DiskImage", "TestSupport"], swiftSettings: common),
     ]
 )

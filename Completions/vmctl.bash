@@ -16,9 +16,16 @@ _vmctl_files() {
     COMPREPLY=($(compgen -f -- "$cur"))
 }
 
+# Images' files, and machines. $1: vmctl, then its arguments.
+_vmctl_disks() {
+    local IFS=$'\n'
+    compopt -o filenames 2>/dev/null
+    COMPREPLY=($(compgen -f -- "$cur") $(compgen -W "$(_vmctl_machines "$@")" -- "$cur"))
+}
+
 _vmctl() {
     local vmctl=$1 cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
-    local commands='console create export image load log pause reload reset rollback rollforward run show snapshot start'
+    local commands='cdrom console create export image load log pause reload reset rollback rollforward run show snapshot start'
     commands+=' status stop unpause wait'
     local socket=() command= verb= operands=0 index word
     COMPREPLY=()
@@ -28,7 +35,7 @@ _vmctl() {
         case $word in
         # The size of a new image, or vmd's socket.
         -s) index=$((index + 1)); [[ $command == create ]] || socket=(-s "${COMP_WORDS[index]}") ;;
-        --allow-base | --cluster-size | --compression | --refcount-bits) index=$((index + 1)) ;;
+        --allow-base | --cluster-size | --compression | --disk | --refcount-bits) index=$((index + 1)) ;;
         -B | -b | -d | -i | -m | -n | -p | -r | -t | --initrd | --module | --cmdline | --engine | --cpu | --debug-exit)
             # `status -r` takes no value, and what has none in front of a command is none of ours.
             case $command:$word in
@@ -71,7 +78,7 @@ _vmctl() {
     *:--compression) _vmctl_reply $'zlib\nzstd'; return ;;
     *:--refcount-bits) _vmctl_reply $'1\n2\n4\n8\n16\n32\n64'; return ;;
     export:-m) _vmctl_reply $'128M\n256M\n512M\n1G\n2G\n4G'; return ;;
-    export:-n) return ;;
+    export:-n | *:--disk) return ;;
     start:-i | start:-n | start:-p | start:--cmdline | run:--cmdline | run:--debug-exit) return ;;
     esac
 
@@ -80,12 +87,13 @@ _vmctl() {
         case $command in
         run) options=$'-B\n-b\n-d\n-h\n-m\n-r\n-v\n--cmdline\n--cpu\n--debug-exit\n--engine\n--help\n--initrd\n--module' ;;
         create) options=$'-b\n-c\n-h\n-i\n-s\n-v\n--allow-base\n--cluster-size\n--compression\n--help\n--refcount-bits' ;;
-        export) options=$'-c\n-h\n-m\n-n\n-v\n--allow-base\n--help' ;;
-        image) options=$'-b\n-c\n-h\n-j\n-k\n-l\n-u\n-v\n--allow-base\n--chain\n--cluster-size\n--compression\n--help'
+        cdrom) options+=$'\n-f' ;;
+        export) options+=$'\n-c\n-m\n-n\n--allow-base' ;;
+        image) options+=$'\n-b\n-c\n-j\n-k\n-l\n-u\n--allow-base\n--chain\n--cluster-size\n--compression\n--disk'
             options+=$'\n--refcount-bits\n--shrink' ;;
-        rollback) options=$'-h\n-v\n--allow-base\n--help' ;;
-        rollforward) options=$'-f\n-h\n-v\n--allow-base\n--help' ;;
-        snapshot) options=$'-d\n-h\n-j\n-v\n--allow-base\n--help' ;;
+        rollback) options+=$'\n--allow-base' ;;
+        rollforward) options+=$'\n-f\n--allow-base' ;;
+        snapshot) options+=$'\n-d\n-j\n--allow-base' ;;
         start) options+=$'\n-B\n-b\n-c\n-d\n-i\n-L\n-m\n-n\n-p\n-r\n-t\n--cmdline\n--cpu\n--engine\n--initrd' ;;
         status) options+=$'\n-j\n-r' ;;
         stop) options+=$'\n-a\n-f\n-w' ;;
@@ -98,21 +106,33 @@ _vmctl() {
     case $command in
     image | snapshot)
         if ((operands > 0)); then
-            ((operands == 1)) || [[ $verb == convert ]] && _vmctl_files
+            if ((operands == 1)); then
+                _vmctl_disks "$vmctl" "${socket[@]}" status
+            elif [[ $verb == convert ]]; then
+                _vmctl_files
+            fi
         elif [[ $command == image ]]; then
             _vmctl_reply $'check\ncommit\nconvert\ninfo\nmap\nrebase\nrepair\nresize'
         else
             _vmctl_reply $'apply\ncreate\ndelete\nlist'
         fi
         return ;;
-    export) _vmctl_files; return ;;
+    cdrom)
+        case $operands:$verb in
+        0:*) _vmctl_reply $'eject\ninsert\nshow' ;;
+        1:*) _vmctl_reply "$(_vmctl_machines "$vmctl" "${socket[@]}" status -r)" ;;
+        2:insert) _vmctl_files ;;
+        esac
+        return ;;
+    export) if ((operands == 0)); then _vmctl_disks "$vmctl" "${socket[@]}" status; else _vmctl_files; fi; return ;;
     esac
 
     ((operands == 0)) || return
     case $command in
     start | status) _vmctl_reply "$(_vmctl_machines "$vmctl" "${socket[@]}" status)" ;;
     console | pause | stop | unpause | wait) _vmctl_reply "$(_vmctl_machines "$vmctl" "${socket[@]}" status -r)" ;;
-    create | load | rollback | rollforward) _vmctl_files ;;
+    rollback | rollforward) _vmctl_disks "$vmctl" "${socket[@]}" status ;;
+    create | load) _vmctl_files ;;
     log) _vmctl_reply $'brief\nverbose' ;;
     reset) _vmctl_reply $'all\nswitches\nvms' ;;
     help) _vmctl_reply "${commands// /$'\n'}" ;;

@@ -12,7 +12,7 @@ end
 
 # The command's whole name; nothing while there is none.
 function __vmctl_command
-    set -l commands console create export help image load log pause reload reset rollback rollforward run show snapshot start \
+    set -l commands cdrom console create export help image load log pause reload reset rollback rollforward run show snapshot start \
         status stop unpause wait
     set -l words (commandline -opc)[2..-1]
     while set -q words[1]
@@ -36,9 +36,10 @@ end
 
 complete -c vmctl -f
 complete -c vmctl -n 'not __vmctl_command | string length -q' -a '
+    cdrom\t"Change the disc in the drive of a machine"
     console\t"Attach this terminal to a machine"
     create\t"Make a disk image"
-    export\t"Write disks as a machine of VMware"
+    export\t"Write a machine or disks as a machine of VMware"
     help\t"Describe a command"
     image\t"Look at image files, and work on them"
     load\t"Add the machines of a further configuration"
@@ -58,11 +59,11 @@ complete -c vmctl -n 'not __vmctl_command | string length -q' -a '
     wait\t"Wait until a machine has ended"'
 complete -c vmctl -s h -l help -d 'Show help'
 complete -c vmctl -s v -d 'Say more'
-complete -c vmctl -n 'not __vmctl_is run create export image rollback rollforward snapshot' -s s -r -F -d 'Control socket of vmd'
+complete -c vmctl -n 'not __vmctl_is create run' -s s -r -F -d 'Control socket of vmd'
 
-complete -c vmctl -n '__vmctl_is start status show' -a '(__vmctl_machines)'
-complete -c vmctl -n '__vmctl_is console pause stop unpause wait' -a '(__vmctl_machines -r)'
-complete -c vmctl -n '__vmctl_is load create export image rollback rollforward snapshot' -F
+complete -c vmctl -n '__vmctl_is start status show export image rollback rollforward snapshot' -a '(__vmctl_machines)'
+complete -c vmctl -n '__vmctl_is cdrom console pause stop unpause wait' -a '(__vmctl_machines -r)'
+complete -c vmctl -n '__vmctl_is load cdrom create export image rollback rollforward snapshot' -F
 complete -c vmctl -n '__vmctl_is log' -a 'brief verbose'
 complete -c vmctl -n '__vmctl_is reset' -a 'all switches vms'
 
@@ -109,5 +110,8 @@ complete -c vmctl -n '__vmctl_is image' -s u -d 'Only the name'
 complete -c vmctl -n '__vmctl_is image' -l chain -d 'Also what it stands on'
 complete -c vmctl -n '__vmctl_is image' -l shrink -d 'Lose what lies behind the end'
 complete -c vmctl -n '__vmctl_is rollforward' -s f -d 'Lose what was written since'
+complete -c vmctl -n '__vmctl_is cdrom' -a 'eject insert show'
+complete -c vmctl -n '__vmctl_is cdrom' -s f -d 'Even when the guest has locked the drive'
+complete -c vmctl -n '__vmctl_is image' -l disk -x -d 'Which disk of a machine'
 complete -c vmctl -n '__vmctl_is snapshot' -a 'apply create delete list'
 complete -c vmctl -n '__vmctl_is snapshot' -s d -d 'A derived image'

@@ -11,6 +11,10 @@ extension Request {
         case (.console, .console): true
         // How it is then, and which one it was: a name may be another machine's by the time of the next request.
         case (.pause, .machine), (.unpause, .machine): true
+        case (.describe, .description): true
+        case (.disks(_, .describe), .image), (.disks(_, .describe), .end): true
+        case (.disks(_, .createSnapshot), .done), (.disks(_, .deleteSnapshot), .done): true
+        case (.insertDisc, .done), (.ejectDisc, .done): true
         case (.sendBreak, .done), (.load, .done), (.reload, .done), (.reset, .done), (.log, .done): true
         default: false
         }
@@ -19,7 +23,7 @@ extension Request {
     /// Whether a response is the last one to this request.
     func isEnded(by response: Response) -> Bool {
         switch (self, response) {
-        case (.status, .machine), (.stop, .stopping), (.stop, .ended): false
+        case (.status, .machine), (.stop, .stopping), (.stop, .ended), (.disks, .image): false
         // A machine that does not stop is an item of the list. What is refused as a whole has this as its only answer,
         // and the caller knows: nothing came before it.
         case (.stop(_, _, waits: true), .failed(.timeout, _)): false
@@ -35,8 +39,10 @@ extension Request {
         case .start: 150
         // Files are read, switches made, machines ended.
         case .load, .reload, .reset, .stop: 60
-        case .pause, .unpause, .console, .sendBreak: 30
-        case .status, .log: 15
+        case .pause, .unpause, .console, .sendBreak, .insertDisc, .ejectDisc: 30
+        // All of a large disk's tables are read and written anew, perhaps those of others before it.
+        case .disks: 600
+        case .status, .describe, .log: 15
         }
     }
 }

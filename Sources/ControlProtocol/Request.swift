@@ -21,6 +21,13 @@ public enum Request: Message, Hashable {
     /// A BREAK on a machine's first serial port, for whoever holds its console: the console's stream cannot carry one.
     /// Answer: `done`.
     case sendBreak(MachineReference)
+    /// Answer: `description`.
+    case describe(MachineReference)
+    /// Of a machine that runs. Answers: `done`; to `DiskCommand.describe` `image`..., `end`.
+    case disks(MachineReference, DiskCommand)
+    /// Absolute path of an image for the CD-ROM drive of a machine that runs. Answer: `done`.
+    case insertDisc(MachineReference, path: String, isForced: Bool)
+    case ejectDisc(MachineReference, isForced: Bool)
 
     public enum ResetScope: UInt8, Hashable, Sendable, WireValue, CaseIterable {
         case all = 0
@@ -42,6 +49,10 @@ public enum Request: Message, Hashable {
         case .reset: 10
         case .log: 11
         case .sendBreak: 12
+        case .describe: 13
+        case .disks: 14
+        case .insertDisc: 15
+        case .ejectDisc: 16
         }
     }
 
@@ -60,8 +71,19 @@ public enum Request: Message, Hashable {
             writer.put(machine)
             writer.put(isForced)
             writer.put(waits)
-        case .wait(let machine), .pause(let machine), .unpause(let machine), .console(let machine), .sendBreak(let machine):
+        case .wait(let machine), .pause(let machine), .unpause(let machine), .console(let machine), .sendBreak(let machine),
+            .describe(let machine):
             machine.write(to: &writer)
+        case .disks(let machine, let command):
+            machine.write(to: &writer)
+            command.write(to: &writer)
+        case .insertDisc(let machine, let path, let isForced):
+            machine.write(to: &writer)
+            writer.put(path)
+            writer.put(isForced)
+        case .ejectDisc(let machine, let isForced):
+            machine.write(to: &writer)
+            writer.put(isForced)
         case .load(let path): writer.put(path)
         case .reload: break
         case .reset(let scope): scope.write(to: &writer)
@@ -83,6 +105,10 @@ public enum Request: Message, Hashable {
         case 10: self = .reset(try reader.value())
         case 11: self = .log(isVerbose: try reader.bool())
         case 12: self = .sendBreak(try reader.value())
+        case 13: self = .describe(try reader.value())
+        case 14: self = .disks(try reader.value(), try reader.value())
+        case 15: self = .insertDisc(try reader.value(), path: try reader.string(), isForced: try reader.bool())
+        case 16: self = .ejectDisc(try reader.value(), isForced: try reader.bool())
         default: throw MalformedMessage("unknown request \(kind): use vmctl and vmd of one release")
         }
     }

@@ -12,6 +12,9 @@ public enum Response: Message, Hashable {
     case ended(id: UInt32, name: String, reason: String)
     /// The stream of a console comes along as a descriptor: what is read is the guest's, what is written is typed.
     case console(id: UInt32, name: String, tty: String)
+    case description(MachineDescription)
+    /// An image of one of a machine's disks, or a part of what there is to say of it.
+    case image(DiskReport)
 
     /// Why, for programs; the text is for people.
     public enum Failure: UInt8, Hashable, Sendable, WireValue, CaseIterable {
@@ -54,6 +57,8 @@ public enum Response: Message, Hashable {
         case .stopping: 6
         case .ended: 7
         case .console: 8
+        case .description: 9
+        case .image: 10
         }
     }
 
@@ -68,6 +73,8 @@ public enum Response: Message, Hashable {
             writer.put(text)
         case .done, .end: break
         case .machine(let status): status.write(to: &writer)
+        case .description(let description): description.write(to: &writer)
+        case .image(let report): report.write(to: &writer)
         case .started(let id, let name, let tty), .console(let id, let name, let tty):
             writer.put(id)
             writer.put(name)
@@ -93,6 +100,8 @@ public enum Response: Message, Hashable {
         case 6: self = .stopping(id: try reader.number(), name: try reader.string(), try reader.value())
         case 7: self = .ended(id: try reader.number(), name: try reader.string(), reason: try reader.string())
         case 8: self = .console(id: try reader.number(), name: try reader.string(), tty: try reader.string())
+        case 9: self = .description(try reader.value())
+        case 10: self = .image(try reader.value())
         default: throw MalformedMessage("unknown answer \(kind): use vmctl and vmd of one release")
         }
     }

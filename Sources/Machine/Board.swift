@@ -27,6 +27,10 @@ final class Board: Sendable {
     let powerManagement: ACPIPowerManagement
     let controlDevice: VMMCIFunction
     let mmio: MMIOBus
+    /// In the order of the machine's disks.
+    let blockDevices: [VirtioBlock]
+    /// The CD-ROM drive, if there is one.
+    let drive: VirtioSCSI?
     private let tables: ACPITables.Configuration
     private let mirror: ScreenMirror?
     private let resettable: [any Resettable]
@@ -100,6 +104,8 @@ final class Board: Sendable {
         }
         ports = PortBus(claims, remainder: hostBridge.bus.portClaim)
         mmio = MMIOBus(interrupts.memoryClaims, remainder: hostBridge.bus.memoryClaim)
+        blockDevices = slots.blockDevices
+        drive = slots.drive
         self.tables = tables
         self.interrupts = interrupts
         self.serialPort = serialPort

@@ -22,7 +22,7 @@ public final class Machine: Sendable {
 
     private let memory: GuestMemory
     private let map: MemoryMap
-    private let disks: [DiskSource]
+    let disks: [DiskSource]
     private let physicalAddressBits: UInt8
     private let boot: Boot
     let board: Board
@@ -222,7 +222,7 @@ public final class Machine: Sendable {
                     guard try restart(reason, &limiter) else { return .poweredOff }
                 case nil: break
                 }
-                if requests.isPauseWanted { try standStill() }
+                if requests.isRestWanted { try rest() }
                 let exit = try cpu.run()
                 // What a guest asked for counts, not how it waits for that: by a halt, or by a triple fault.
                 guard requests.isEmpty else { continue }
@@ -230,7 +230,7 @@ public final class Machine: Sendable {
                 case .stopped: break
                 case .halt(interruptsEnabled: true):
                     while !board.interrupts.isPending, requests.isEmpty, !hasNMI.exchange(false, ordering: .acquiring) {
-                        if requests.isPauseWanted { try standStill() } else { parker.park() }
+                        if requests.isRestWanted { try rest() } else { parker.park() }
                     }
                 case .halt(interruptsEnabled: false):
                     if shutdown.isExpected { return .poweredOff }
@@ -245,6 +245,21 @@ public final class Machine: Sendable {
             }
         } catch {
             return .failed("\(error)")
+        }
+    }
+
+    /// Returns when nobody wants the CPU to stand still. What ends the machine ends a pause, but waits for those who hold the CPU.
+    private func rest() throws {
+        while true {
+            if requests.isHoldWanted {
+                requests.didHold(true)
+                while requests.isHoldWanted { parker.park() }
+                requests.didHold(false)
+            } else if requests.isPauseWanted, !requests.isEnding {
+                try standStill()
+            } else {
+                return
+            }
         }
     }
 

@@ -32,11 +32,17 @@ final class MachineRequests: PowerControl {
         var hasEnded = false
         /// Of the pause or its end, whichever was asked for last.
         var answers: [Answer] = []
+        /// How many want the CPU to stand still for a moment.
+        var holders = 0
+        var isHeld = false
+        var holdAnswers: [Answer] = []
     }
 
     private let state = Mutex(State())
     /// Whether the machine is to stand still. A copy to look at between two runs of a CPU; changed under the lock.
     private let pauseFlag = Atomic(false)
+    /// Whether there are holders, likewise.
+    private let holdFlag = Atomic(false)
 
     func requestReset(_ reason: String) { post(.reset(reason: reason)) }
     func requestPowerOff() { post(.powerOff) }
@@ -95,9 +101,55 @@ final class MachineRequests: PowerControl {
     func didPause(_ isPaused: Bool) {
         let answers = state.withLock { state -> [Answer] in
             state.isPaused = isPaused
-            guard pauseFlag.load(ordering: .relaxed) == isPaused else { return [] }
+            // One that stands still is held as well.
+            var answers = isPaused ? state.holdAnswers : []
+            if isPaused { state.holdAnswers = [] }
+            guard pauseFlag.load(ordering: .relaxed) == isPaused else { return answers }
             defer { state.answers = [] }
-            return state.answers
+            answers += state.answers
+            return answers
+        }
+        for answer in answers { answer(true) }
+    }
+
+    // MARK: Holding the CPU
+
+    /// Whether the vCPU thread has to look at `isHoldWanted` and `isPauseWanted` before it goes on.
+    var isRestWanted: Bool { isPauseWanted || isHoldWanted }
+    var isHoldWanted: Bool { holdFlag.load(ordering: .acquiring) }
+
+    /// Has the CPU stand still until `release`, also over the end of a pause; the machine's clocks go on, so it is for moments only.
+    /// - Parameter answer: called once, with nothing locked: `true` when the CPU stands still, `false` when the machine has ended:
+    ///   then there is nothing to release.
+    func hold(_ answer: @escaping Answer) {
+        let (notify, isReached) = state.withLock { state -> ((@Sendable () -> Void)?, Bool?) in
+            if state.hasEnded { return (nil, false) }
+            state.holders += 1
+            holdFlag.store(true, ordering: .sequentiallyConsistent)
+            if state.isHeld || state.isPaused { return (nil, true) }
+            state.holdAnswers.append(answer)
+            return (state.notify, nil)
+        }
+        if let isReached { answer(isReached) }
+        notify?()
+    }
+
+    func release() {
+        let notify = state.withLock { state in
+            state.holders -= 1
+            if state.holders == 0 { holdFlag.store(false, ordering: .sequentiallyConsistent) }
+            return state.notify
+        }
+        notify?()
+    }
+
+    /// The vCPU thread stands still for those who hold it, or looks whether it has to go on doing so.
+    func didHold(_ isHeld: Bool) {
+        let answers = state.withLock { state -> [Answer] in
+            state.isHeld = isHeld
+            guard isHeld else { return [] }
+            defer { state.holdAnswers = [] }
+            return state.holdAnswers
         }
         for answer in answers { answer(true) }
     }
@@ -106,8 +158,9 @@ final class MachineRequests: PowerControl {
     func didEnd() {
         let answers = state.withLock { state in
             state.hasEnded = true
-            defer { state.answers = [] }
-            return state.answers
+            state.holders -= state.holdAnswers.count
+            defer { (state.answers, state.holdAnswers) = ([], []) }
+            return state.answers + state.holdAnswers
         }
         for answer in answers { answer(false) }
     }

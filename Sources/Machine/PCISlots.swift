@@ -16,6 +16,8 @@ struct PCISlots {
     private(set) var disks: [UInt8] = []
     /// That of the CD-ROM drive, if there is one.
     private(set) var cdrom: UInt8?
+    private(set) var blockDevices: [VirtioBlock] = []
+    private(set) var drive: VirtioSCSI?
     private var count: UInt8 = 0
     private let memory: GuestMemory
     private let system: InterruptSystem
@@ -60,7 +62,9 @@ struct PCISlots {
     mutating func add(_ disk: DiskSource, number: Int) throws(MachineError) {
         let transport = VirtioTransport(VirtioBlock.profile(disk.image), memory: memory, next())
         do {
-            put(VirtioPCIFunction(transport, try VirtioBlock(transport, disk.image, identifier: disk.identifier ?? "vmd-disk\(number)")))
+            let device = try VirtioBlock(transport, disk.image, identifier: disk.identifier ?? "vmd-disk\(number)")
+            put(VirtioPCIFunction(transport, device))
+            blockDevices.append(device)
         } catch {
             throw MachineError("disk \(number): \(error): raise the limit on processes")
         }
@@ -71,7 +75,9 @@ struct PCISlots {
     mutating func addCDROM(_ disc: DiskSource) throws(MachineError) {
         let transport = VirtioTransport(VirtioSCSI.profile, memory: memory, next())
         do {
-            put(VirtioPCIFunction(transport, try VirtioSCSI(transport, disc.image)))
+            let device = try VirtioSCSI(transport, disc.image)
+            put(VirtioPCIFunction(transport, device))
+            drive = device
         } catch {
             throw MachineError("cdrom: \(error): raise the limit on processes")
         }

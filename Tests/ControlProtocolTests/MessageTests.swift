@@ -1,4 +1,5 @@
 import ControlProtocol
+import DiskImage
 import Testing
 import TestSupport
 
@@ -53,6 +54,35 @@ import TestSupport
         }
     }
 
+    @Test func `what a machine may be asked of its disks stays as it is`() throws {
+        #expect(try Request.disks(.id(1), .createSnapshot("a")).encoded() == [0x76, 0x6D, 0x64, 1, 14, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0x61])
+        #expect(try Request.ejectDisc(.id(1), isForced: true).encoded() == [0x76, 0x6D, 0x64, 1, 16, 0, 0, 0, 0, 1, 0, 0, 0, 1])
+    }
+
+    /// Names of any length, with anything in them, by the thousand.
+    @Test(arguments: [(0, 1), (1, 10), (3, 4000), (5000, 12), (300, 1000)])
+    func `an image with many snapshots goes over in parts that fit`(count: Int, length: Int) throws {
+        var random = SplitMix64(seed: 9)
+        var image = random.imageSummary(snapshotCount: 0)
+        while image.qcow2 == nil { image = random.imageSummary(snapshotCount: 0) }
+        image.path = String(repeating: "ä", count: 5000)
+        image.qcow2?.backing = QCOW2Backing(name: "a\0b" + String(repeating: "🦫", count: 3000), format: String(repeating: "f", count: 3000))
+        image.qcow2?.snapshots = (0..<count).map {
+            ImageSnapshot(
+                id: "\($0)", name: "\($0)" + String(repeating: "🦫", count: length), seconds: 1, machineStateByteCount: 0, byteCount: 2)
+        }
+        let parts = DiskReport.parts(disk: 1, level: 2, image)
+        var ids: [String] = []
+        for part in parts {
+            let packet = try Response.image(part).encoded()
+            let read = try Response(packet: packet, descriptorCount: 0)
+            #expect(read == .image(part))
+            ids += part.image.qcow2?.snapshots.map(\.id) ?? []
+        }
+        #expect(ids == (0..<count).map { "\($0)" })
+        #expect(parts.count < 1024)
+    }
+
     @Test func `another version is told apart from nonsense`() throws {
         var packet = try Request.reload.encoded()
         packet[3] = 2
@@ -85,7 +115,7 @@ import TestSupport
         var random = SplitMix64(seed: 4)
         var accepted = 0
         for _ in 0..<40_000 {
-            let kind = UInt8.random(in: 0...14, using: &random)
+            let kind = UInt8.random(in: 0...18, using: &random)
             let descriptors = Int.random(in: 0...2, using: &random)
             var bytes: [UInt8] = [0x76, 0x6D, 0x64, 1, kind, 0, UInt8(descriptors), 0]
             // Small numbers are counts and flags more often.

@@ -1,4 +1,5 @@
 import ControlProtocol
+import DiskImage
 import TestSupport
 
 /// Messages with random values: every kind, every field.
@@ -59,7 +60,37 @@ extension SplitMix64 {
         return status
     }
 
-    static let requestKinds = 1...12
+    mutating func diskCommand() -> DiskCommand {
+        switch Int.random(in: 0..<3, using: &self) {
+        case 0: .createSnapshot(text())
+        case 1: .deleteSnapshot(text())
+        default: .describe
+        }
+    }
+
+    mutating func machineDescription() -> MachineDescription {
+        var description = MachineDescription(
+            id: number(), name: text(), state: pick(), memory: number(), cpus: number(), interfaceCount: number(), hasDrive: chance())
+        description.disks = (0..<Int.random(in: 0...16, using: &self)).map { _ in text() }
+        description.disc = optionalText()
+        description.allowedBases = (0..<Int.random(in: 0...20, using: &self)).map { _ in text() }
+        return description
+    }
+
+    mutating func imageSummary(snapshotCount: Int) -> ImageSummary {
+        let snapshots = (0..<snapshotCount).map { _ in
+            ImageSnapshot(id: text(), name: text(), seconds: number(), machineStateByteCount: number(), byteCount: number())
+        }
+        let info = QCOW2Info(
+            version: chance() ? 2 : 3, byteCount: number(), fileByteCount: number(), clusterSize: number(), refcountBits: 16,
+            compression: pick(), hasLazyRefcounts: chance(), hasExtendedL2: chance(), isDirty: chance(), isCorrupt: chance(),
+            backing: chance() ? QCOW2Backing(name: text(), format: optionalText()) : nil, snapshots: snapshots, bitmapCount: 3)
+        return ImageSummary(
+            path: text(), format: pick(), byteCount: number(), fileByteCount: number(), hostByteCount: number(),
+            qcow2: chance() ? info : nil, vmdkKind: optionalText())
+    }
+
+    static let requestKinds = 1...16
     /// - Parameter kind: which of `requestKinds`.
     mutating func request(kind: Int) -> Request {
         switch kind {
@@ -74,11 +105,15 @@ extension SplitMix64 {
         case 9: .reload
         case 10: .reset(pick())
         case 11: .log(isVerbose: chance())
-        default: .sendBreak(machine())
+        case 12: .sendBreak(machine())
+        case 13: .describe(machine())
+        case 14: .disks(machine(), diskCommand())
+        case 15: .insertDisc(machine(), path: text(), isForced: chance())
+        default: .ejectDisc(machine(), isForced: chance())
         }
     }
 
-    static let responseKinds = 1...8
+    static let responseKinds = 1...10
     mutating func response(kind: Int) -> Response {
         switch kind {
         case 1: .failed(pick(), text())
@@ -88,7 +123,9 @@ extension SplitMix64 {
         case 5: .started(id: number(), name: text(), tty: text())
         case 6: .stopping(id: number(), name: text(), pick())
         case 7: .ended(id: number(), name: text(), reason: text())
-        default: .console(id: number(), name: text(), tty: text())
+        case 8: .console(id: number(), name: text(), tty: text())
+        case 9: .description(machineDescription())
+        default: .image(DiskReport(disk: number(), level: number(), image: imageSummary(snapshotCount: 5)))
         }
     }
 }

@@ -1,4 +1,5 @@
 import ControlProtocol
+import DiskImage
 import TestSupport
 import Testing
 
@@ -14,13 +15,24 @@ import Testing
         isVerbose: false, probes: true)
     static let machineCommands: [MachineCommand] = [
         .setUp(setup), .setUp(small), .shutDown, .pause, .unpause, .sendBreak, .attachConsole(client: .max, holder: "root (pid 1)"),
-        .log(isVerbose: true),
+        .log(isVerbose: true), .disks(client: 1, .createSnapshot("monday")), .disks(client: 2, .deleteSnapshot("")),
+        .disks(client: 3, .describe), .ejectDisc(client: 4, isForced: true),
+        .insertDisc(client: 5, [.init(name: "/a.iso", format: .raw, isReadOnly: true)], isForced: false),
     ]
+    static let image = ImageSummary(
+        path: "/a.qcow2", format: .qcow2, byteCount: 1 << 30, fileByteCount: 4096, hostByteCount: 8192,
+        qcow2: QCOW2Info(
+            version: 3, byteCount: 1 << 30, fileByteCount: 4096, clusterSize: 65536, refcountBits: 16, compression: .zlib,
+            hasLazyRefcounts: false, hasExtendedL2: false, isDirty: true, isCorrupt: false,
+            backing: QCOW2Backing(name: "base.raw", format: "raw"),
+            snapshots: [ImageSnapshot(id: "1", name: "monday", seconds: 5, machineStateByteCount: 0, byteCount: 1 << 30)], bitmapCount: 0),
+        vmdkKind: nil)
     static let machineReports: [MachineReport] = [
         .running, .restarted("triple fault"), .paused, .unpaused, .shutDownAsked(.vmmci), .shutDownAsked(.powerButton),
         .shutDownTimedOut("no"), .ended(.stopped, "bye"), .ended(.failed, ""), .consoleAttached(client: 7),
         .consoleRefused(client: 7, holder: "somebody"), .consoleHolder(nil), .consoleHolder("somebody"), .log("a line"),
-        .probe("fork: Operation not permitted"),
+        .probe("fork: Operation not permitted"), .image(client: 1, DiskReport(disk: 0, level: 1, image: image)),
+        .diskDone(client: 2), .diskRefused(client: 3, .busy, "locked"),
     ]
     static let monitorCommands: [MonitorCommand] =
         [.start(run: 1, setup), .start(run: .max, small), .kill(run: 3, isForced: true)] + machineCommands.map { .tell(run: 2, $0) }
@@ -33,12 +45,15 @@ import Testing
         .status(nil, isRunningOnly: true), .status(.id(3), isRunningOnly: false), .start(StartRequest(.name("web"))),
         .stop(nil, isForced: true, waits: false), .wait(.name("web")), .pause(.id(1)), .unpause(.id(1)), .console(.id(1)),
         .load("/etc/more.conf"), .reload, .reset(.switches), .log(isVerbose: true), .sendBreak(.name("web")),
+        .describe(.id(1)), .disks(.name("web"), .describe), .disks(.id(2), .createSnapshot("a")), .ejectDisc(.id(1), isForced: false),
+        .insertDisc(.name("web"), path: "/a.iso", isForced: true),
     ]
     static let controlReports: [ControlReport] =
         [.connected(client: 1), .gone(client: 2), .log("x"), .probe("y")] + requests.map { .request(client: 5, $0) }
     static let controlCommands: [ControlCommand] = [
         .finished(client: 1), .answer(client: 1, .done), .answer(client: 1, .failed(.busy, "held by")),
         .answer(client: 1, .console(id: 1, name: "web", tty: "/dev/pts/1")),
+        .answer(client: 1, .image(DiskReport(disk: 0, level: 0, image: image))),
     ]
     static let privCommands: [PrivCommand] = [.setSwitch(name: "uplink", interface: "br0", isUp: true)]
     static let privReports: [PrivReport] = [.log("no interface"), .probe("fork: refused")]
@@ -117,6 +132,14 @@ import Testing
         let refusal = Refusal(.noSuchMachine, "no vm \(String(repeating: "n", count: room)): sorry")
         #expect(try Response.failed(refusal.failure, refusal.text).encoded().count < 2048)
         #expect(throws: MalformedMessage.self) { try Request.load(String(repeating: "n", count: Packet.longest)).encoded() }
+    }
+
+    /// A report on an image comes from a process that a guest may have taken over, and goes on twice.
+    @Test func `a report on an image is refused when it would not go through to the client`() throws {
+        var image = Self.image
+        image.path = String(repeating: "x", count: 30_000)
+        let packet = try MachineReport.image(client: 1, DiskReport(disk: 0, level: 0, image: image)).encoded()
+        #expect(throws: MalformedMessage.self) { try MachineReport(packet: packet, descriptorCount: 0) }
     }
 
     @Test(arguments: ["two\nlines", "bell\u{7}", String(repeating: "x", count: 5000), String(repeating: "😀", count: 400), "ä" + String(repeating: "😀", count: 400), ""])

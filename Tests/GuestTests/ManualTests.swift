@@ -10,7 +10,7 @@ extension GuestTests {
 
         init() throws {
             scratch = try Scratch()
-            let configuration = try scratch.file("vm.conf", Array("vm \"other\" {\n\tdisable\n\tboot \"vmlinuz\"\n}\n".utf8))
+            let configuration = try scratch.file("vm.conf", Array("vm \"other\" {\n\tdisable\n\tboot \"vmlinuz\"\n\tdisk \"my.qcow2\"\n}\n".utf8))
             try scratch.link("vmlinuz", to: Paths.kernel)
             try scratch.link("initramfs.cpio", to: Paths.initrd)
             try scratch.link("test.elf", to: Paths.multiboot)

@@ -111,6 +111,98 @@ import VMM
         #expect(SystemTime.monotonic() - started > 150_000_000)
     }
 
+    // MARK: Holding the CPU
+
+    /// - Returns: the answer; `nil` when none comes.
+    private func hold(_ running: RunningMachine) -> Bool? {
+        let answer = Monitor<Bool?>(nil)
+        running.machine.requests.hold { value in
+            answer.withLock { $0 = value }
+            answer.broadcast()
+        }
+        return answer.withLock(waitingWhile: { $0 == nil }, until: SystemTime.monotonic() + 10_000_000_000) { $0 }
+    }
+
+    @Test func `held CPU runs nothing, and goes on when the last lets go`() throws {
+        let turns = Counter()
+        let running = try start { cpu in
+            while !cpu.isStopRequested.exchange(false, ordering: .sequentiallyConsistent) {
+                turns.value.wrappingAdd(1, ordering: .relaxed)
+            }
+            return .stopped
+        }
+        #expect(hold(running) == true)
+        #expect(hold(running) == true)
+        let before = turns.value.load(ordering: .relaxed)
+        running.machine.requests.release()
+        usleep(20_000)
+        #expect(turns.value.load(ordering: .relaxed) == before)
+        // Nobody hears of it.
+        #expect(running.events == [.started])
+        running.machine.requests.release()
+        #expect(waitUntil { turns.value.load(ordering: .relaxed) != before })
+        running.machine.requestStop()
+        #expect(running.end() == .stopped)
+        #expect(hold(running) == false)
+    }
+
+    @Test func `pause and its end come through while the CPU is held, which stands still until it is let go`() throws {
+        let turns = Counter()
+        let running = try start { cpu in
+            turns.value.wrappingAdd(1, ordering: .relaxed)
+            return .halt(interruptsEnabled: true)
+        }
+        #expect(waitUntil { turns.value.load(ordering: .relaxed) != 0 })
+        #expect(running.pause() == true)
+        // One that stands still for a pause is held at once.
+        #expect(hold(running) == true)
+        #expect(running.pause(false) == true)
+        let before = turns.value.load(ordering: .relaxed)
+        running.machine.power.requestReset("port 0xcf9")
+        usleep(20_000)
+        #expect(turns.value.load(ordering: .relaxed) == before)
+        running.machine.requests.release()
+        #expect(waitUntil { turns.value.load(ordering: .relaxed) != before })
+        running.machine.requestStop()
+        #expect(running.end() == .stopped)
+    }
+
+    @Test func `machine that is to end waits for those who hold its CPU`() throws {
+        let running = try start(Self.halted)
+        #expect(hold(running) == true)
+        running.machine.requestStop()
+        usleep(20_000)
+        #expect(running.events == [.started])
+        running.machine.requests.release()
+        #expect(running.end() == .stopped)
+    }
+
+    @Test func `holds and pauses from many threads are all answered`() throws {
+        let running = try start(Self.halted)
+        let answers = Counter()
+        let threads = try (0..<4).map { number in
+            try PosixThread("holder") {
+                for _ in 0..<200 {
+                    let count: @Sendable (Bool) -> Void = { _ in answers.value.wrappingAdd(1, ordering: .relaxed) }
+                    switch number {
+                    case 0: running.machine.pause(count)
+                    case 1: running.machine.unpause(count)
+                    default:
+                        let requests = running.machine.requests
+                        requests.hold { isHeld in
+                            count(isHeld)
+                            if isHeld { requests.release() }
+                        }
+                    }
+                }
+            }
+        }
+        for thread in threads { thread.join() }
+        running.machine.requestStop()
+        #expect(running.end() == .stopped)
+        #expect(answers.value.load(ordering: .relaxed) == 800)
+    }
+
     @Test func `guest without vmmci's driver gets the power button`() throws {
         let running = try start { cpu in
             while !cpu.isStopRequested.exchange(false, ordering: .sequentiallyConsistent) {

@@ -5,7 +5,7 @@ import Testing
 @Suite("Commands' names") struct CommandWordTests {
     @Test(arguments: [
         ("p", "pause"), ("w", "wait"), ("u", "unpause"), ("sh", "status"), ("show", "status"), ("sto", "stop"), ("star", "start"),
-        ("stat", "status"), ("co", "console"), ("cr", "create"), ("sn", "snapshot"), ("i", "image"), ("e", "export"), ("rollb", "rollback"),
+        ("stat", "status"), ("co", "console"), ("cd", "cdrom"), ("cr", "create"), ("sn", "snapshot"), ("i", "image"), ("e", "export"), ("rollb", "rollback"),
         ("rel", "reload"), ("res", "reset"), ("ru", "run"), ("loa", "load"), ("log", "log"),
         ("start", "start"), ("status", "status"),
     ])
@@ -24,7 +24,7 @@ import Testing
     @Test(arguments: [
         ("st", "ambiguous argument: st: start, status or stop"), ("sta", "ambiguous argument: sta: start or status"),
         ("re", "ambiguous argument: re: reload or reset"), ("l", "ambiguous argument: l: load or log"),
-        ("s", "ambiguous argument: s: show, snapshot, start, status or stop"), ("c", "ambiguous argument: c: console or create"),
+        ("s", "ambiguous argument: s: show, snapshot, start, status or stop"), ("c", "ambiguous argument: c: cdrom, console or create"),
         ("ro", "ambiguous argument: ro: rollback or rollforward"),
         ("x", "unknown argument: x: the commands are "), ("statusx", "unknown argument: statusx: the commands are "),
         ("STOP", "unknown argument: STOP: "), ("", "ambiguous argument: : "),

@@ -9,16 +9,18 @@ import VMM
 ///
 /// The event loop's thread has the socket, the console and signals; "vcpu0" runs the guest, "timer" its clocks.
 final class MachineRole {
-    private enum News: Sendable {
+    enum News: Sendable {
         case event(Machine.Event)
         case paused(Bool)
         case log(String)
+        case disks(UInt32, DiskNews)
     }
 
     private let loop: EventLoop
-    private let monitor: MessageChannel<MachineCommand, MachineReport>
-    private let mailbox: Mailbox<News>
-    private var machine: Machine?
+    let monitor: MessageChannel<MachineCommand, MachineReport>
+    let mailbox: Mailbox<News>
+    let diskWork = DiskWork()
+    private(set) var machine: Machine?
     private var console: ConsoleServer?
     private var hub: ConsoleHub?
     private let timeChange: TimeChangeDescriptor
@@ -65,6 +67,10 @@ final class MachineRole {
         case .attachConsole(let client, let holder): attach(client, holder)
         case .log(let isVerbose): self.isVerbose = isVerbose
         case .sendBreak: hub?.sendBreak()
+        case .disks(let client, let command): handle(command, for: client)
+        case .insertDisc(let client, let members, let isForced):
+            insertDisc(members, &descriptors, isForced: isForced, for: client)
+        case .ejectDisc(let client, let isForced): ejectDisc(isForced: isForced, for: client)
         }
     }
 
@@ -111,7 +117,7 @@ final class MachineRole {
     }
 
     /// The disk that the first of the descriptors are.
-    private static func image(
+    static func image(
         _ role: String, _ members: [ImageChain.Member], _ descriptors: inout FileDescriptorList
     ) throws(MachineError) -> any BlockImage {
         var files = FileDescriptorList()
@@ -134,6 +140,7 @@ final class MachineRole {
         case .paused(true): monitor.send(.paused)
         case .paused(false): monitor.send(.unpaused)
         case .event(let event): handle(event)
+        case .disks(let client, let news): tell(client, news)
         }
     }
 
@@ -166,6 +173,7 @@ final class MachineRole {
     /// The last word; the process ends behind it.
     private func end(_ end: MachineReport.End, _ text: String) {
         console?.detach()
+        diskWork.close()
         monitor.send(.ended(end, text))
         monitor.finish()
         loop.stop()

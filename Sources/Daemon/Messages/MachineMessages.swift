@@ -1,4 +1,5 @@
 import ControlProtocol
+import DiskImage
 
 /// What vmm says to a machine's process.
 enum MachineCommand: Message, Hashable {
@@ -16,6 +17,11 @@ enum MachineCommand: Message, Hashable {
     case log(isVerbose: Bool)
     /// A BREAK on the first serial port.
     case sendBreak
+    /// Each of these is answered to `client`: by `image`s and `diskDone`, or by `diskRefused`.
+    case disks(client: UInt32, DiskCommand)
+    /// With the image and what it stands on as descriptors.
+    case insertDisc(client: UInt32, [ImageChain.Member], isForced: Bool)
+    case ejectDisc(client: UInt32, isForced: Bool)
 
     var kind: UInt16 {
         switch self {
@@ -26,11 +32,18 @@ enum MachineCommand: Message, Hashable {
         case .attachConsole: 5
         case .log: 6
         case .sendBreak: 7
+        case .disks: 8
+        case .insertDisc: 9
+        case .ejectDisc: 10
         }
     }
 
     var descriptorCount: Int {
-        if case .setUp(let setup) = self { setup.descriptorCount } else { 0 }
+        switch self {
+        case .setUp(let setup): setup.descriptorCount
+        case .insertDisc(_, let members, _): members.count
+        default: 0
+        }
     }
 
     func writeFields(to writer: inout MessageWriter) {
@@ -41,6 +54,16 @@ enum MachineCommand: Message, Hashable {
             writer.put(client)
             writer.put(holder)
         case .log(let isVerbose): writer.put(isVerbose)
+        case .disks(let client, let command):
+            writer.put(client)
+            command.write(to: &writer)
+        case .insertDisc(let client, let members, let isForced):
+            writer.put(client)
+            SetupImage(members).write(to: &writer)
+            writer.put(isForced)
+        case .ejectDisc(let client, let isForced):
+            writer.put(client)
+            writer.put(isForced)
         }
     }
 
@@ -53,6 +76,11 @@ enum MachineCommand: Message, Hashable {
         case 5: self = .attachConsole(client: try reader.number(), holder: try reader.string())
         case 6: self = .log(isVerbose: try reader.bool())
         case 7: self = .sendBreak
+        case 8: self = .disks(client: try reader.number(), try reader.value())
+        case 9:
+            self = .insertDisc(
+                client: try reader.number(), try SetupImage(from: &reader).members.map(\.member), isForced: try reader.bool())
+        case 10: self = .ejectDisc(client: try reader.number(), isForced: try reader.bool())
         default: throw MalformedMessage("unknown command \(kind)")
         }
     }
@@ -81,6 +109,9 @@ enum MachineReport: Message, Hashable {
     case log(String)
     /// Tests only: a line of the sandbox's probe.
     case probe(String)
+    case image(client: UInt32, DiskReport)
+    case diskDone(client: UInt32)
+    case diskRefused(client: UInt32, Response.Failure, String)
 
     enum End: UInt8, Hashable, Sendable, WireValue {
         /// The guest switched itself off, or was stopped.
@@ -103,6 +134,9 @@ enum MachineReport: Message, Hashable {
         case .consoleHolder: 10
         case .log: 11
         case .probe: 12
+        case .image: 13
+        case .diskDone: 14
+        case .diskRefused: 15
         }
     }
 
@@ -126,6 +160,14 @@ enum MachineReport: Message, Hashable {
         case .consoleHolder(let holder):
             writer.put(holder != nil)
             if let holder { writer.putLine(holder) }
+        case .image(let client, let report):
+            writer.put(client)
+            report.write(to: &writer)
+        case .diskDone(let client): writer.put(client)
+        case .diskRefused(let client, let failure, let text):
+            writer.put(client)
+            failure.write(to: &writer)
+            writer.putLine(text)
         }
     }
 
@@ -143,6 +185,9 @@ enum MachineReport: Message, Hashable {
         case 10: self = .consoleHolder(try reader.bool() ? reader.line() : nil)
         case 11: self = .log(try reader.line())
         case 12: self = .probe(try reader.line())
+        case 13: self = .image(client: try reader.number(), try reader.value())
+        case 14: self = .diskDone(client: try reader.number())
+        case 15: self = .diskRefused(client: try reader.number(), try reader.value(), try reader.line())
         default: throw MalformedMessage("unknown report \(kind)")
         }
     }

@@ -97,7 +97,7 @@ struct MachineSetup: Hashable, Sendable, WireValue {
 }
 
 /// An image of a disk and what it stands on, as messages carry it.
-private struct SetupImage: WireValue {
+struct SetupImage: WireValue {
     var members: [SetupMember]
 
     init(_ members: [ImageChain.Member]) { self.members = members.map(SetupMember.init) }
@@ -109,7 +109,7 @@ private struct SetupImage: WireValue {
     }
 }
 
-private struct SetupMember: WireValue {
+struct SetupMember: WireValue {
     var member: ImageChain.Member
 
     init(_ member: ImageChain.Member) {

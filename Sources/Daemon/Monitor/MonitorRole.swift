@@ -65,7 +65,7 @@ final class MonitorRole {
             } catch {
                 parent.send(.exited(run: run, .notStarted("\(error)")))
             }
-        case .tell(let run, let command): machines[run]?.channel.send(command)
+        case .tell(let run, let command): machines[run]?.channel.send(command, descriptors: descriptors.numbers)
         case .kill(let run, let isForced): machines[run]?.child.signal(isForced ? SIGKILL : SIGTERM)
         }
     }

@@ -1,4 +1,5 @@
 import ControlProtocol
+import DiskImage
 import Linux
 
 /// A machine that the daemon knows, whether it runs or not. Only the parent's thread touches it.
@@ -92,6 +93,24 @@ final class MachineProcess {
     var pausers: [UInt32] = []
     var unpausers: [UInt32] = []
     var consoleClients: Set<UInt32> = []
+    var diskClients: [UInt32: DiskClient] = [:]
+    /// What lies in its CD-ROM drive: at first the plan's.
+    var disc: String?
+
+    /// Waits for something that the machine does with its disks.
+    struct DiskClient {
+        /// It gets reports, and then the end of a list.
+        var isList = false
+        /// Reports that it has had.
+        var reportCount = 0
+        /// What is in the CD-ROM drive when it has worked out.
+        var disc: DiscChange?
+    }
+
+    enum DiscChange: Hashable {
+        case inserted(String)
+        case ejected
+    }
 
     struct Stopper {
         let client: UInt32
@@ -106,5 +125,6 @@ final class MachineProcess {
         self.terminalPath = terminalPath
         self.starter = starter
         self.startTime = startTime
+        disc = plan.cdrom?.location.path
     }
 }

@@ -153,6 +153,11 @@ extension Parent {
             refuse(
                 client, Refusal(.busy, "the console of vm \(record.name) is held by \(holder): they leave it with ~."))
         case .consoleHolder(let holder): process.consoleHolder = holder
+        case .image(let client, let report): pass(report, to: client, process)
+        case .diskDone(let client): noteDiskDone(client, record, process)
+        case .diskRefused(let client, let failure, let text):
+            guard process.diskClients.removeValue(forKey: client) != nil else { return }
+            refuse(client, Refusal(failure, "vm \(record.name): \(text)"))
         case .log(let text): log.info("vm \(record.name): \(text)")
         case .probe(let text): noteProbe("vm", text)
         }
@@ -171,7 +176,8 @@ extension Parent {
         }
         for client in process.waiters { reply(client, .ended(id: record.id, name: record.name, reason: reason)) }
         let ended = Refusal(.notRunning, "vm \(record.name) has ended: \(reason)")
-        for client in process.pausers + process.unpausers + process.consoleClients.sorted() { refuse(client, ended) }
+        let others = process.consoleClients.union(process.diskClients.keys)
+        for client in process.pausers + process.unpausers + others.sorted() { refuse(client, ended) }
         if !record.isConfigured { table.remove(record) }
         endIfDone()
     }

@@ -69,6 +69,14 @@ extension Parent {
             let (_, process) = try running(machine, peer)
             tell(process, .sendBreak)
             reply(client, .done)
+        case .describe(let machine):
+            let record = try find(machine)
+            try requireControl(peer, record)
+            reply(client, try describe(record))
+        case .disks(let machine, let command): try disks(machine, command, client, peer)
+        case .insertDisc(let machine, let path, let isForced):
+            try insertDisc(machine, path, isForced: isForced, client, peer)
+        case .ejectDisc(let machine, let isForced): try ejectDisc(machine, isForced: isForced, client, peer)
         case .load(let path):
             try requireAdministrator(peer, "load a configuration")
             try load(path)
@@ -105,7 +113,7 @@ extension Parent {
     }
 
     /// A machine that runs, and that this peer may control.
-    private func running(_ reference: MachineReference, _ peer: Peer) throws(Refusal) -> (MachineRecord, MachineProcess) {
+    func running(_ reference: MachineReference, _ peer: Peer) throws(Refusal) -> (MachineRecord, MachineProcess) {
         let record = try find(reference)
         try requireControl(peer, record)
         guard let process = record.process else {
@@ -164,6 +172,10 @@ extension Request {
         case .unpause(let machine): "unpause of \(machine)"
         case .console(let machine): "console of \(machine)"
         case .sendBreak(let machine): "break on \(machine)"
+        case .describe(let machine): "description of \(machine)"
+        case .disks(let machine, _): "work on the disks of \(machine)"
+        case .insertDisc(let machine, _, _): "disc for \(machine)"
+        case .ejectDisc(let machine, _): "disc out of \(machine)"
         case .load(let path): "load of \(path)"
         case .reload: "reload"
         case .reset(let scope): "reset of \(scope)"
@@ -174,7 +186,7 @@ extension Request {
     /// Also answered by a daemon that is ending.
     var isHarmless: Bool {
         switch self {
-        case .status, .stop, .wait, .console, .log: true
+        case .status, .describe, .stop, .wait, .console, .log: true
         default: false
         }
     }
@@ -197,5 +209,7 @@ extension MachineProcess {
         pausers.removeAll { $0 == client }
         unpausers.removeAll { $0 == client }
         consoleClients.remove(client)
+        // What the machine does for it comes to its end all the same; a change of the disc counts.
+        if diskClients[client]?.disc == nil { diskClients[client] = nil }
     }
 }

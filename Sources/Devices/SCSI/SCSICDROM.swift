@@ -73,7 +73,10 @@ public struct SCSICDROM: Codable, Hashable, Sendable {
         attention = .mediumMayHaveChanged
     }
 
-    /// A reset of the bus or the unit: the lock is off and the tray as it is.
+    /// A reset of the unit by its driver, which still has to hear of another disc: the lock is off.
+    public mutating func resetUnit() { isLocked = false }
+
+    /// A new driver, which knows of no disc yet: the lock is off and the tray as it is.
     public mutating func reset() {
         isLocked = false
         attention = nil

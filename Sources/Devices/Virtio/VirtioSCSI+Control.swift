@@ -47,7 +47,7 @@ extension VirtioSCSI {
         case .abortTask, .abortTaskSet, .clearTaskSet: return isBusy ? .functionRejected : .ok
         case .nexusReset, .unitReset:
             guard !isBusy else { return .functionRejected }
-            live.withLock { $0.state.drive.reset() }
+            live.withLock { $0.state.drive.resetUnit() }
             return .ok
         case .queryTask, .queryTaskSet: return isBusy ? .functionSucceeded : .ok
         case .clearACA, nil: return .functionRejected
@@ -64,21 +64,33 @@ extension VirtioSCSI {
 
     func sendEvent(_ event: UInt32, _ reason: UInt32) {
         let queue = transport.queues[Format.Queue.event]
-        switch queue.pop() {
-        case .empty: live.withLock { $0.state.hasMissedEvent = true }
-        case .broken: transport.requestReset()
-        case .chain(let chain):
-            guard chain.writable.byteCount >= UInt64(Format.Event.byteCount) else {
-                transport.requestReset()
-                return transport.complete(queue, chain, written: 0)
+        var (isNoted, hadMissed) = (false, false)
+        while true {
+            switch queue.pop() {
+            case .empty:
+                guard !isNoted else { return }
+                hadMissed = live.withLock { live in
+                    defer { live.state.hasMissedEvent = true }
+                    return live.state.hasMissedEvent
+                }
+                // Once more: a driver that has just given a buffer has found nothing noted, and will not notify again.
+                isNoted = true
+            case .broken: return transport.requestReset()
+            case .chain(let chain):
+                guard chain.writable.byteCount >= UInt64(Format.Event.byteCount) else {
+                    transport.requestReset()
+                    return transport.complete(queue, chain, written: 0)
+                }
+                let hasMissed = live.withLock { live in
+                    defer { live.state.hasMissedEvent = false }
+                    return live.state.hasMissedEvent
+                }
+                // Only noted by ourselves, it was not missed in the end.
+                let isMissed = hasMissed && (hadMissed || !isNoted)
+                let bytes = littleEndianBytes(isMissed ? event | Format.Event.missed : event) + [1, 0, 0, 0, 0, 0, 0, 0]
+                chain.writable.store(bytes + littleEndianBytes(reason))
+                return transport.complete(queue, chain, written: UInt32(Format.Event.byteCount))
             }
-            let hasMissed = live.withLock { live in
-                defer { live.state.hasMissedEvent = false }
-                return live.state.hasMissedEvent
-            }
-            let bytes = littleEndianBytes(hasMissed ? event | Format.Event.missed : event) + [1, 0, 0, 0, 0, 0, 0, 0]
-            chain.writable.store(bytes + littleEndianBytes(reason))
-            transport.complete(queue, chain, written: UInt32(Format.Event.byteCount))
         }
     }
 }

@@ -32,6 +32,8 @@ public final class VirtioSCSI: VirtioDevice {
         var state: State
         var features: VirtioFeatures = []
         var disc: Disc?
+        /// Discs that were taken out while something read them; they go when nothing does any more.
+        var leaving: [Disc] = []
     }
 
     /// An image with whoever reads it.
@@ -65,7 +67,7 @@ public final class VirtioSCSI: VirtioDevice {
     }
 
     // Requests' memory is the guest's and the slots': nothing may be under way when they go.
-    deinit { live.withLock { $0.disc }?.queue.drain() }
+    deinit { drain() }
 
     private static func makeDisc(
         _ image: any BlockImage, _ requests: VirtioSCSIRequests, _ method: DiskQueue.Method
@@ -77,8 +79,11 @@ public final class VirtioSCSI: VirtioDevice {
 
     // MARK: The host's side
 
-    /// Puts a disc in, in place of the one that is there. Waits until nothing reads that any more. Any thread.
-    /// - Parameter force: even when the guest has locked the drive.
+    /// Puts a disc in, in place of the one that is there. Waits until nothing reads that any more. Any thread, several at a time;
+    /// not a virtual CPU's, which may have to end what is waited for.
+    /// - Parameters:
+    ///   - image: larger than nothing.
+    ///   - force: even when the guest has locked the drive.
     /// - Returns: `false` when the guest has locked it; it was asked to give the disc back.
     public func insert(_ image: any BlockImage, force: Bool = false) throws(SystemError) -> Bool {
         try change(to: Self.makeDisc(image, requests, method), force: force)
@@ -96,10 +101,16 @@ public final class VirtioSCSI: VirtioDevice {
                     live.state.drive.eject(force: force)
                 }
             guard isDone else { return (false, nil) }
-            defer { live.disc = disc }
-            return (true, live.disc)
+            let old = live.disc
+            live.disc = disc
+            // A reset must find its reads until they have ended.
+            if let old { live.leaving.append(old) }
+            return (true, old)
         }
-        old?.queue.drain()
+        if let old {
+            old.queue.drain()
+            live.withLock { $0.leaving.removeAll { $0 === old } }
+        }
         if isDone { announceChange() }
         return isDone
     }
@@ -150,25 +161,34 @@ public final class VirtioSCSI: VirtioDevice {
             requests.finish(request, response: .badTarget)
             return nil
         }
-        let (reply, disc) = live.withLock { ($0.state.drive.execute(request.command, unit: unit), $0.disc) }
+        // What is to be read is with its disc's queue before the lock is let go: whoever takes that disc out, or resets the device,
+        // waits for it.
+        let (reply, reading, disc): (SCSIReply, VirtioSCSIRequests.Reading?, Disc?) = live.withLock { live in
+            let reply = live.state.drive.execute(request.command, unit: unit)
+            guard case .medium(let offset, let byteCount) = reply, let disc = live.disc else { return (reply, nil, nil) }
+            return (reply, requests.read(request, disc, offset: offset, byteCount: byteCount), disc)
+        }
         switch reply {
         case .done: requests.finish(request)
         case .failed(let sense): requests.finish(request, sense: sense)
         case .data(let bytes):
             request.data.store(bytes)
             requests.finish(request, dataByteCount: min(UInt64(bytes.count), request.data.byteCount))
-        case .medium(let offset, let byteCount):
-            guard let disc else {
-                requests.finish(request, sense: .mediumNotPresent)
-                return nil
+        case .medium:
+            switch reading {
+            case .submitted: return disc?.queue
+            case .over(let response, let byteCount): requests.finish(request, response: response, dataByteCount: byteCount)
+            case nil: requests.finish(request, sense: .mediumNotPresent)
             }
-            return requests.read(request, disc, offset: offset, byteCount: byteCount) ? disc.queue : nil
         }
         return nil
     }
 
-    /// Nothing is in flight then: a disc that was changed was drained.
-    public func drain() { live.withLock { $0.disc }?.queue.drain() }
+    /// Nothing is in flight then, of a disc that is just being taken out neither.
+    public func drain() {
+        let discs = live.withLock { live in live.leaving + (live.disc.map { [$0] } ?? []) }
+        for disc in discs { disc.queue.drain() }
+    }
 
     // MARK: Configuration
 

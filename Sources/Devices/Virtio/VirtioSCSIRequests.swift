@@ -31,7 +31,7 @@ final class VirtioSCSIRequests: Sendable {
         }
     }
 
-    private struct Reading: Sendable {
+    private struct Pending: Sendable {
         let request: Request
         let byteCount: UInt64
         let isWhole: Bool
@@ -41,18 +41,23 @@ final class VirtioSCSIRequests: Sendable {
     private static let largestRead: UInt64 = 0xFFFF * 2048
 
     private let transport: VirtioTransport
-    private let readings = VirtioSlots<Reading>(count: Int(VirtioSCSI.queueSize))
+    private let readings = VirtioSlots<Pending>(count: Int(VirtioSCSI.queueSize))
 
     init(_ transport: VirtioTransport) { self.transport = transport }
 
-    /// Reads from a disc. Behind the image's end, in the disc's last block, are zeros.
-    /// - Returns: whether the disc's queue has it.
-    func read(_ request: Request, _ disc: VirtioSCSI.Disc, offset: UInt64, byteCount: UInt64) -> Bool {
+    /// What a read comes to at first.
+    enum Reading {
+        /// The disc's queue has it; `submitBatchEnd` must follow.
+        case submitted
+        /// There is nothing to wait for: the caller finishes it.
+        case over(VirtioSCSIFormat.Response, dataByteCount: UInt64)
+    }
+
+    /// Reads from a disc. Behind the image's end, in the disc's last block, are zeros. Completes nothing by itself, so the device's
+    /// lock may be held.
+    func read(_ request: Request, _ disc: VirtioSCSI.Disc, offset: UInt64, byteCount: UInt64) -> Reading {
         // The limit that the adapter tells. Memory can be named many times over in one request, so its size is none.
-        guard byteCount <= Self.largestRead else {
-            finish(request, response: .overrun, dataByteCount: 0)
-            return false
-        }
+        guard byteCount <= Self.largestRead else { return .over(.overrun, dataByteCount: 0) }
         let wanted = min(byteCount, request.data.byteCount)
         let inImage = offset < disc.image.byteCount ? min(wanted, disc.image.byteCount - offset) : 0
         let buffers = request.data.ioBuffers
@@ -62,14 +67,11 @@ final class VirtioSCSIRequests: Sendable {
             buffers.zero(from: position, byteCount: wanted - inImage)
         }
         let isWhole = wanted == byteCount
-        guard inImage > 0 else {
-            finish(request, response: isWhole ? .ok : .overrun, dataByteCount: wanted)
-            return false
-        }
+        guard inImage > 0 else { return .over(isWhole ? .ok : .overrun, dataByteCount: wanted) }
         let tag = UInt32(request.chain.slot)
-        readings[tag] = Reading(request: request, byteCount: wanted, isWhole: isWhole)
+        readings[tag] = Pending(request: request, byteCount: wanted, isWhole: isWhole)
         disc.queue.submit(DiskRequest(.read, tag: tag, offset: offset, byteCount: inImage, buffers: buffers))
-        return true
+        return .submitted
     }
 
     /// The disc's queue is done with a request. Any thread, without locks.

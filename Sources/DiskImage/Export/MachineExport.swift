@@ -8,6 +8,11 @@ public struct MachineExport: Sendable {
     /// The machine's, and its files'.
     public var name: String
     public var memoryByteCount: UInt64 = 512 << 20
+    public var cpuCount: UInt32 = 1
+    public var interfaceCount = 1
+    /// What lies in the CD-ROM drive, where there is a drive: a path, which stays what it is.
+    public var disc: String?
+    public var hasDrive = false
     /// Smaller, but to be imported: VMware's programs do not run such disks.
     public var isStreamOptimized = false
     public var progress: @Sendable (_ done: UInt64, _ total: UInt64) -> Void = { _, _ in }
@@ -17,6 +22,8 @@ public struct MachineExport: Sendable {
 
     /// Four disks are what a machine here has.
     public static let diskLimit = 4
+    /// And VMware's programs have ten.
+    static let interfaceLimit = 10
 
     /// - Parameter folder: made when there is none.
     /// - Returns: the paths of the new files.
@@ -63,14 +70,28 @@ public struct MachineExport: Sendable {
     private func description(_ disks: [String]) -> String {
         var lines = [
             ".encoding = \"UTF-8\"", "config.version = \"8\"", "virtualHW.version = \"8\"", "displayName = \"\(name)\"",
-            "guestOS = \"other-64\"", "memsize = \"\(max(4, memoryByteCount / (4 << 20) * 4))\"", "numvcpus = \"1\"",
+            "guestOS = \"other-64\"", "memsize = \"\(max(4, memoryByteCount / (4 << 20) * 4))\"", "numvcpus = \"\(max(1, cpuCount))\"",
             "scsi0.present = \"TRUE\"", "scsi0.virtualDev = \"lsilogic\"",
         ]
         for (index, disk) in disks.enumerated() {
             lines += ["scsi0:\(index).present = \"TRUE\"", "scsi0:\(index).fileName = \"\(disk)\""]
         }
+        for index in 0..<min(max(0, interfaceCount), Self.interfaceLimit) {
+            lines += [
+                "ethernet\(index).present = \"TRUE\"", "ethernet\(index).connectionType = \"nat\"",
+                "ethernet\(index).virtualDev = \"e1000\"",
+            ]
+        }
+        if hasDrive {
+            lines.append("ide1:0.present = \"TRUE\"")
+            // A name that would end its line or its quotes is left out: the drive is empty then.
+            if let disc, disc.unicodeScalars.allSatisfy({ $0.properties.generalCategory != .control && $0 != "\"" && $0 != "|" }) {
+                lines += ["ide1:0.deviceType = \"cdrom-image\"", "ide1:0.fileName = \"\(disc)\""]
+            } else {
+                lines += ["ide1:0.deviceType = \"cdrom-raw\"", "ide1:0.startConnected = \"FALSE\""]
+            }
+        }
         lines += [
-            "ethernet0.present = \"TRUE\"", "ethernet0.connectionType = \"nat\"", "ethernet0.virtualDev = \"e1000\"",
             "serial0.present = \"TRUE\"", "serial0.fileType = \"file\"", "serial0.fileName = \"\(name).log\"",
         ]
         return lines.map { $0 + "\n" }.joined()

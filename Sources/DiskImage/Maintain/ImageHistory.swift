@@ -21,11 +21,8 @@ public struct ImageHistory: Sendable {
     /// What is on the disk now becomes a point in its history: an image of that name in the same folder, on which the disk
     /// stands from now on.
     public func addPoint(_ name: String) throws(ImageError) {
-        guard !name.isEmpty, !name.contains("/"), name != ".", name != "..", !name.contains(":") else {
-            throw ImageError(.refused, path, "a point's name is that of a file in the image's folder, not \(name)")
-        }
-        let disk = try Disk(location, allowedBases)
-        let point = NewFile.folder(of: path) + "/" + name
+        let disk = try openForPoint(name)
+        let point = self.point(name)
         try Self.link(path, point)
         do throws(ImageError) {
             try replace(disk, backing: QCOW2Backing(name: name, format: ImageFormat.qcow2.rawValue), byteCount: disk.image.byteCount)
@@ -35,16 +32,35 @@ public struct ImageHistory: Sendable {
         }
     }
 
+    private func openForPoint(_ name: String) throws(ImageError) -> Disk {
+        guard !name.isEmpty, !name.contains("/"), name != ".", name != "..", !name.contains(":") else {
+            throw ImageError(.refused, path, "a point's name is that of a file in the image's folder, not \(name)")
+        }
+        return try Disk(location, allowedBases)
+    }
+
+    private func point(_ name: String) -> String { NewFile.folder(of: path) + "/" + name }
+
+    /// - Throws: why `addPoint` would not do it.
+    func checkPoint(_ name: String) throws(ImageError) {
+        _ = try openForPoint(name)
+        var status = stat()
+        guard lstat(point(name), &status) != 0 else { throw Self.failure(SystemError("link", errno: EEXIST), point(name)) }
+    }
+
+    /// Undoes `addPoint`, as long as nothing was written since.
+    func removePoint(_ name: String) throws(ImageError) {
+        let disk = try Disk(location, allowedBases)
+        guard disk.members.count > 1, try disk.isUnchanged(), Self.isSameFile(disk.members[1].name, point(name)) else {
+            throw ImageError(.refused, path, "was used meanwhile: it stands on \(name) now")
+        }
+        guard rename(point(name), path) == 0 else { throw Self.failure("rename", path) }
+    }
+
     /// The disk becomes what the image below it holds; when it is that already, what the one below that holds.
     /// - Returns: the path of the image that the disk is like now.
     public func rollBack() throws(ImageError) -> String {
-        let disk = try Disk(location, allowedBases)
-        let step = try disk.isUnchanged() ? 2 : 1
-        guard disk.members.count > step else {
-            throw ImageError(
-                .refused, path, step == 1 ? "stands on no other image: there is nothing to go back to" : "is at the beginning of its history")
-        }
-        let base = disk.members[step]
+        let (disk, base) = try openForRollBack()
         let undone = try keep(disk)
         do throws(ImageError) {
             let name = try BaseName.name(of: base.name, in: path).name
@@ -59,9 +75,33 @@ public struct ImageHistory: Sendable {
         return base.name
     }
 
+    private func openForRollBack() throws(ImageError) -> (disk: Disk, base: ImageChain.Member) {
+        let disk = try Disk(location, allowedBases)
+        let step = try disk.isUnchanged() ? 2 : 1
+        guard disk.members.count > step else {
+            throw ImageError(
+                .refused, path, step == 1 ? "stands on no other image: there is nothing to go back to" : "is at the beginning of its history")
+        }
+        return (disk, disk.members[step])
+    }
+
+    /// - Throws: why `rollBack` would not do it.
+    func checkRollBack() throws(ImageError) { _ = try openForRollBack() }
+
     /// The disk becomes again what it was before the last `rollBack`.
     /// - Parameter discards: what was written since is thrown away; without it that is an error.
     public func rollForward(discards: Bool) throws(ImageError) {
+        let (disk, undone) = try openForRollForward(discards: discards)
+        // The lock of `disk` keeps others out until then.
+        try withExtendedLifetime(disk) { () throws(ImageError) in
+            guard rename(undone, path) == 0 else { throw Self.failure("rename", path) }
+        }
+    }
+
+    /// - Throws: why `rollForward` would not do it.
+    func checkRollForward(discards: Bool) throws(ImageError) { _ = try openForRollForward(discards: discards) }
+
+    private func openForRollForward(discards: Bool) throws(ImageError) -> (disk: Disk, undone: String) {
         let last = lastUndone
         guard last > 0 else { throw ImageError(.refused, path, "was not rolled back: there is nothing to go forward to") }
         let disk = try Disk(location, allowedBases)
@@ -76,7 +116,7 @@ public struct ImageHistory: Sendable {
         guard disk.members.count < 2 || chain.members.contains(where: { $0.name == disk.members[1].name }) else {
             throw ImageError(.refused, path, "has another history by now: \(undone(last)) does not stand on its base")
         }
-        guard rename(undone(last), path) == 0 else { throw Self.failure("rename", path) }
+        return (disk, undone(last))
     }
 
     // MARK: - Steps
@@ -125,11 +165,7 @@ public struct ImageHistory: Sendable {
     private func keep(_ disk: Disk) throws(ImageError) -> String {
         // What a step that was cut short has left.
         let last = lastUndone
-        var mine = stat()
-        var other = stat()
-        if last > 0, stat(path, &mine) == 0, stat(undone(last), &other) == 0, mine.st_ino == other.st_ino, mine.st_dev == other.st_dev {
-            return undone(last)
-        }
+        if last > 0, Self.isSameFile(path, undone(last)) { return undone(last) }
         try Self.link(path, undone(last + 1))
         return undone(last + 1)
     }
@@ -145,17 +181,21 @@ public struct ImageHistory: Sendable {
 
     /// Only as long as it is a second one: behind the rename it is the only name that what was on the disk has.
     private static func dropSecondName(_ name: String, of path: String) {
+        if isSameFile(path, name) { unlink(name) }
+    }
+
+    private static func isSameFile(_ path: String, _ name: String) -> Bool {
         var (mine, other) = (stat(), stat())
-        guard stat(path, &mine) == 0, stat(name, &other) == 0, mine.st_ino == other.st_ino, mine.st_dev == other.st_dev else { return }
-        unlink(name)
+        return stat(path, &mine) == 0 && stat(name, &other) == 0 && mine.st_ino == other.st_ino && mine.st_dev == other.st_dev
     }
 
     private static func link(_ path: String, _ name: String) throws(ImageError) {
         guard Glibc.link(path, name) == 0 else { throw failure("link", name) }
     }
 
-    private static func failure(_ call: String, _ path: String) -> ImageError {
-        let error = SystemError(call, errno: errno)
-        return ImageError(.system(error), path, error.errno == EEXIST ? "exists already: take another name" : "\(error.reason)")
+    private static func failure(_ call: String, _ path: String) -> ImageError { failure(SystemError(call, errno: errno), path) }
+
+    private static func failure(_ error: SystemError, _ path: String) -> ImageError {
+        ImageError(.system(error), path, error.errno == EEXIST ? "exists already: take another name" : "\(error.reason)")
     }
 }

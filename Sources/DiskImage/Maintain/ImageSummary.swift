@@ -3,8 +3,8 @@ import Glibc
 import Linux
 
 /// What an image says of itself. No other file is opened.
-public struct ImageSummary: Sendable {
-    public let path: String
+public struct ImageSummary: Hashable, Sendable {
+    public var path: String
     public let format: ImageFormat
     /// The disk's size.
     public let byteCount: UInt64
@@ -12,9 +12,23 @@ public struct ImageSummary: Sendable {
     public let fileByteCount: UInt64
     /// What the file takes of the host's disk.
     public let hostByteCount: UInt64
-    public let qcow2: QCOW2Info?
+    public var qcow2: QCOW2Info?
     /// `monolithicSparse` or `streamOptimized`.
     public let vmdkKind: String?
+
+    /// What somebody else has said of an image.
+    public init(
+        path: String, format: ImageFormat, byteCount: UInt64, fileByteCount: UInt64, hostByteCount: UInt64, qcow2: QCOW2Info?,
+        vmdkKind: String?
+    ) {
+        self.path = path
+        self.format = format
+        self.byteCount = byteCount
+        self.fileByteCount = fileByteCount
+        self.hostByteCount = hostByteCount
+        self.qcow2 = qcow2
+        self.vmdkKind = vmdkKind
+    }
 
     public init(_ location: ImageLocation) throws(ImageError) {
         let (file, format) = try ImageChain(location, .look).top()
@@ -52,6 +66,35 @@ public struct ImageSummary: Sendable {
             byteCount = image.byteCount
             (qcow2, vmdkKind) = (nil, image.descriptor.kind.rawValue)
         }
+    }
+}
+
+extension ImageSummary {
+    /// Of a disk that is open and in use, and of each image that it stands on. Reads no table, so it may be asked for at any time.
+    public static func chain(of disk: any BlockImage) throws(ImageError) -> [ImageSummary] {
+        var summaries: [ImageSummary] = []
+        var next: (any BlockImage)? = disk
+        while let image = next {
+            next = nil
+            switch image {
+            case let raw as RawImage: summaries.append(try ImageSummary(raw.file, .raw, raw.byteCount))
+            case let vmdk as VMDKImage:
+                summaries.append(try ImageSummary(vmdk.file, .vmdk, vmdk.byteCount, vmdkKind: vmdk.descriptor.kind.rawValue))
+            case let qcow2 as QCOW2Image:
+                summaries.append(try ImageSummary(qcow2.file, .qcow2, qcow2.byteCount, qcow2: try qcow2.info))
+                next = qcow2.backing
+            default: break
+            }
+        }
+        return summaries
+    }
+
+    private init(
+        _ file: ImageFile, _ format: ImageFormat, _ byteCount: UInt64, qcow2: QCOW2Info? = nil, vmdkKind: String? = nil
+    ) throws(ImageError) {
+        self.init(
+            path: file.name, format: format, byteCount: byteCount, fileByteCount: try file.byteCount(),
+            hostByteCount: UInt64(max(0, try file.status().st_blocks)) * 512, qcow2: qcow2, vmdkKind: vmdkKind)
     }
 }
 

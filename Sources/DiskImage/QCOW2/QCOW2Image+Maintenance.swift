@@ -92,8 +92,11 @@ extension QCOW2Image {
 
     /// Writes what this image has into the backing image, flushes that, and then empties this one unless `keeps`. Nobody else writes
     /// meanwhile.
-    /// - Parameter progress: bytes of the disk done so far.
-    public func commit(keeps: Bool = false, progress: (UInt64) -> Void = { _ in }) throws(ImageError) {
+    /// - Parameter progress: bytes of the disk done so far. What it throws ends the work: this image has all that it had then, so the
+    ///   disk reads as before and the work can be done again.
+    public func commit(
+        keeps: Bool = false, progress: (UInt64) throws(ImageError) -> Void = { _ throws(ImageError) in }
+    ) throws(ImageError) {
         guard let backing else { throw ImageError(.refused, file.name, "lies above no other image, so there is nothing to commit to") }
         guard !backing.isReadOnly else { throw ImageError(.refused, file.name, "the image below is opened for reading only") }
         guard keeps || !isReadOnly else { throw ImageError(.readOnly, file.name, "is opened for reading only, so it cannot be emptied") }
@@ -105,7 +108,7 @@ extension QCOW2Image {
             let (kind, count) = try allocation(at: at, count: min(size - at, 1 << 30))
             guard kind != .unallocated else {
                 at += count
-                progress(at)
+                try progress(at)
                 continue
             }
             guard at + count <= limit else {
@@ -121,7 +124,7 @@ extension QCOW2Image {
                 try backing.write(UnsafeRawBufferPointer(part), at: at)
                 at += UInt64(part.count)
             }
-            progress(at)
+            try progress(at)
         }
         try backing.flush()
         guard !keeps else { return }
@@ -152,9 +155,12 @@ extension QCOW2Image {
 
     /// Copies first what would read otherwise above `newBacking`, so that the disk stays as it is. Nobody else writes meanwhile. Open
     /// the image anew afterwards.
-    /// - Parameter newBacking: `nil` for none: everything is copied.
+    /// - Parameters:
+    ///   - newBacking: `nil` for none: everything is copied.
+    ///   - progress: as for `commit`: when it throws the image stands on what it stood on, and reads as before.
     public func rebase(
-        _ backing: QCOW2Backing?, onto newBacking: (any BlockImage)?, progress: (UInt64) -> Void = { _ in }
+        _ backing: QCOW2Backing?, onto newBacking: (any BlockImage)?,
+        progress: (UInt64) throws(ImageError) -> Void = { _ throws(ImageError) in }
     ) throws(ImageError) {
         guard !isReadOnly else { throw ImageError(.readOnly, file.name, "is opened for reading only") }
         let mine = HeapBytes(count: 1 << 20)
@@ -165,7 +171,7 @@ extension QCOW2Image {
             let (kind, count) = try allocation(at: at, count: min(size - at, UInt64(mine.bytes.count)))
             if kind == .unallocated { try copyDifferences(at..<(at + count), mine, other, newBacking) }
             at += count
-            progress(at)
+            try progress(at)
         }
         try flush()
         try rebase(backing)

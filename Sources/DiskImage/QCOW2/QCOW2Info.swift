@@ -14,10 +14,57 @@ public struct QCOW2Info: Hashable, Sendable {
     public let isDirty: Bool
     /// Somebody found its tables damaged; it is not written before it is repaired.
     public let isCorrupt: Bool
-    public let backing: QCOW2Backing?
-    public let snapshots: [QCOW2Snapshot]
+    public var backing: QCOW2Backing?
+    public var snapshots: [ImageSnapshot]
     /// How many bitmaps it holds, when they are valid.
     public let bitmapCount: Int
+
+    public init(
+        version: Int, byteCount: UInt64, fileByteCount: UInt64, clusterSize: UInt64, refcountBits: Int, compression: QCOW2Compression,
+        hasLazyRefcounts: Bool, hasExtendedL2: Bool, isDirty: Bool, isCorrupt: Bool, backing: QCOW2Backing?,
+        snapshots: [ImageSnapshot], bitmapCount: Int
+    ) {
+        self.version = version
+        self.byteCount = byteCount
+        self.fileByteCount = fileByteCount
+        self.clusterSize = clusterSize
+        self.refcountBits = refcountBits
+        self.compression = compression
+        self.hasLazyRefcounts = hasLazyRefcounts
+        self.hasExtendedL2 = hasExtendedL2
+        self.isDirty = isDirty
+        self.isCorrupt = isCorrupt
+        self.backing = backing
+        self.snapshots = snapshots
+        self.bitmapCount = bitmapCount
+    }
+}
+
+/// An internal snapshot, as people are told of it.
+public struct ImageSnapshot: Hashable, Sendable {
+    /// Unique in the image; given by who made it.
+    public var id: String
+    public var name: String
+    /// Seconds since 1970.
+    public let seconds: UInt32
+    /// Of a saved machine's state beside the disk.
+    public let machineStateByteCount: UInt64
+    /// The disk's size at that time.
+    public let byteCount: UInt64
+
+    public init(id: String, name: String, seconds: UInt32, machineStateByteCount: UInt64, byteCount: UInt64) {
+        self.id = id
+        self.name = name
+        self.seconds = seconds
+        self.machineStateByteCount = machineStateByteCount
+        self.byteCount = byteCount
+    }
+}
+
+extension QCOW2Snapshot {
+    public var summary: ImageSnapshot {
+        ImageSnapshot(id: id, name: name, seconds: seconds, machineStateByteCount: machineStateByteCount, byteCount: byteCount)
+    }
 }
 
 /// An internal snapshot: the disk as it was.

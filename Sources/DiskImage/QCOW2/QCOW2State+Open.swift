@@ -88,18 +88,12 @@ extension QCOW2State {
 
 extension QCOW2Info {
     init(_ header: QCOW2Header, _ snapshots: [QCOW2Snapshot], fileByteCount: UInt64) {
-        version = header.version
-        byteCount = header.byteCount
-        self.fileByteCount = fileByteCount
-        clusterSize = 1 << UInt64(header.clusterBits)
-        refcountBits = 1 << header.refcountOrder
-        compression = header.compression
-        hasLazyRefcounts = header.compatible.contains(.lazyRefcounts)
-        hasExtendedL2 = header.incompatible.contains(.extendedL2)
-        isDirty = header.incompatible.contains(.dirty)
-        isCorrupt = header.incompatible.contains(.corrupt)
-        backing = header.backing
-        self.snapshots = snapshots
-        bitmapCount = header.autoclear.contains(.bitmaps) ? Int(header.bitmaps?.count ?? 0) : 0
+        self.init(
+            version: header.version, byteCount: header.byteCount, fileByteCount: fileByteCount,
+            clusterSize: 1 << UInt64(header.clusterBits), refcountBits: 1 << header.refcountOrder, compression: header.compression,
+            hasLazyRefcounts: header.compatible.contains(.lazyRefcounts), hasExtendedL2: header.incompatible.contains(.extendedL2),
+            isDirty: header.incompatible.contains(.dirty), isCorrupt: header.incompatible.contains(.corrupt), backing: header.backing,
+            snapshots: snapshots.map(\.summary),
+            bitmapCount: header.autoclear.contains(.bitmaps) ? Int(header.bitmaps?.count ?? 0) : 0)
     }
 }

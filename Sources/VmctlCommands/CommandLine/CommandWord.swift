@@ -6,14 +6,12 @@ import ArgumentParser
 /// of arguments knows neither.
 struct CommandWord {
     static let commands: [any VmctlCommand.Type] = [
-        AttachConsole.self, Create.self, Export.self, Image.self, Load.self, Log.self, Pause.self, Reload.self, Reset.self,
+        AttachConsole.self, Cdrom.self, Create.self, Export.self, Image.self, Load.self, Log.self, Pause.self, Reload.self, Reset.self,
         RollBack.self, RollForward.self, Run.self, Snapshot.self, Start.self, Status.self, Stop.self, Unpause.self, Wait.self,
     ]
 
     /// Those that ask no daemon.
-    private static let local: [any VmctlCommand.Type] = [
-        Create.self, Export.self, Image.self, RollBack.self, RollForward.self, Run.self, Snapshot.self,
-    ]
+    private static let local: [any VmctlCommand.Type] = [Create.self, Run.self]
 
     /// Another name of a command.
     private static let aliases = ["show": "status"]

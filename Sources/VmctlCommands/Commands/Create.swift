@@ -30,6 +30,9 @@ struct Create: VmctlCommand {
 
     @OptionGroup var images: ImageOptions
 
+    @Flag(name: .customShort("v"), help: "Say more on standard error.")
+    var isVerbose = false
+
     @Argument(help: ArgumentHelp("The new image's path.", valueName: "disk"))
     var words: [String] = []
 

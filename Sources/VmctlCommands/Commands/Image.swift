@@ -8,18 +8,22 @@ struct Image: VmctlCommand {
     static let configuration = CommandConfiguration.vmctl(
         "image", abstract: "Look at image files, and work on them.",
         usage: """
-            vmctl [-v] image info | check [-j] [--chain] [--allow-base path]... disk
-            \tvmctl [-v] image map [-j] disk
-            \tvmctl [-v] image repair [-l] disk
-            \tvmctl [-v] image resize [--shrink] [--allow-base path]... disk size
-            \tvmctl [-v] image commit [-k] [--allow-base path]... disk
-            \tvmctl [-v] image rebase [-u] [-b base] [--allow-base path]... disk
+            vmctl [-v] image info | check [-j] [--chain] [--allow-base path]... [--disk number]
+            \t\tid | disk
+            \tvmctl [-v] image map [-j] [--disk number] id | disk
+            \tvmctl [-v] image repair [-l] [--disk number] id | disk
+            \tvmctl [-v] image resize [--shrink] [--allow-base path]... [--disk number]
+            \t\tid | disk [+]size
+            \tvmctl [-v] image commit [-k] [--allow-base path]... [--disk number] id | disk
+            \tvmctl [-v] image rebase [-u] [-b base] [--allow-base path]... [--disk number]
+            \t\tid | disk
             \tvmctl [-v] image convert [-c] [--cluster-size size] [--compression method]
-            \t\t[--refcount-bits bits] [--allow-base path]... disk new
+            \t\t[--refcount-bits bits] [--allow-base path]... [--disk number] id | disk new
             """,
         discussion: """
-            info and check open no other file than the one that is named, unless --chain asks for what it stands on. All that \
-            change an image want it for themselves: one that a machine uses is refused.
+            info and check open no other file than the one that is named, unless --chain asks for what it stands on. All but \
+            info want an image for themselves: one that a running machine uses is refused. Of a machine info and check take all \
+            disks, the others the only one.
             """)
 
     @Flag(name: .customShort("j"), help: "As JSON.")
@@ -43,10 +47,14 @@ struct Image: VmctlCommand {
     @Option(name: .customShort("b"), help: ArgumentHelp("rebase: the new base. (default: none)", valueName: "base"))
     var base: String?
 
+    @Option(help: ArgumentHelp("Which of a machine's disks, from 0.", valueName: "number"))
+    var disk: UInt32?
+
     @OptionGroup var new: NewImageOptions
     @OptionGroup var images: ImageOptions
+    @OptionGroup var connection: Connection
 
-    @Argument(help: ArgumentHelp("What to do, the image, and what that needs.", valueName: "word"))
+    @Argument(help: ArgumentHelp("What to do, the machine or image, and what that needs.", valueName: "word"))
     var words: [String] = []
 
     private enum Verb: String, CaseIterable { case info, check, map, repair, resize, commit, rebase, convert }
@@ -58,19 +66,38 @@ struct Image: VmctlCommand {
         }
         let needsTwo = verb == .resize || verb == .convert
         guard words.count == (needsTwo ? 3 : 2) else {
-            throw WrongUsage(verb == .resize ? "give an image and its new size" : needsTwo ? "give an image and the new one" : "give one image")
+            throw WrongUsage(verb == .resize ? "give a machine or an image and the new size"
+                    : needsTwo ? "give a machine or an image and the new one" : "give one machine or image")
         }
         try checkOptions(verb)
-        let location = ImageLocation(words[1])
+        guard !isUnsafe || base != nil else { throw WrongUsage("-u needs a base: -b gives one") }
+        // What is wrong with a size or an option needs no machine to be seen.
+        let size = verb == .resize ? try NewSize(words[2], output) : nil
+        let target = verb == .convert ? try new.target(ImageLocation(words[2]).statedFormat ?? .raw) : nil
+        let operand = try DiskOperand(words[1], connection)
+        if verb != .info { try operand.refuseRunning(Self.reason(verb)) }
         switch verb {
-        case .info: return try info(location, output)
-        case .check: return try check(location, output)
-        case .map: return try map(location, output)
-        case .repair: return try repair(location, output)
-        case .resize: return try resize(location, words[2], output)
-        case .commit: return try commit(location, output)
-        case .rebase: return try rebase(location, output)
-        case .convert: return try convert(location, ImageLocation(words[2]), output)
+        case .info: return try info(operand, output)
+        case .check: return try check(operand, output)
+        case .map: return try map(try operand.image(disk), output)
+        case .repair: return try repair(try operand.image(disk), output)
+        case .resize: if let size { return try resize(operand, size, output) }
+        case .commit: return try commit(operand, output)
+        case .rebase: return try rebase(operand, output)
+        case .convert: if let target { return try convert(operand, ImageLocation(words[2]), target, output) }
+        }
+        return 0
+    }
+
+    /// Why something is not done with the disk of a machine that runs.
+    private static func reason(_ verb: Verb) -> String {
+        switch verb {
+        case .check, .map, .convert: "its guest changes what would be read"
+        case .repair: "its image's tables are in use"
+        case .resize: "its guest does not expect another size"
+        case .commit: "its guest reads from the base that would change"
+        case .rebase: "its images cannot be exchanged under it"
+        case .info: ""
         }
     }
 
@@ -90,8 +117,18 @@ struct Image: VmctlCommand {
 
     // MARK: - Looking
 
-    private func info(_ location: ImageLocation, _ output: Output) throws -> CInt {
-        let all = chain ? try ImageSummary.chain(location, allowedBases: try images.allowedBases) : [try ImageSummary(location)]
+    private func info(_ operand: DiskOperand, _ output: Output) throws -> CInt {
+        let chosen = try operand.images(disk)
+        let all: [ImageSummary]
+        if operand.running != nil {
+            let disks = try operand.describe(connection)
+            all = (disk.map { [disks[Int($0)]] } ?? disks).flatMap { images in chain ? images : Array(images.prefix(1)) }
+        } else {
+            let bases = try images.allowedBases(operand)
+            all = try chosen.flatMap { location throws(ImageError) in
+                chain ? try ImageSummary.chain(location, allowedBases: bases) : [try ImageSummary(location)]
+            }
+        }
         if isJSON {
             try output.print(ImageReport.list(all.map(ImageReport.json)) + "\n")
         } else {
@@ -118,8 +155,11 @@ struct Image: VmctlCommand {
         return 0
     }
 
-    private func check(_ location: ImageLocation, _ output: Output) throws -> CInt {
-        let results = try ImageCheck.run(location, isChain: chain, allowedBases: try images.allowedBases)
+    private func check(_ operand: DiskOperand, _ output: Output) throws -> CInt {
+        let bases = try images.allowedBases(operand)
+        let results = try operand.images(disk).flatMap { location throws(ImageError) in
+            try ImageCheck.run(location, isChain: chain, allowedBases: bases)
+        }
         var status: CInt = 0
         if isJSON { try output.print(ImageReport.list(results.map(ImageReport.json)) + "\n") }
         for result in results {
@@ -139,10 +179,11 @@ struct Image: VmctlCommand {
         return result.damage > 0 || result.errors > 0 ? 1 : result.leaks > 0 ? 3 : 0
     }
 
-    private func resize(_ location: ImageLocation, _ text: String, _ output: Output) throws -> CInt {
-        let size = try OptionValues.disk(text, output.say)
-        let chain = try ImageChain(location, try images.writing())
+    private func resize(_ operand: DiskOperand, _ new: NewSize, _ output: Output) throws -> CInt {
+        let location = try operand.image(disk)
+        let chain = try ImageChain(location, try images.writing(operand))
         let image = try chain.assemble()
+        let size = try new.size(of: image, location.path)
         guard size >= image.byteCount || shrink else {
             throw Failure("\(location.path): has \(ByteSize.describe(image.byteCount)): --shrink loses what lies behind the new end")
         }
@@ -157,24 +198,25 @@ struct Image: VmctlCommand {
         return 0
     }
 
-    private func commit(_ location: ImageLocation, _ output: Output) throws -> CInt {
-        var opening = try images.writing()
+    private func commit(_ operand: DiskOperand, _ output: Output) throws -> CInt {
+        let location = try operand.image(disk)
+        var opening = try images.writing(operand)
         opening.writesBase = true
         let image = try qcow2(ImageChain(location, opening), location)
         try Progress(location.path, output).run { progress in
-            try image.commit(keeps: keeps) { progress.update($0, image.byteCount) }
+            try image.commit(keeps: keeps) { done throws(ImageError) in try progress.tell(done, image.byteCount, location.path) }
         }
         try image.close()
         output.say("\(location.path) is committed to its base")
         return 0
     }
 
-    private func rebase(_ location: ImageLocation, _ output: Output) throws -> CInt {
-        guard !isUnsafe || base != nil else { throw WrongUsage("-u needs a base: -b gives one") }
+    private func rebase(_ operand: DiskOperand, _ output: Output) throws -> CInt {
+        let location = try operand.image(disk)
         var backing: QCOW2Backing?
         var below: (any BlockImage)?
         if let base {
-            let chain = try ImageChain(ImageLocation(base), try images.reading())
+            let chain = try ImageChain(ImageLocation(base), try images.reading(operand))
             let format = chain.members.first?.format ?? .raw
             let (name, needsPermission) = try BaseName.name(of: ImageLocation(base).path, in: location.path)
             if needsPermission {
@@ -184,7 +226,7 @@ struct Image: VmctlCommand {
             below = try chain.assemble()
         }
         if isUnsafe {
-            var opening = try images.writing()
+            var opening = try images.writing(operand)
             opening.opensBases = false
             let (file, format) = try ImageChain(location, opening).top()
             guard format == .qcow2 else { throw notQCOW2(location) }
@@ -192,9 +234,11 @@ struct Image: VmctlCommand {
             try image.rebase(backing)
             try image.close()
         } else {
-            let image = try qcow2(ImageChain(location, try images.writing()), location)
+            let image = try qcow2(ImageChain(location, try images.writing(operand)), location)
             try Progress(location.path, output).run { progress in
-                try image.rebase(backing, onto: below) { progress.update($0, image.byteCount) }
+                try image.rebase(backing, onto: below) { done throws(ImageError) in
+                    try progress.tell(done, image.byteCount, location.path)
+                }
             }
             try image.close()
         }
@@ -202,10 +246,11 @@ struct Image: VmctlCommand {
         return 0
     }
 
-    private func convert(_ source: ImageLocation, _ new: ImageLocation, _ output: Output) throws -> CInt {
+    private func convert(
+        _ operand: DiskOperand, _ new: ImageLocation, _ target: Conversion.Target, _ output: Output
+    ) throws -> CInt {
         let format = new.statedFormat ?? .raw
-        let target = try self.new.target(format)
-        let image = try ImageChain(source, try images.reading()).assemble()
+        let image = try ImageChain(try operand.image(disk), try images.reading(operand)).assemble()
         try image.convert(to: new.path, target, byteCount: image.byteCount, isDurable: false, output)
         output.say("\(format.rawValue) imagefile created")
         return 0
@@ -218,5 +263,23 @@ struct Image: VmctlCommand {
 
     private func notQCOW2(_ location: ImageLocation) -> Failure {
         Failure("\(location.path): only qcow2 images stand on others: convert it")
+    }
+}
+
+/// The size that a disk shall have: so much, or so much more than it has.
+private struct NewSize {
+    private let byteCount: UInt64
+    private let isMore: Bool
+
+    init(_ text: String, _ output: Output) throws(WrongUsage) {
+        isMore = text.hasPrefix("+")
+        byteCount = try OptionValues.disk(isMore ? String(text.dropFirst()) : text, output.say)
+    }
+
+    func size(of image: any BlockImage, _ path: String) throws(Failure) -> UInt64 {
+        guard isMore else { return byteCount }
+        let (sum, isTooLarge) = image.byteCount.addingReportingOverflow(byteCount)
+        guard !isTooLarge, sum <= DiskSize.limit else { throw Failure("\(path): would be larger than any disk") }
+        return sum
     }
 }

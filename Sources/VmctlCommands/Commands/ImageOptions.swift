@@ -12,9 +12,6 @@ struct ImageOptions: ParsableArguments {
             valueName: "path"))
     var allowBase: [String] = []
 
-    @Flag(name: .customShort("v"), help: "Say more on standard error.")
-    var isVerbose = false
-
     /// As absolute paths: the word of who types it is good for where he is.
     var allowedBases: [String] {
         get throws(Failure) {
@@ -28,13 +25,18 @@ struct ImageOptions: ParsableArguments {
         }
     }
 
-    func reading(locks: Bool = true) throws(Failure) -> ImageOpening {
-        var opening = ImageOpening(isReadOnly: true, allowedBases: try allowedBases)
+    /// - Parameter operand: whose machine's administrator allows some as well.
+    func allowedBases(_ operand: DiskOperand) throws(Failure) -> [String] { try allowedBases + operand.allowedBases }
+
+    func reading(_ operand: DiskOperand? = nil, locks: Bool = true) throws(Failure) -> ImageOpening {
+        var opening = ImageOpening(isReadOnly: true, allowedBases: try allowedBases + (operand?.allowedBases ?? []))
         opening.locks = locks
         return opening
     }
 
-    func writing() throws(Failure) -> ImageOpening { ImageOpening(isReadOnly: false, allowedBases: try allowedBases) }
+    func writing(_ operand: DiskOperand) throws(Failure) -> ImageOpening {
+        ImageOpening(isReadOnly: false, allowedBases: try allowedBases(operand))
+    }
 }
 
 /// The texts of images' options as values.

@@ -1,18 +1,20 @@
 import ArgumentParser
+import ControlProtocol
 import DiskImage
 
-/// `vmctl snapshot`: what a disk was, kept inside of its image, or below it.
+/// `vmctl snapshot`: what disks were, kept inside of their images, or below them.
 struct Snapshot: VmctlCommand {
     static let configuration = CommandConfiguration.vmctl(
         "snapshot", abstract: "Keep what a disk holds, and come back to it.",
         usage: """
-            vmctl [-v] snapshot create [-d] [--allow-base path]... disk name
-            \tvmctl [-v] snapshot list [-j] disk
-            \tvmctl [-v] snapshot apply | delete [--allow-base path]... disk name
+            vmctl [-v] snapshot create [-d] [--allow-base path]... id | disk name
+            \tvmctl [-v] snapshot list [-j] id | disk
+            \tvmctl [-v] snapshot apply | delete [--allow-base path]... id | disk name
             """,
         discussion: """
-            Snapshots lie in a qcow2 image itself. With -d the image gets a point in its history instead: an image of that \
-            name in the same folder, on which it stands from then on, for rollback and rollforward.
+            Of a machine all disks that can be written, or none. Snapshots lie in a qcow2 image itself. With -d the image gets a \
+            point in its history instead: an image of that name in the same folder, on which it stands from then on, for rollback \
+            and rollforward. Of a machine that runs snapshots are made, listed and deleted; the rest wants it stopped.
             """)
 
     @Flag(name: .customShort("d"), help: "A derived image: what there is becomes a base of that name.")
@@ -22,8 +24,9 @@ struct Snapshot: VmctlCommand {
     var isJSON = false
 
     @OptionGroup var images: ImageOptions
+    @OptionGroup var connection: Connection
 
-    @Argument(help: ArgumentHelp("create, list, apply or delete, an image, and a snapshot's name.", valueName: "word"))
+    @Argument(help: ArgumentHelp("create, list, apply or delete, a machine or an image, and a snapshot's name.", valueName: "word"))
     var words: [String] = []
 
     private enum Verb: String, CaseIterable { case create, list, apply, delete }
@@ -33,51 +36,77 @@ struct Snapshot: VmctlCommand {
             throw WrongUsage("unknown argument: \(words.first ?? ""): give create, list, apply or delete")
         }
         guard words.count == (verb == .list ? 2 : 3) else {
-            throw WrongUsage(verb == .list ? "give one image" : "give an image and the snapshot's name")
+            throw WrongUsage(verb == .list ? "give one machine or image" : "give a machine or an image and the snapshot's name")
         }
         guard !isDerived || verb == .create else { throw WrongUsage("-d is for create") }
         guard !isJSON || verb == .list else { throw WrongUsage("-j is for list") }
-        let location = ImageLocation(words[1])
-        if verb == .list { return try list(location, output) }
+        let operand = try DiskOperand(words[1], connection)
+        if verb == .list { return try list(operand, output) }
         let name = words[2]
-        if isDerived {
-            try ImageHistory(location, allowedBases: try images.allowedBases).addPoint(name)
-            output.say("\(location.path) stands on \(name) now")
-            return 0
-        }
-        let image = try openImage(location, try images.writing())
+        if isDerived { return try addPoint(name, operand, output) }
         switch verb {
         case .create:
-            try image.createSnapshot(name: name)
+            try change(operand, running: .createSnapshot(name)) { disks throws(ImageError) in try disks.create(name) }
             output.say("snapshot \(name) created")
         case .apply:
-            try image.applySnapshot(name)
+            try operand.refuseRunning("its guest has in memory what the disk would not hold any more")
+            try change(operand) { disks throws(ImageError) in try disks.apply(name) }
             output.say("snapshot \(name) applied")
         case .delete:
-            try image.deleteSnapshot(name)
+            try change(operand, running: .deleteSnapshot(name)) { disks throws(ImageError) in try disks.delete(name) }
             output.say("snapshot \(name) deleted")
         case .list: break
         }
-        try image.close()
         return 0
     }
 
-    private func openImage(_ location: ImageLocation, _ opening: ImageOpening) throws(ImageError) -> QCOW2Image {
-        guard let image = try ImageChain(location, opening).assemble() as? QCOW2Image else {
-            throw ImageError(.refused, location.path, "only qcow2 images have snapshots: convert it")
-        }
-        return image
+    /// - Parameter running: what a machine that runs is asked to do.
+    private func change(
+        _ operand: DiskOperand, running: DiskCommand? = nil, _ body: (DiskSnapshots) throws(ImageError) -> Void
+    ) throws {
+        if let running, operand.running != nil { return try operand.perform(running, connection) }
+        let opening = try images.writing(operand)
+        let disks = try operand.images.map { location throws(ImageError) in try ImageChain(location, opening).assemble() }
+        try body(try DiskSnapshots(disks))
+        for disk in disks { try disk.close() }
     }
 
-    private func list(_ location: ImageLocation, _ output: Output) throws -> CInt {
-        guard let info = try ImageSummary(location).qcow2 else {
-            throw ImageError(.refused, location.path, "only qcow2 images have snapshots")
-        }
-        guard !isJSON else {
-            try output.print(ImageReport.json(info.snapshots) + "\n")
+    private func addPoint(_ name: String, _ operand: DiskOperand, _ output: Output) throws -> CInt {
+        try operand.refuseRunning("its images cannot be exchanged under it")
+        let names = try operand.histories(images).addPoint(name)
+        for (location, name) in zip(operand.images, names) { output.say("\(location.path) stands on \(name) now") }
+        return 0
+    }
+
+    // MARK: - Lists
+
+    private func list(_ operand: DiskOperand, _ output: Output) throws -> CInt {
+        guard let machine = operand.machine else {
+            guard let info = try ImageSummary(operand.image(nil)).qcow2 else {
+                throw ImageError(.refused, operand.images[0].path, "only qcow2 images have snapshots")
+            }
+            try output.print(isJSON ? ImageReport.json(info.snapshots) + "\n" : ImageReport.table(info.snapshots))
             return 0
         }
-        try output.print(ImageReport.table(info.snapshots))
+        let disks =
+            machine.isRunning
+            ? try operand.describe(connection).compactMap(\.first)
+            : try operand.images.map { location throws(ImageError) in try ImageSummary(location) }
+        if isJSON {
+            let rows = disks.enumerated().map { number, disk in
+                ImageReport.object([
+                    ("disk", "\(number)"), ("file", ImageReport.string(disk.path)),
+                    ("snapshots", ImageReport.json(disk.qcow2?.snapshots ?? [])),
+                ])
+            }
+            try output.print(ImageReport.list(rows) + "\n")
+        } else {
+            let tables = disks.enumerated().map { number, disk in
+                (disks.count == 1 ? "" : "disk \(number), \(ImageReport.clean(disk.path)):\n")
+                    + ImageReport.table(disk.qcow2?.snapshots ?? [])
+            }
+            try output.print(tables.joined(separator: "\n"))
+        }
         return 0
     }
 }
@@ -86,21 +115,24 @@ struct Snapshot: VmctlCommand {
 struct RollBack: VmctlCommand {
     static let configuration = CommandConfiguration.vmctl(
         "rollback", abstract: "Go back to what the image below a disk holds.",
-        usage: "vmctl [-v] rollback [--allow-base path]... disk",
+        usage: "vmctl [-v] rollback [--allow-base path]... id | disk",
         discussion: """
             What the disk has of its own is put aside as disk.undone-1 and so on, for rollforward. A disk that has nothing \
-            of its own goes to the image one further below.
+            of its own goes to the image one further below. Of a machine, which must be stopped, all disks or none.
             """)
 
     @OptionGroup var images: ImageOptions
+    @OptionGroup var connection: Connection
 
-    @Argument(help: ArgumentHelp("A qcow2 image that stands on others.", valueName: "disk"))
+    @Argument(help: ArgumentHelp("A machine, or a qcow2 image that stands on others.", valueName: "disk"))
     var words: [String] = []
 
     func perform(_ output: Output) throws -> CInt {
-        guard let path = words.first, words.count == 1 else { throw WrongUsage("give one image") }
-        let base = try ImageHistory(ImageLocation(path), allowedBases: try images.allowedBases).rollBack()
-        output.say("\(path) is as \(base) now")
+        guard let word = words.first, words.count == 1 else { throw WrongUsage("give one machine or image") }
+        let operand = try DiskOperand(word, connection)
+        try operand.refuseRunning("its images cannot be exchanged under it")
+        let bases = try operand.histories(images).rollBack()
+        for (location, base) in zip(operand.images, bases) { output.say("\(location.path) is as \(base) now") }
         return 0
     }
 }
@@ -109,20 +141,30 @@ struct RollBack: VmctlCommand {
 struct RollForward: VmctlCommand {
     static let configuration = CommandConfiguration.vmctl(
         "rollforward", abstract: "Undo the last rollback.",
-        usage: "vmctl [-v] rollforward [-f] [--allow-base path]... disk")
+        usage: "vmctl [-v] rollforward [-f] [--allow-base path]... id | disk")
 
     @Flag(name: .customShort("f"), help: "Throw away what was written since.")
     var discards = false
 
     @OptionGroup var images: ImageOptions
+    @OptionGroup var connection: Connection
 
-    @Argument(help: ArgumentHelp("An image that was rolled back.", valueName: "disk"))
+    @Argument(help: ArgumentHelp("A machine, or an image that was rolled back.", valueName: "disk"))
     var words: [String] = []
 
     func perform(_ output: Output) throws -> CInt {
-        guard let path = words.first, words.count == 1 else { throw WrongUsage("give one image") }
-        try ImageHistory(ImageLocation(path), allowedBases: try images.allowedBases).rollForward(discards: discards)
-        output.say("\(path) is as it was before it was rolled back")
+        guard let word = words.first, words.count == 1 else { throw WrongUsage("give one machine or image") }
+        let operand = try DiskOperand(word, connection)
+        try operand.refuseRunning("its images cannot be exchanged under it")
+        try operand.histories(images).rollForward(discards: discards)
+        for location in operand.images { output.say("\(location.path) is as it was before it was rolled back") }
         return 0
+    }
+}
+
+extension DiskOperand {
+    fileprivate func histories(_ options: ImageOptions) throws(Failure) -> DiskHistories {
+        let bases = try options.allowedBases(self)
+        return DiskHistories(images.map { ImageHistory($0, allowedBases: bases) })
     }
 }

@@ -35,7 +35,7 @@ enum ImageReport {
         return image.vmdkKind.map { "vmdk (\($0))" } ?? image.format.rawValue
     }
 
-    static func table(_ snapshots: [QCOW2Snapshot]) -> String {
+    static func table(_ snapshots: [ImageSnapshot]) -> String {
         var text = "ID".padded(to: 6) + "DATE".padded(to: 21) + "SIZE".padded(to: 9) + "NAME\n"
         for snapshot in snapshots {
             text += UserTerminal.oneLine(snapshot.id).padded(to: 6) + UTCDate.describe(UInt64(snapshot.seconds)).padded(to: 21)
@@ -58,7 +58,7 @@ enum ImageReport {
         ])
     }
 
-    static func json(_ snapshots: [QCOW2Snapshot]) -> String {
+    static func json(_ snapshots: [ImageSnapshot]) -> String {
         list(
             snapshots.map {
                 object([

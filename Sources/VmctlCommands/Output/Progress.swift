@@ -1,3 +1,4 @@
+import DiskImage
 import Linux
 import Machine
 import Synchronization
@@ -48,6 +49,13 @@ final class Progress: Sendable {
             if state.signal == nil { state.signal = nextSignal() }
             return state.signal != nil
         }
+    }
+
+    /// `update`, for work on an image that can be ended at any time.
+    /// - Throws: when a signal says that it is to end.
+    func tell(_ done: UInt64, _ total: UInt64, _ file: String) throws(ImageError) {
+        update(done, total)
+        if isCancelled() { throw ImageError(.refused, file, "was interrupted") }
     }
 
     /// Wipes the line.

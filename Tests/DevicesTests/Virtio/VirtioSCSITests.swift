@@ -1,6 +1,8 @@
 import Devices
 import DiskImage
 import Foundation
+import Linux
+import Synchronization
 import Testing
 import VMM
 
@@ -254,6 +256,82 @@ import VMM
         #expect(bench.driver.takeUsed(2)?.byteCount == 2156)
         #expect(bench.data(2048) == Array(first.bytes[..<2048]))
         #expect(old != nil)
+    }
+
+    private final class Flag: Sendable {
+        let value = Atomic(false)
+        func set() { value.store(true, ordering: .sequentiallyConsistent) }
+        var isSet: Bool { value.load(ordering: .sequentiallyConsistent) }
+    }
+
+    @Test func `a reset waits for reads of a disc that is being taken out`() throws {
+        let bench = try Bench()
+        let first = Bench.disc(seed: 5)
+        #expect(try bench.device.insert(first))
+        _ = bench.command([0x00])
+        first.gate.shut()
+        bench.putHeader(Self.read(0, 1))
+        bench.driver.send([.out(Bench.header, 51), .into(Bench.response, 108), .into(Bench.data, 2048)], on: 2)
+        let (device, function, isOver) = (bench.device, bench.function, Flag())
+        let ejector = try PosixThread("ejector") { _ = device.eject() }
+        while bench.device.drive.discByteCount != nil { usleep(100) }
+        let resetter = try PosixThread("resetter") {
+            function.reset()
+            isOver.set()
+        }
+        usleep(50_000)
+        // The guest's memory is written yet.
+        #expect(!isOver.isSet)
+        first.gate.open()
+        resetter.join()
+        ejector.join()
+        #expect(isOver.isSet)
+    }
+
+    /// What a driver reads meanwhile is of one disc or refused, and it comes back.
+    @Test(arguments: DiskQueue.Method.allCases)
+    func `reads while discs come and go are all answered`(method: DiskQueue.Method) throws {
+        let bench = try Bench(method: method == .ring && !Self.hasRing ? .threads : method)
+        let (device, isOver) = (bench.device, Flag())
+        let discs = [Bench.disc(seed: 1), Bench.disc(seed: 2)]
+        let changer = try PosixThread("changer") {
+            for round in 0..<150 {
+                _ = try? device.insert(discs[round % 2])
+                if round % 5 == 0 { _ = device.eject() }
+            }
+            isOver.set()
+        }
+        var (answers, reads) = (0, 0)
+        while !isOver.isSet || answers < 100 {
+            guard let answer = bench.command(Self.read(3, 4), into: 8192) else {
+                Issue.record("no answer behind \(answers)")
+                break
+            }
+            answers += 1
+            guard answer.status == Self.good else { continue }
+            reads += 1
+            let data = bench.data(8192)
+            let isWhole = discs.contains { data == Array($0.bytes[3 * 2048..<7 * 2048]) }
+            #expect(isWhole)
+        }
+        changer.join()
+        _ = try device.insert(discs[0])
+        _ = bench.command([0x00])
+        #expect(bench.command(Self.read(3, 4), into: 8192)?.status == Self.good)
+    }
+
+    private static let hasRing: Bool = {
+        guard let queue = try? DiskQueue(FakeImage(byteCount: 512), depth: 1, onCompletion: { _, _ in }) else { return false }
+        return queue.usesRing
+    }()
+
+    @Test func `a driver that resets the unit still hears of another disc`() throws {
+        let bench = try Bench()
+        #expect(try bench.device.insert(Bench.disc(seed: 3)))
+        bench.bench.memory.write([0, 0, 0, 0, 5, 0, 0, 0] + Bench.unit + [UInt8](repeating: 0, count: 8), at: Bench.header)
+        bench.driver.send([.out(Bench.header, 24), .into(Bench.response, 1)], on: 0)
+        #expect(bench.driver.takeUsed(0) != nil)
+        #expect(bench.command(Self.read(0, 1), into: 2048)?.sense == [6, 0x28, 0])
     }
 
     @Test func `a drive without a disc is there all the same`() throws {

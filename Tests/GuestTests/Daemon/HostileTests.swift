@@ -73,6 +73,8 @@ extension GuestTests.DaemonTests {
                     .status(nil, isRunningOnly: false), .status(.name("one"), isRunningOnly: true), .start(start), .start(StartRequest(.id(1))),
                     .stop(nil, isForced: true, waits: true), .stop(.name("two"), isForced: true, waits: false), .wait(.name("one")), .pause(.id(1)),
                     .unpause(.id(2)), .console(.name("one")), .load("/etc/vm.conf"), .reload, .reset(.all), .log(isVerbose: true),
+                    .describe(.name("one")), .disks(.name("one"), .createSnapshot("x")), .disks(.id(2), .describe), .ejectDisc(.id(1), isForced: true),
+                    .insertDisc(.name("two"), path: "/etc/hosts", isForced: false),
                 ]
                 let packets = try requests.map { try $0.encoded() }
                 var clients: [TestClient] = []
