@@ -1,6 +1,7 @@
 import ArgumentParser
 import ControlProtocol
 import Linux
+import Machine
 
 /// `vmctl cdrom`: the disc in a running machine's drive.
 struct Cdrom: VmctlCommand {
@@ -52,7 +53,7 @@ struct Cdrom: VmctlCommand {
             var client = try connection.open()
             let description = try client.describe(words[1])
             guard description.hasDrive else { throw Failure("vm \(description.name) has no CD-ROM drive") }
-            try output.print((description.disc.map(ImageReport.clean) ?? "-") + "\n")
+            try output.print((description.disc.map { UserTerminal.oneLine($0) } ?? "-") + "\n")
         }
         return 0
     }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import ControlProtocol
 import DiskImage
+import Machine
 
 /// `vmctl snapshot`: what disks were, kept inside of their images, or below them.
 struct Snapshot: VmctlCommand {
@@ -102,7 +103,7 @@ struct Snapshot: VmctlCommand {
             try output.print(ImageReport.list(rows) + "\n")
         } else {
             let tables = disks.enumerated().map { number, disk in
-                (disks.count == 1 ? "" : "disk \(number), \(ImageReport.clean(disk.path)):\n")
+                (disks.count == 1 ? "" : "disk \(number), \(UserTerminal.oneLine(disk.path)):\n")
                     + ImageReport.table(disk.qcow2?.snapshots ?? [])
             }
             try output.print(tables.joined(separator: "\n"))
