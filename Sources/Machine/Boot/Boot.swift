@@ -11,7 +11,8 @@ enum Boot: Sendable {
         let loader = try KernelLoader(
             kernel: source, initrd: configuration.initrd, modules: configuration.modules,
             commandLine: configuration.commandLine, bootAddress: configuration.bootAddress)
-        if let kernel = try RealModeLinux(loader, memoryByteCount: configuration.memoryByteCount) {
+        // Whoever gets an open file may open none, and so no BIOS: there `KernelLoader` refuses it.
+        if case .path? = configuration.kernel, let kernel = try RealModeLinux(loader, memoryByteCount: configuration.memoryByteCount) {
             self = .firmware(try Self.bios(for: loader.kernel), FirmwareOptions(kernel, logsDebugPort: configuration.logsFirmware))
             return
         }
