@@ -43,6 +43,22 @@ extension GuestTests {
             try end(guest)
         }
 
+        /// Its real-mode part calls the BIOS, so firmware starts first. iPXE takes its command line for a command, here one that lists
+        /// what it has beside itself: the ramdisk.
+        @Test(.fetched("ipxe.lkrn"))
+        func `a kernel for real mode gets a BIOS, its command line and its ramdisk, and gives back`() throws {
+            let scratch = try Scratch()
+            let guest = try GuestProcess(
+                [
+                    "run", "-m", "64M", "-b", "\(Paths.others)/ipxe.lkrn", "--initrd", try scratch.file("file", byteCount: 12345),
+                    "--cmdline", "imgstat",
+                ] + Paths.engine, input: .nothing)
+            _ = try guest.wait(for: "iPXE initialising devices...ok")
+            _ = try guest.wait(for: "<INITRD> : 12345 bytes")
+            _ = try guest.wait(for: "No bootable device.")
+            try end(guest)
+        }
+
         @Test(.fetched("isolinux.iso"))
         func `isolinux draws its menu, and boots what is chosen`() throws {
             let guest = try GuestProcess(

@@ -11,6 +11,11 @@ enum Boot: Sendable {
         let loader = try KernelLoader(
             kernel: source, initrd: configuration.initrd, modules: configuration.modules,
             commandLine: configuration.commandLine, bootAddress: configuration.bootAddress)
+        // Whoever gets an open file may open none, and so no BIOS: there `KernelLoader` refuses it.
+        if case .path? = configuration.kernel, let kernel = try RealModeLinux(loader, memoryByteCount: configuration.memoryByteCount) {
+            self = .firmware(try Self.bios(for: loader.kernel), FirmwareOptions(kernel, logsDebugPort: configuration.logsFirmware))
+            return
+        }
         guard let image = try loader.firmware() else {
             self = .kernel(loader)
             return
@@ -25,6 +30,14 @@ enum Boot: Sendable {
             throw MachineError("command line: firmware takes none: give a kernel with -b")
         }
         self = .firmware(image, try FirmwareOptions(configuration))
+    }
+
+    /// The BIOS that a kernel calls.
+    private static func bios(for kernel: BootFile) throws(MachineError) -> FirmwareImage {
+        guard let source = try? DefaultFirmware.bios.open(),
+            let image = try KernelLoader(kernel: source, initrd: nil, commandLine: nil).firmware()
+        else { throw kernel.error("needs a BIOS, and there is none", "install the package seabios, or boot it from a disk or CD") }
+        return image
     }
 
     var file: BootFile {
@@ -57,11 +70,21 @@ struct FirmwareOptions: Sendable {
     /// For booting from the network: its file's name and content.
     let optionROM: (name: String, bytes: [UInt8])?
     let logsDebugPort: Bool
+    /// What the option ROM boots, if it is to be booted before all else.
+    let kernel: RealModeLinux?
 
     /// An option ROM and firmware share 128 KB below 1 MB.
     private static let largestROM: UInt64 = 128 << 10
 
+    init(_ kernel: RealModeLinux, logsDebugPort: Bool) {
+        bootDevice = nil
+        optionROM = (RealModeLinux.romName, kernel.rom)
+        self.logsDebugPort = logsDebugPort
+        self.kernel = kernel
+    }
+
     init(_ configuration: MachineConfiguration) throws(MachineError) {
+        kernel = nil
         bootDevice = configuration.bootDevice
         logsDebugPort = configuration.logsFirmware
         guard bootDevice == .net else {

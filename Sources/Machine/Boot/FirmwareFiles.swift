@@ -27,7 +27,7 @@ struct FirmwareFiles {
         if let rom = options.optionROM { files.append(.init("genroms/" + rom.name, rom.bytes)) }
         var computer = SMBIOSTables.Configuration()
         computer.memory = map.entries.filter { $0.kind == .ram }.map { ($0.base, $0.byteCount) }
-        return files + ACPITables.firmwareFiles(tables) + SMBIOSTables.firmwareFiles(computer)
+        return (options.kernel?.files ?? []) + files + ACPITables.firmwareFiles(tables) + SMBIOSTables.firmwareFiles(computer)
     }
 
     /// 20 bytes for each entry: address, length, type.
@@ -43,6 +43,8 @@ struct FirmwareFiles {
 
     /// Open Firmware's paths, the first first, and nothing behind them. `nil`: firmware's own order.
     private var order: String? {
+        // Behind it comes firmware's own order: a kernel may give back.
+        if options.kernel != nil, let rom = options.optionROM { return "/rom@genroms/" + rom.name }
         guard let device = options.bootDevice else { return nil }
         let paths: [String] =
             switch device {
