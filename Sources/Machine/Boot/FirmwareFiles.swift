@@ -41,21 +41,24 @@ struct FirmwareFiles {
         return .init("etc/e820", writer.bytes)
     }
 
-    /// Open Firmware's paths, the first first, and nothing behind them. `nil`: firmware's own order.
+    /// Open Firmware's paths: what to boot from, the first first, then SeaBIOS's word for the end. What stands behind that is never
+    /// booted from, but it is there for what was booted: to a strict order firmware leaves out what is not in it.
+    /// `nil`: firmware's own order.
     private var order: String? {
-        // Behind it comes firmware's own order: a kernel may give back.
-        if options.kernel != nil, let rom = options.optionROM { return "/rom@genroms/" + rom.name }
         guard let device = options.bootDevice else { return nil }
-        let paths: [String] =
-            switch device {
-            case .disk: disks.map { "/pci@i0cf8/*@\(String($0, radix: 16))" }
-            // Target and unit, the unit as SeaBIOS counts and as OpenBSD's drive calls it.
-            case .cdrom:
-                cdrom.map { slot in
-                    ["0", "40000100"].map { "/pci@i0cf8/*@\(String(slot, radix: 16))/*@0/*@0,\($0)" }
-                } ?? []
-            case .net: options.optionROM.map { ["/rom@genroms/" + $0.name] } ?? []
-            }
-        return (paths + ["HALT"]).joined(separator: "\n")
+        let diskPaths = disks.map { "/pci@i0cf8/*@\(String($0, radix: 16))" }
+        // Target and unit, the unit as SeaBIOS counts and as OpenBSD's drive calls it.
+        let cdromPaths =
+            cdrom.map { slot in
+                ["0", "40000100"].map { "/pci@i0cf8/*@\(String(slot, radix: 16))/*@0/*@0,\($0)" }
+            } ?? []
+        let paths: [String]
+        let others: [String]
+        switch device {
+        case .disk: (paths, others) = (diskPaths, cdromPaths)
+        case .cdrom: (paths, others) = (cdromPaths, diskPaths)
+        case .net: (paths, others) = (options.optionROM.map { ["/rom@genroms/" + $0.name] } ?? [], diskPaths + cdromPaths)
+        }
+        return (paths + ["HALT"] + others).joined(separator: "\n")
     }
 }
