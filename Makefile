@@ -110,7 +110,7 @@ GUESTS32 := $(GUESTS)/i386
 
 guests32: $(GUESTS32)/guest-test | setup
 	$(call need,$(DISK_PACKAGES))
-	@[ -e $(GUESTS32)/fetched ] || Guests/fetch-i386 $(GUESTS32)
+	@[ $(GUESTS32)/fetched -nt Guests/fetch-i386 ] || Guests/fetch-i386 $(GUESTS32)
 	@if [ -e $(GUESTS32)/busybox ]; then $(MAKE) --no-print-directory $(GUESTS32)/initramfs.cpio; fi
 	@if [ -e $(MACH)/gnumach ]; then $(MAKE) --no-print-directory $(MACH)/mach.raw; fi
 
@@ -156,12 +156,12 @@ OTHERS := $(GUESTS)/others
 
 others: | setup
 	$(call need,$(DISK_PACKAGES) $(TEST_PACKAGES))
-	@[ -e $(OTHERS)/fetched ] || Guests/fetch-others $(OTHERS)
+	@[ $(OTHERS)/fetched -nt Guests/fetch-others ] || Guests/fetch-others $(OTHERS)
 	@if [ -e $(OTHERS)/isolinux/isolinux.bin ] && [ -e $(OTHERS)/memtest64 ]; then \
 	    $(MAKE) --no-print-directory $(OTHERS)/isolinux.iso; fi
 
 # A CD by isolinux, with a menu.
-$(OTHERS)/isolinux.iso: Guests/isolinux.cfg $(OTHERS)/fetched
+$(OTHERS)/isolinux.iso: Guests/isolinux.cfg $(OTHERS)/isolinux/isolinux.bin
 	@cp Guests/isolinux.cfg $(OTHERS)/memtest64 $(OTHERS)/isolinux
 	@xorriso -as mkisofs -quiet -o $@ -b isolinux.bin -c boot.cat -no-emul-boot -boot-load-size 4 -boot-info-table \
 	    $(OTHERS)/isolinux >$@.log 2>&1 || { cat $@.log; exit 1; }

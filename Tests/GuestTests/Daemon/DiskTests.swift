@@ -110,7 +110,6 @@ extension GuestTests.DaemonTests {
                 "vm \"debian\" {\n memory 512M\n disk \"disk.qcow2\"\n allow base \"\(Paths.guests)\"\n}\n", folder: folder)
             try daemon.wait(for: "debian", .running)
             let console = try ConsoleStream(daemon, "debian")
-            try console.read(until: "GRUB loading.")
             try console.read(until: "ttyS0\n\ndebian login:")
             try console.send("root\n")
             try console.read(until: "root@debian:~#")
@@ -123,6 +122,9 @@ extension GuestTests.DaemonTests {
             #expect(stopped.contains { if case .ended(_, _, let reason) = $0 { reason == "shut down" } else { false } }, "\(stopped)")
             try console.readToEnd()
             #expect(console.text.contains("reboot: Power down"))
+            // SeaBIOS moves the cursor in the middle of a line when its timer's tick comes there.
+            let screen = console.text.replacing(#/\u{1B}\[\d+;\d+H/#, with: "")
+            #expect(screen.contains("GRUB loading."))
             try run(Paths.vmctl, ["image", "check", disk])
             let raw = folder.later("disk.raw")
             try run(Paths.vmctl, ["image", "convert", "--allow-base", Paths.guests, disk, raw])
