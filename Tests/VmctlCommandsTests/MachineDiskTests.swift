@@ -81,6 +81,14 @@ import Testing
         let refusing = try StubDaemon { _ in .answer([.failed(.permission, "vm \(file) belongs to root: ask there, or root")]) }
         defer { refusing.stop() }
         #expect(Call(["image", "info", file], refusing).error.contains("is a vm and a file: ./\(file) is the file; vm \(file) belongs to root"))
+        // What says nothing of a machine is no reason to say that there is one.
+        for failure in [Response.Failure.malformed, .unavailable] {
+            let unable = try StubDaemon { _ in .answer([.failed(failure, "cannot say")]) }
+            defer { unable.stop() }
+            let error = Call(["image", "info", file], unable).error
+            #expect(error == "vmctl: whether \(file) is a vm is not known: cannot say; ./\(file) is the file\n")
+            #expect(Call(["image", "info", "nofile"], unable).error == "vmctl: cannot say\n")
+        }
         let unknowing = try daemon(description(.stopped))
         defer { unknowing.stop() }
         #expect(Call(["image", "info", file], unknowing).status == 0)
