@@ -58,7 +58,14 @@ public struct DiskSnapshots: Sendable {
             if isUndone { for disk in disks { try? disk.deleteSnapshot(kept) } }
             throw error
         }
-        for disk in disks { try disk.deleteSnapshot(kept) }
+        var failure: ImageError?
+        for disk in disks {
+            do throws(ImageError) { try disk.deleteSnapshot(kept) } catch { failure = failure ?? error }
+        }
+        if let failure {
+            throw ImageError(
+                failure.kind, failure.file, "\"\(name)\" was applied; its snapshot \"\(kept)\" is left: delete it: \(failure.reason)")
+        }
     }
 
     /// Of those disks that have it: a disk may have come later.
