@@ -161,6 +161,24 @@ import Testing
         #expect(try [first("a.qcow2"), first("b.qcow2")] == [3, 5])
     }
 
+    @Test func `a disk that cannot be written is no part of a stopped machine's snapshots`() throws {
+        #expect(Call(["image", "convert", "-c", folder["b.qcow2"], folder["c.vmdk"]]).status == 0)
+        var mixed = description(.stopped)
+        mixed.disks = [folder["a.qcow2"], folder["c.vmdk"]]
+        let daemon = try daemon(mixed)
+        defer { daemon.stop() }
+        try change("a.qcow2", [1])
+        must("snapshot create web monday", daemon, "vmctl: snapshot monday created")
+        try change("a.qcow2", [2])
+        must("snapshot apply web monday", daemon, "vmctl: snapshot monday applied")
+        #expect(try first("a.qcow2") == 1)
+        must("snapshot delete web monday", daemon, "vmctl: snapshot monday deleted")
+        mixed.disks = [folder["c.vmdk"]]
+        let none = try self.daemon(mixed)
+        defer { none.stop() }
+        #expect(call("snapshot create web x", none).error.contains("c.vmdk: only qcow2 images have snapshots"))
+    }
+
     @Test func `commands that want one disk are told which`() throws {
         let daemon = try daemon(description(.stopped))
         defer { daemon.stop() }

@@ -124,6 +124,17 @@ import Testing
         #expect(isSeen)
     }
 
+    @Test func `a disk that cannot be written is left out`() throws {
+        let file = try ImageFile.memory()
+        try QCOW2Image.create(file, QCOW2Options(byteCount: 1 << 20))
+        let fixed = try QCOW2Image(
+            ImageFile(owning: try FileDescriptor(duplicating: file.descriptor), name: "fixed", isReadOnly: true))
+        try DiskSnapshots([disks[0], fixed]).create("one")
+        #expect(fixed.snapshots.isEmpty && disks[0].snapshots.count == 1)
+        let error = #expect(throws: ImageError.self) { try DiskSnapshots([fixed]) }
+        #expect(error?.reason == "there is no disk that can be written")
+    }
+
     @Test func `ids are each image's own, so several disks have names only`() throws {
         try disks[0].createSnapshot(name: "other")
         let set = try DiskSnapshots(disks)
