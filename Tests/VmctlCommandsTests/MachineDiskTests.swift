@@ -179,6 +179,17 @@ import Testing
         #expect(call("snapshot create web x", none).error.contains("c.vmdk: only qcow2 images have snapshots"))
     }
 
+    @Test(arguments: ["snapshot create web x", "snapshot apply web x", "snapshot delete web x"] + refused.map(\.0))
+    func `a machine that waits to be started keeps its disks`(line: String) throws {
+        let daemon = try daemon(description(.waiting))
+        defer { daemon.stop() }
+        let call = call(line, daemon)
+        #expect(
+            call.status == 1
+                && call.error == "vmctl: vm web waits to be started and needs its disks then: `vmctl stop web` first\n", "\(call.error)")
+        #expect(folder.names == ["a.qcow2", "b.qcow2"])
+    }
+
     @Test func `commands that want one disk are told which`() throws {
         let daemon = try daemon(description(.stopped))
         defer { daemon.stop() }

@@ -65,8 +65,15 @@ struct DiskOperand {
 
     /// - Parameter reason: why this is not done while a guest uses the disk.
     func refuseRunning(_ reason: String) throws(Failure) {
+        try refuseWaiting()
         guard let running else { return }
         throw Failure("vm \(running.name) runs: \(reason): `vmctl stop -w \(running.name)` first")
+    }
+
+    /// A machine that is about to start would fail with its disks in use.
+    func refuseWaiting() throws(Failure) {
+        guard let machine, machine.state == .waiting else { return }
+        throw Failure("vm \(machine.name) waits to be started and needs its disks then: `vmctl stop \(machine.name)` first")
     }
 
     /// Those that `--disk` names, or all.

@@ -66,6 +66,7 @@ struct Snapshot: VmctlCommand {
         _ operand: DiskOperand, running: DiskCommand? = nil, _ body: (DiskSnapshots) throws(ImageError) -> Void
     ) throws {
         if let running, operand.running != nil { return try operand.perform(running, connection) }
+        try operand.refuseWaiting()
         let opening = try images.writing(operand)
         let disks = try operand.images.map { location throws(ImageError) in try ImageChain(location, opening).assemble() }
         try body(try DiskSnapshots(disks))
@@ -164,8 +165,9 @@ struct RollForward: VmctlCommand {
 }
 
 extension DiskOperand {
-    fileprivate func histories(_ options: ImageOptions) throws(Failure) -> DiskHistories {
-        let bases = try options.allowedBases(self)
-        return DiskHistories(images.map { ImageHistory($0, allowedBases: bases) })
+    /// Of the disks, opened and locked as long as it lives.
+    fileprivate func histories(_ options: ImageOptions) throws -> DiskHistories {
+        try refuseRunning("its images cannot be exchanged under it")
+        return try DiskHistories(images, allowedBases: try options.allowedBases(self))
     }
 }
