@@ -3,6 +3,7 @@ import ControlTestSupport
 import DiskImage
 import DiskTestSupport
 import Foundation
+import Linux
 import Synchronization
 import Testing
 
@@ -333,6 +334,50 @@ import Testing
     }
 
     // MARK: Signals
+
+    @Test func `a signal ends work on several disks only when all are done`() throws {
+        let daemon = try daemon(description(.stopped))
+        defer { daemon.stop() }
+        func interrupted(_ line: String, _ comment: String) {
+            let transcript = Transcript()
+            var output = transcript.sink
+            output.watchSignals = { { SIGHUP } }
+            let status = Program.run(["-s", daemon.path] + line.split(separator: " ").map(String.init), output)
+            #expect(status == 128 + SIGHUP, "\(line)")
+            #expect(transcript.error.hasSuffix(comment.replacing("%", with: folder.path) + "\nvmctl: interrupted\n"), "\(transcript.error)")
+        }
+        try change("a.qcow2", [1])
+        try change("b.qcow2", [2])
+        interrupted("snapshot create web x", "vmctl: snapshot x created")
+        try change("b.qcow2", [3])
+        interrupted("snapshot apply web x", "vmctl: snapshot x applied")
+        #expect(try [first("a.qcow2"), first("b.qcow2")] == [1, 2])
+        interrupted("snapshot delete web x", "vmctl: snapshot x deleted")
+        interrupted("snapshot create -d web y.qcow2", "vmctl: %/b.qcow2 stands on y-1.qcow2 now")
+        // What is like its point already goes no further back than the others.
+        try change("a.qcow2", [4])
+        interrupted("rollback web", "vmctl: %/b.qcow2 is as %/y-1.qcow2 now")
+        #expect(try [first("a.qcow2"), first("b.qcow2")] == [1, 2])
+        interrupted("rollforward web", "vmctl: %/b.qcow2 is as it was before it was rolled back")
+        #expect(try [first("a.qcow2"), first("b.qcow2")] == [4, 2])
+    }
+
+    @Test func `a signal is held until what must be whole is done`() throws {
+        let output = Output.standard
+        let outcome = Monitor<(isDone: Bool, signal: CInt?)>((false, nil))
+        // In a thread of its own, which keeps the signal out as vmctl does.
+        try PosixThread("held") {
+            do {
+                try output.whole {
+                    pthread_kill(pthread_self(), SIGTERM)
+                    outcome.withLock { $0.isDone = true }
+                }
+            } catch {
+                outcome.withLock { $0.signal = (error as? Interrupted)?.signal }
+            }
+        }.join()
+        #expect(outcome.withLock { $0.isDone && $0.signal == SIGTERM })
+    }
 
     @Test(arguments: ["image commit %/top.qcow2", "image rebase %/top.qcow2"])
     func `commit and rebase end at a signal, and the disk stays as it was`(line: String) throws {
