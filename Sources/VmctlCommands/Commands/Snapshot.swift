@@ -133,7 +133,8 @@ struct RollBack: VmctlCommand {
         usage: "vmctl [-v] rollback [--allow-base path]... id | disk",
         discussion: """
             What the disk has of its own is put aside as disk.undone-1 and so on, for rollforward. A disk that has nothing \
-            of its own goes to the image one further below. Of a machine, which must be stopped, all disks or none.
+            of its own goes to the image one further below. Of a machine, which must be stopped, all disks or none, and one \
+            further only when none of them has.
             """)
 
     @OptionGroup var images: ImageOptions
