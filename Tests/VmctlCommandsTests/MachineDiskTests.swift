@@ -3,6 +3,7 @@ import ControlTestSupport
 import DiskImage
 import DiskTestSupport
 import Foundation
+import Linux
 import Synchronization
 import Testing
 
@@ -81,6 +82,14 @@ import Testing
         let refusing = try StubDaemon { _ in .answer([.failed(.permission, "vm \(file) belongs to root: ask there, or root")]) }
         defer { refusing.stop() }
         #expect(Call(["image", "info", file], refusing).error.contains("is a vm and a file: ./\(file) is the file; vm \(file) belongs to root"))
+        // What says nothing of a machine is no reason to say that there is one.
+        for failure in [Response.Failure.malformed, .unavailable] {
+            let unable = try StubDaemon { _ in .answer([.failed(failure, "cannot say")]) }
+            defer { unable.stop() }
+            let error = Call(["image", "info", file], unable).error
+            #expect(error == "vmctl: whether \(file) is a vm is not known: cannot say; ./\(file) is the file\n")
+            #expect(Call(["image", "info", "nofile"], unable).error == "vmctl: cannot say\n")
+        }
         let unknowing = try daemon(description(.stopped))
         defer { unknowing.stop() }
         #expect(Call(["image", "info", file], unknowing).status == 0)
@@ -151,6 +160,35 @@ import Testing
         #expect(call("rollforward web", daemon).error.contains("was written since"))
         must("rollforward -f web", daemon)
         #expect(try [first("a.qcow2"), first("b.qcow2")] == [3, 5])
+    }
+
+    @Test func `a disk that cannot be written is no part of a stopped machine's snapshots`() throws {
+        #expect(Call(["image", "convert", "-c", folder["b.qcow2"], folder["c.vmdk"]]).status == 0)
+        var mixed = description(.stopped)
+        mixed.disks = [folder["a.qcow2"], folder["c.vmdk"]]
+        let daemon = try daemon(mixed)
+        defer { daemon.stop() }
+        try change("a.qcow2", [1])
+        must("snapshot create web monday", daemon, "vmctl: snapshot monday created")
+        try change("a.qcow2", [2])
+        must("snapshot apply web monday", daemon, "vmctl: snapshot monday applied")
+        #expect(try first("a.qcow2") == 1)
+        must("snapshot delete web monday", daemon, "vmctl: snapshot monday deleted")
+        mixed.disks = [folder["c.vmdk"]]
+        let none = try self.daemon(mixed)
+        defer { none.stop() }
+        #expect(call("snapshot create web x", none).error.contains("c.vmdk: only qcow2 images have snapshots"))
+    }
+
+    @Test(arguments: ["snapshot create web x", "snapshot apply web x", "snapshot delete web x"] + refused.map(\.0))
+    func `a machine that waits to be started keeps its disks`(line: String) throws {
+        let daemon = try daemon(description(.waiting))
+        defer { daemon.stop() }
+        let call = call(line, daemon)
+        #expect(
+            call.status == 1
+                && call.error == "vmctl: vm web waits to be started and needs its disks then: `vmctl stop web` first\n", "\(call.error)")
+        #expect(folder.names == ["a.qcow2", "b.qcow2"])
     }
 
     @Test func `commands that want one disk are told which`() throws {
@@ -296,6 +334,50 @@ import Testing
     }
 
     // MARK: Signals
+
+    @Test func `a signal ends work on several disks only when all are done`() throws {
+        let daemon = try daemon(description(.stopped))
+        defer { daemon.stop() }
+        func interrupted(_ line: String, _ comment: String) {
+            let transcript = Transcript()
+            var output = transcript.sink
+            output.watchSignals = { { SIGHUP } }
+            let status = Program.run(["-s", daemon.path] + line.split(separator: " ").map(String.init), output)
+            #expect(status == 128 + SIGHUP, "\(line)")
+            #expect(transcript.error.hasSuffix(comment.replacing("%", with: folder.path) + "\nvmctl: interrupted\n"), "\(transcript.error)")
+        }
+        try change("a.qcow2", [1])
+        try change("b.qcow2", [2])
+        interrupted("snapshot create web x", "vmctl: snapshot x created")
+        try change("b.qcow2", [3])
+        interrupted("snapshot apply web x", "vmctl: snapshot x applied")
+        #expect(try [first("a.qcow2"), first("b.qcow2")] == [1, 2])
+        interrupted("snapshot delete web x", "vmctl: snapshot x deleted")
+        interrupted("snapshot create -d web y.qcow2", "vmctl: %/b.qcow2 stands on y-1.qcow2 now")
+        // What is like its point already goes no further back than the others.
+        try change("a.qcow2", [4])
+        interrupted("rollback web", "vmctl: %/b.qcow2 is as %/y-1.qcow2 now")
+        #expect(try [first("a.qcow2"), first("b.qcow2")] == [1, 2])
+        interrupted("rollforward web", "vmctl: %/b.qcow2 is as it was before it was rolled back")
+        #expect(try [first("a.qcow2"), first("b.qcow2")] == [4, 2])
+    }
+
+    @Test func `a signal is held until what must be whole is done`() throws {
+        let output = Output.standard
+        let outcome = Monitor<(isDone: Bool, signal: CInt?)>((false, nil))
+        // In a thread of its own, which keeps the signal out as vmctl does.
+        try PosixThread("held") {
+            do {
+                try output.whole {
+                    pthread_kill(pthread_self(), SIGTERM)
+                    outcome.withLock { $0.isDone = true }
+                }
+            } catch {
+                outcome.withLock { $0.signal = (error as? Interrupted)?.signal }
+            }
+        }.join()
+        #expect(outcome.withLock { $0.isDone && $0.signal == SIGTERM })
+    }
 
     @Test(arguments: ["image commit %/top.qcow2", "image rebase %/top.qcow2"])
     func `commit and rebase end at a signal, and the disk stays as it was`(line: String) throws {

@@ -5,18 +5,23 @@
 public struct DiskSnapshots: Sendable {
     private let disks: [QCOW2Image]
 
-    /// - Parameter disks: those that can be written.
-    /// - Throws: `refused` when there is none, or one is no qcow2 image.
+    /// - Parameter disks: those that cannot be written hold the same at any time, and are left out.
+    /// - Throws: `refused` when none is left, or one of them is no qcow2 image.
     public init(_ disks: [any BlockImage]) throws(ImageError) {
-        guard !disks.isEmpty else { throw ImageError(.refused, "snapshot", "there is no disk that can be written") }
-        self.disks = try disks.map { disk throws(ImageError) in
-            guard let image = disk as? QCOW2Image else {
-                let name = (try? ImageSummary.chain(of: disk))?.first?.path ?? "disk"
-                throw ImageError(
-                    .refused, name, "only qcow2 images have snapshots: `vmctl image convert \(name) NEW.qcow2` makes one of it")
-            }
+        self.disks = try disks.filter { !$0.isReadOnly }.map { disk throws(ImageError) in
+            guard let image = disk as? QCOW2Image else { throw Self.hasNone(disk) }
             return image
         }
+        guard !self.disks.isEmpty else {
+            // Of what it never could have, the way out is told.
+            if let other = disks.first(where: { !($0 is QCOW2Image) }) { throw Self.hasNone(other) }
+            throw ImageError(.refused, "snapshot", "there is no disk that can be written")
+        }
+    }
+
+    private static func hasNone(_ disk: any BlockImage) -> ImageError {
+        let name = (try? ImageSummary.chain(of: disk))?.first?.path ?? "disk"
+        return ImageError(.refused, name, "only qcow2 images have snapshots: `vmctl image convert \(name) NEW.qcow2` makes one of it")
     }
 
     public func checkCreate(_ name: String) throws(ImageError) {
@@ -58,7 +63,14 @@ public struct DiskSnapshots: Sendable {
             if isUndone { for disk in disks { try? disk.deleteSnapshot(kept) } }
             throw error
         }
-        for disk in disks { try disk.deleteSnapshot(kept) }
+        var failure: ImageError?
+        for disk in disks {
+            do throws(ImageError) { try disk.deleteSnapshot(kept) } catch { failure = failure ?? error }
+        }
+        if let failure {
+            throw ImageError(
+                failure.kind, failure.file, "\"\(name)\" was applied; its snapshot \"\(kept)\" is left: delete it: \(failure.reason)")
+        }
     }
 
     /// Of those disks that have it: a disk may have come later.

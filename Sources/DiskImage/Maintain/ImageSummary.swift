@@ -94,7 +94,7 @@ extension ImageSummary {
     ) throws(ImageError) {
         self.init(
             path: file.name, format: format, byteCount: byteCount, fileByteCount: try file.byteCount(),
-            hostByteCount: UInt64(max(0, try file.status().st_blocks)) * 512, qcow2: qcow2, vmdkKind: vmdkKind)
+            hostByteCount: try file.hostByteCount(), qcow2: qcow2, vmdkKind: vmdkKind)
     }
 }
 

@@ -46,12 +46,18 @@ extension ImageChain {
         } catch {
             throw ImageError(.system(error), location.path, "\(error.reason)")
         }
-        try self.init(opened: descriptor, location, opening)
+        try self.init(descriptor, location, opening, isByPath: true)
     }
 
     /// The same with the image itself opened by somebody else; its path is then for messages and its suffix only.
     public init(
         opened: consuming FileDescriptor, _ location: ImageLocation, _ opening: ImageOpening
+    ) throws(ImageError) {
+        try self.init(opened, location, opening, isByPath: false)
+    }
+
+    private init(
+        _ opened: consuming FileDescriptor, _ location: ImageLocation, _ opening: ImageOpening, isByPath: Bool
     ) throws(ImageError) {
         var members: [Member] = []
         var descriptors = FileDescriptorList()
@@ -72,7 +78,10 @@ extension ImageChain {
             guard seen.count <= Self.depthLimit else {
                 throw ImageError(.refused, location.path, "stands on more than \(Self.depthLimit - 1) images: commit some of them")
             }
-            if opening.locks { try (isReadOnly ? ImageLock.shared : .exclusive).take(number, name) }
+            if opening.locks {
+                try (isReadOnly ? ImageLock.shared : .exclusive).take(number, name)
+                if isByPath, members.isEmpty { try Self.checkPath(number, name, opening) }
+            }
             let file = try ImageFile.borrowing(number, name)
             let format = try FileCredentials.run(
                 as: writer, orElse: { ImageError(.system($0), name, "cannot be looked at: \($0.reason)") }
@@ -89,6 +98,16 @@ extension ImageChain {
             next = base.take()
         }
         self.init(members, descriptors)
+    }
+
+    /// Who had the lock until now may have given the path to another image (`ImageHistory`).
+    private static func checkPath(_ descriptor: CInt, _ path: String, _ opening: ImageOpening) throws(ImageError) {
+        let present = try FileCredentials.run(
+            as: opening.credentials, orElse: { ImageError(.system($0), path, "cannot be looked at: \($0.reason)") }
+        ) { () throws(ImageError) in FileNumber(path: path) }
+        guard try FileNumber(descriptor, path) == present else {
+            throw ImageError(.inUse, path, "was exchanged for another image just now: do it again")
+        }
     }
 
     private static func checkKind(_ descriptor: CInt, _ name: String) throws(ImageError) {
@@ -117,6 +136,13 @@ struct FileNumber: Hashable {
     init(_ descriptor: CInt, _ name: String) throws(ImageError) {
         var status = stat()
         guard fstat(descriptor, &status) == 0 else { throw ImageError(.refused, name, "cannot be looked at") }
+        (device, number) = (status.st_dev, status.st_ino)
+    }
+
+    /// Of what a path leads to now; `nil` when that is nothing.
+    init?(path: String) {
+        var status = stat()
+        guard stat(path, &status) == 0 else { return nil }
         (device, number) = (status.st_dev, status.st_ino)
     }
 }

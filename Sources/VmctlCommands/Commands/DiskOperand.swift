@@ -44,8 +44,14 @@ struct DiskOperand {
         } catch ControlError.refused(.noSuchMachine, let text) {
             guard isFile else { throw Failure("\(word): no such file, and \(text)") }
             self.init(image: word)
-        } catch ControlError.refused(_, let text) {
-            throw Failure(isFile ? "\(word) is a vm and a file: ./\(word) is the file; \(text)" : text)
+        } catch ControlError.refused(let failure, let text) {
+            guard isFile else { throw Failure(text) }
+            switch failure {
+            // Said of a machine that there is.
+            case .permission, .other: throw Failure("\(word) is a vm and a file: ./\(word) is the file; \(text)")
+            case .malformed, .noSuchMachine, .alreadyRunning, .notRunning, .busy, .invalid, .timeout, .unavailable:
+                throw Failure("whether \(word) is a vm is not known: \(text); ./\(word) is the file")
+            }
         } catch ControlError.connect(let path, let reason, let advice) {
             guard isFile else {
                 throw Failure("\(word): no such file, and no vmd to ask for a vm: \(path): \(reason)" + (advice.map { ": \($0)" } ?? ""))
@@ -59,8 +65,15 @@ struct DiskOperand {
 
     /// - Parameter reason: why this is not done while a guest uses the disk.
     func refuseRunning(_ reason: String) throws(Failure) {
+        try refuseWaiting()
         guard let running else { return }
         throw Failure("vm \(running.name) runs: \(reason): `vmctl stop -w \(running.name)` first")
+    }
+
+    /// A machine that is about to start would fail with its disks in use.
+    func refuseWaiting() throws(Failure) {
+        guard let machine, machine.state == .waiting else { return }
+        throw Failure("vm \(machine.name) waits to be started and needs its disks then: `vmctl stop \(machine.name)` first")
     }
 
     /// Those that `--disk` names, or all.

@@ -47,35 +47,49 @@ struct Snapshot: VmctlCommand {
         if isDerived { return try addPoint(name, operand, output) }
         switch verb {
         case .create:
-            try change(operand, running: .createSnapshot(name)) { disks throws(ImageError) in try disks.create(name) }
-            output.say("snapshot \(name) created")
+            try change(operand, output, "snapshot \(name) created", running: .createSnapshot(name)) { disks throws(ImageError) in
+                try disks.create(name)
+            }
         case .apply:
             try operand.refuseRunning("its guest has in memory what the disk would not hold any more")
-            try change(operand) { disks throws(ImageError) in try disks.apply(name) }
-            output.say("snapshot \(name) applied")
+            try change(operand, output, "snapshot \(name) applied") { disks throws(ImageError) in try disks.apply(name) }
         case .delete:
-            try change(operand, running: .deleteSnapshot(name)) { disks throws(ImageError) in try disks.delete(name) }
-            output.say("snapshot \(name) deleted")
+            try change(operand, output, "snapshot \(name) deleted", running: .deleteSnapshot(name)) { disks throws(ImageError) in
+                try disks.delete(name)
+            }
         case .list: break
         }
         return 0
     }
 
-    /// - Parameter running: what a machine that runs is asked to do.
+    /// - Parameters:
+    ///   - done: what is said when it is.
+    ///   - running: what a machine that runs is asked to do.
     private func change(
-        _ operand: DiskOperand, running: DiskCommand? = nil, _ body: (DiskSnapshots) throws(ImageError) -> Void
+        _ operand: DiskOperand, _ output: Output, _ done: String, running: DiskCommand? = nil,
+        _ body: (DiskSnapshots) throws(ImageError) -> Void
     ) throws {
-        if let running, operand.running != nil { return try operand.perform(running, connection) }
+        if let running, operand.running != nil {
+            try operand.perform(running, connection)
+            return output.say(done)
+        }
+        try operand.refuseWaiting()
         let opening = try images.writing(operand)
         let disks = try operand.images.map { location throws(ImageError) in try ImageChain(location, opening).assemble() }
-        try body(try DiskSnapshots(disks))
-        for disk in disks { try disk.close() }
+        let snapshots = try DiskSnapshots(disks)
+        try output.whole {
+            try body(snapshots)
+            for disk in disks { try disk.close() }
+            output.say(done)
+        }
     }
 
     private func addPoint(_ name: String, _ operand: DiskOperand, _ output: Output) throws -> CInt {
-        try operand.refuseRunning("its images cannot be exchanged under it")
-        let names = try operand.histories(images).addPoint(name)
-        for (location, name) in zip(operand.images, names) { output.say("\(location.path) stands on \(name) now") }
+        let histories = try operand.histories(images)
+        try output.whole {
+            let names = try histories.addPoint(name)
+            for (location, name) in zip(operand.images, names) { output.say("\(location.path) stands on \(name) now") }
+        }
         return 0
     }
 
@@ -119,7 +133,8 @@ struct RollBack: VmctlCommand {
         usage: "vmctl [-v] rollback [--allow-base path]... id | disk",
         discussion: """
             What the disk has of its own is put aside as disk.undone-1 and so on, for rollforward. A disk that has nothing \
-            of its own goes to the image one further below. Of a machine, which must be stopped, all disks or none.
+            of its own goes to the image one further below. Of a machine, which must be stopped, all disks or none, and one \
+            further only when none of them has.
             """)
 
     @OptionGroup var images: ImageOptions
@@ -131,9 +146,11 @@ struct RollBack: VmctlCommand {
     func perform(_ output: Output) throws -> CInt {
         guard let word = words.first, words.count == 1 else { throw WrongUsage("give one machine or image") }
         let operand = try DiskOperand(word, connection)
-        try operand.refuseRunning("its images cannot be exchanged under it")
-        let bases = try operand.histories(images).rollBack()
-        for (location, base) in zip(operand.images, bases) { output.say("\(location.path) is as \(base) now") }
+        let histories = try operand.histories(images)
+        try output.whole {
+            let bases = try histories.rollBack()
+            for (location, base) in zip(operand.images, bases) { output.say("\(location.path) is as \(base) now") }
+        }
         return 0
     }
 }
@@ -156,16 +173,19 @@ struct RollForward: VmctlCommand {
     func perform(_ output: Output) throws -> CInt {
         guard let word = words.first, words.count == 1 else { throw WrongUsage("give one machine or image") }
         let operand = try DiskOperand(word, connection)
-        try operand.refuseRunning("its images cannot be exchanged under it")
-        try operand.histories(images).rollForward(discards: discards)
-        for location in operand.images { output.say("\(location.path) is as it was before it was rolled back") }
+        let histories = try operand.histories(images)
+        try output.whole {
+            try histories.rollForward(discards: discards)
+            for location in operand.images { output.say("\(location.path) is as it was before it was rolled back") }
+        }
         return 0
     }
 }
 
 extension DiskOperand {
-    fileprivate func histories(_ options: ImageOptions) throws(Failure) -> DiskHistories {
-        let bases = try options.allowedBases(self)
-        return DiskHistories(images.map { ImageHistory($0, allowedBases: bases) })
+    /// Of the disks, opened and locked as long as it lives.
+    fileprivate func histories(_ options: ImageOptions) throws -> DiskHistories {
+        try refuseRunning("its images cannot be exchanged under it")
+        return try DiskHistories(images, allowedBases: try options.allowedBases(self))
     }
 }

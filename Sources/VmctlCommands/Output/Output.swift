@@ -19,6 +19,14 @@ struct Output: Sendable {
     /// The rest of a line of standard error, of which `error` may have written the beginning.
     func finish(_ text: String) { error(UserTerminal.oneLine(text) + "\n") }
 
+    /// Does something that must not end in the middle: a signal that would end the command ends it behind that.
+    /// - Throws: what `body` throws, or `Interrupted`.
+    func whole(_ body: () throws -> Void) throws {
+        let nextSignal = watchSignals()
+        try body()
+        if let signal = nextSignal() { throw Interrupted(signal: signal) }
+    }
+
     static let standard = Output(
         print: { text throws(Failure) in
             do throws(SystemError) {

@@ -97,6 +97,44 @@ import Testing
         for disk in disks { #expect(try disk.check().corruptions == 0) }
     }
 
+    @Test func `what was applied is not said to have failed when only what it was is left over`() throws {
+        let set = try DiskSnapshots(disks)
+        var isSeen = false
+        for after in 0..<60 where !isSeen {
+            for name in Set(names().flatMap(\.self)) { try set.delete(name) }
+            try write(1)
+            try set.create("old")
+            try write(2)
+            for disk in disks { try disk.flush() }
+            recorders[1].fail(after: after, with: EIO)
+            defer { recorders[1].heal() }
+            do throws(ImageError) {
+                try set.apply("old")
+            } catch where error.reason.contains("was applied") {
+                isSeen = true
+                recorders[1].heal()
+                #expect(error.reason.hasPrefix("\"old\" was applied; its snapshot \"before old 1\" is left: delete it: "))
+                #expect(try read() == [1, 1, 1])
+                #expect(names() == [["old"], ["old", "before old 1"], ["old"]])
+            } catch {
+                recorders[1].heal()
+                #expect(try read() == [2, 2, 2], "\(error)")
+            }
+        }
+        #expect(isSeen)
+    }
+
+    @Test func `a disk that cannot be written is left out`() throws {
+        let file = try ImageFile.memory()
+        try QCOW2Image.create(file, QCOW2Options(byteCount: 1 << 20))
+        let fixed = try QCOW2Image(
+            ImageFile(owning: try FileDescriptor(duplicating: file.descriptor), name: "fixed", isReadOnly: true))
+        try DiskSnapshots([disks[0], fixed]).create("one")
+        #expect(fixed.snapshots.isEmpty && disks[0].snapshots.count == 1)
+        let error = #expect(throws: ImageError.self) { try DiskSnapshots([fixed]) }
+        #expect(error?.reason == "there is no disk that can be written")
+    }
+
     @Test func `ids are each image's own, so several disks have names only`() throws {
         try disks[0].createSnapshot(name: "other")
         let set = try DiskSnapshots(disks)
