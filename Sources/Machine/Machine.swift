@@ -27,6 +27,8 @@ public final class Machine: Sendable {
     private let boot: Boot
     let board: Board
     private let cpu: any VirtualCPU
+    /// The engine's own.
+    private let localAPICs: (any EngineLocalAPICs)?
     private let hostClock: any Clock
     private let clock: MachineClock
     private let guestClock: ParavirtualClock
@@ -82,7 +84,8 @@ public final class Machine: Sendable {
         } catch {
             throw MachineError("engine \(engine.name): \(error)")
         }
-        haltWatch = engine.localAPICs == nil ? nil : HaltWatch(cpu, clock: clock)
+        localAPICs = engine.localAPICs
+        haltWatch = localAPICs == nil ? nil : HaltWatch(cpu, clock: clock)
         log(
             "engine \(engine.name), CPU \(policy.model), \(sizeText(map.byteCount)) of memory, "
                 + "\(boot.firmwareOptions == nil ? "kernel" : "firmware") \(boot.file.path)")
@@ -267,7 +270,9 @@ public final class Machine: Sendable {
     private func standStill() throws {
         clock.stop()
         guestClock.suspend()
-        // With its local APIC's timer as it is now, where the engine has one: it runs on behind the machine's back.
+        // With its local APIC's timer as it is now, where the engine has one: it runs on behind the machine's back. Devices go on as well,
+        // and what they request would be overwritten with the rest of that APIC.
+        localAPICs?.holdBack()
         var state = try cpu.readState()
         let since = (time: hostClock.now(), counter: TimeStampCounter.now())
         events.report(.paused)
@@ -277,6 +282,7 @@ public final class Machine: Sendable {
         let ticks = TimeStampCounter.now() &- since.counter
         state.msr.tscOffset &-= ticks
         try cpu.writeState(state)
+        localAPICs?.sendHeldBack()
         guestClock.resume(nanoseconds: hostClock.now() &- since.time, ticks: ticks)
         clock.start()
         events.report(.unpaused)
