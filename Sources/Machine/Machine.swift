@@ -202,6 +202,8 @@ public final class Machine: Sendable {
         // The guest's counter starts at zero, as after power-on.
         state.msr.tscOffset = 0 &- TimeStampCounter.now()
         do {
+            // With it goes an NMI from before a reset, which writing alone leaves.
+            _ = try cpu.readState()
             try cpu.writeState(state)
         } catch {
             throw MachineError("CPU: \(error)")
