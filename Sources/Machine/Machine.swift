@@ -249,6 +249,8 @@ public final class Machine: Sendable {
                 }
             }
         } catch {
+            // Those whose hold was granted, in a pause that failed to end, are not done yet.
+            if requests.isHoldWanted { standHeld() }
             return .failed("\(error)")
         }
     }
@@ -257,9 +259,7 @@ public final class Machine: Sendable {
     private func rest() throws {
         while true {
             if requests.isHoldWanted {
-                requests.didHold(true)
-                while requests.isHoldWanted { parker.park() }
-                requests.didHold(false)
+                standHeld()
             } else if requests.isPauseWanted, !requests.isEnding {
                 try standStill()
             } else {
@@ -268,8 +268,16 @@ public final class Machine: Sendable {
         }
     }
 
+    private func standHeld() {
+        requests.didHold(true)
+        while requests.isHoldWanted { parker.park() }
+        requests.didHold(false)
+    }
+
     /// Waits until the pause is over, or the machine is to end. The CPU is between two instructions.
     private func standStill() throws {
+        // Before anybody looks whether the CPU is held: who was granted that meanwhile is found then.
+        defer { requests.leavePause() }
         clock.stop()
         guestClock.suspend()
         // With its local APIC's timer as it is now, where the engine has one: it runs on behind the machine's back. Devices go on as well,
