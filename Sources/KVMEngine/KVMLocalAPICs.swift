@@ -24,6 +24,10 @@ final class KVMLocalAPICs: EngineLocalAPICs {
     /// What the kernel can do with them.
     let features: EngineFeatures.KernelAPIC
     private let machine: KVMMachine
+    /// What waits for a CPU's state to be written back; `nil` while nothing is kept back. There are no more than devices have
+    /// vectors and pins: a CPU that stands still makes no others. The kernel is told under the lock, so that none is on its way
+    /// when the state is read; that waits for no CPU.
+    private let heldBack = Mutex<[MessageSignal]?>(nil)
     private let endOfInterrupt = Mutex<(@Sendable (UInt8) -> Void)?>(nil)
 
     /// Turns them on, before the first CPU is made.
@@ -46,6 +50,25 @@ final class KVMLocalAPICs: EngineLocalAPICs {
     }
 
     func deliver(_ signal: MessageSignal) {
+        heldBack.withLock { signals in
+            if signals == nil {
+                send(signal)
+            } else if signals?.contains(signal) == false {
+                signals?.append(signal)
+            }
+        }
+    }
+
+    func holdBack() { heldBack.withLock { $0 = $0 ?? [] } }
+
+    func sendHeldBack() {
+        heldBack.withLock { signals in
+            for signal in signals ?? [] { send(signal) }
+            signals = nil
+        }
+    }
+
+    private func send(_ signal: MessageSignal) {
         var message = kvm_msi()
         message.address_lo = UInt32(truncatingIfNeeded: signal.address)
         message.address_hi = UInt32(truncatingIfNeeded: signal.address >> 32)

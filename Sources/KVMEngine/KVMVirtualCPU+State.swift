@@ -6,6 +6,7 @@ import VMM
 extension KVMVirtualCPU {
     func readState() throws -> CPUState {
         var state = CPUState()
+        try takeNMI()
         try readRegisters(&state)
         try readSystemRegisters(&state)
         try readExtendedState(&state)

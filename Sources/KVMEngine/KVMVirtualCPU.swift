@@ -131,6 +131,13 @@ final class KVMVirtualCPU: VirtualCPU, @unchecked Sendable {
         !stopRequested.load(ordering: .sequentiallyConsistent) && !nmiRequested.load(ordering: .sequentiallyConsistent)
     }
 
+    /// Gives the kernel an NMI that was injected.
+    func takeNMI() throws(KVMError) {
+        guard nmiRequested.exchange(false, ordering: .sequentiallyConsistent) else { return }
+        try kvm("KVM_NMI", descriptor.raw, clinux_kvm_nmi)
+        isHalted = false
+    }
+
     /// Looks at what was asked of this CPU and arranges the entry for it.
     /// - Returns: an exit, if the guest is not to be entered.
     private func prepareToEnter() throws(KVMError) -> Exit? {
@@ -143,10 +150,7 @@ final class KVMVirtualCPU: VirtualCPU, @unchecked Sendable {
             clinux_kvm_set_immediate_exit(area, 1)
             return nil
         }
-        if nmiRequested.exchange(false, ordering: .sequentiallyConsistent) {
-            try kvm("KVM_NMI", descriptor.raw, clinux_kvm_nmi)
-            isHalted = false
-        }
+        try takeNMI()
         let isPending = wiring.interrupts.isPending
         if isHalted {
             guard isPending, interruptsEnabled else { return .halt(interruptsEnabled: interruptsEnabled) }

@@ -27,6 +27,8 @@ public final class Machine: Sendable {
     private let boot: Boot
     let board: Board
     private let cpu: any VirtualCPU
+    /// The engine's own.
+    private let localAPICs: (any EngineLocalAPICs)?
     private let hostClock: any Clock
     private let clock: MachineClock
     private let guestClock: ParavirtualClock
@@ -82,7 +84,8 @@ public final class Machine: Sendable {
         } catch {
             throw MachineError("engine \(engine.name): \(error)")
         }
-        haltWatch = engine.localAPICs == nil ? nil : HaltWatch(cpu, clock: clock)
+        localAPICs = engine.localAPICs
+        haltWatch = localAPICs == nil ? nil : HaltWatch(cpu, clock: clock)
         log(
             "engine \(engine.name), CPU \(policy.model), \(sizeText(map.byteCount)) of memory, "
                 + "\(boot.firmwareOptions == nil ? "kernel" : "firmware") \(boot.file.path)")
@@ -199,6 +202,8 @@ public final class Machine: Sendable {
         // The guest's counter starts at zero, as after power-on.
         state.msr.tscOffset = 0 &- TimeStampCounter.now()
         do {
+            // With it goes an NMI from before a reset, which writing alone leaves.
+            _ = try cpu.readState()
             try cpu.writeState(state)
         } catch {
             throw MachineError("CPU: \(error)")
@@ -244,6 +249,8 @@ public final class Machine: Sendable {
                 }
             }
         } catch {
+            // Those whose hold was granted, in a pause that failed to end, are not done yet.
+            if requests.isHoldWanted { standHeld() }
             return .failed("\(error)")
         }
     }
@@ -252,9 +259,7 @@ public final class Machine: Sendable {
     private func rest() throws {
         while true {
             if requests.isHoldWanted {
-                requests.didHold(true)
-                while requests.isHoldWanted { parker.park() }
-                requests.didHold(false)
+                standHeld()
             } else if requests.isPauseWanted, !requests.isEnding {
                 try standStill()
             } else {
@@ -263,11 +268,21 @@ public final class Machine: Sendable {
         }
     }
 
+    private func standHeld() {
+        requests.didHold(true)
+        while requests.isHoldWanted { parker.park() }
+        requests.didHold(false)
+    }
+
     /// Waits until the pause is over, or the machine is to end. The CPU is between two instructions.
     private func standStill() throws {
+        // Before anybody looks whether the CPU is held: who was granted that meanwhile is found then.
+        defer { requests.leavePause() }
         clock.stop()
         guestClock.suspend()
-        // With its local APIC's timer as it is now, where the engine has one: it runs on behind the machine's back.
+        // With its local APIC's timer as it is now, where the engine has one: it runs on behind the machine's back. Devices go on as well,
+        // and what they request would be overwritten with the rest of that APIC.
+        localAPICs?.holdBack()
         var state = try cpu.readState()
         let since = (time: hostClock.now(), counter: TimeStampCounter.now())
         events.report(.paused)
@@ -277,6 +292,7 @@ public final class Machine: Sendable {
         let ticks = TimeStampCounter.now() &- since.counter
         state.msr.tscOffset &-= ticks
         try cpu.writeState(state)
+        localAPICs?.sendHeldBack()
         guestClock.resume(nanoseconds: hostClock.now() &- since.time, ticks: ticks)
         clock.start()
         events.report(.unpaused)

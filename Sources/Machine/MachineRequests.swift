@@ -112,6 +112,10 @@ final class MachineRequests: PowerControl {
         for answer in answers { answer(true) }
     }
 
+    /// The vCPU thread leaves a pause, by its end, the machine's or an error: no hold is granted for its sake any more. Says nothing to
+    /// those who asked for a pause: `didPause` or `didEnd` does.
+    func leavePause() { state.withLock { $0.isPaused = false } }
+
     // MARK: Holding the CPU
 
     /// Whether the vCPU thread has to look at `isHoldWanted` and `isPauseWanted` before it goes on.

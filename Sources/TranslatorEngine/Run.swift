@@ -30,7 +30,7 @@ extension TranslatorCPU: VirtualCPU {
                     try deliverDebug(context.pointee.pendingDebug)
                 }
                 var limit = BlockWorkspace.instructionLimit
-                if context.pointee.isHalted || interruptWaiting || nmiFlag.load(ordering: .relaxed) {
+                if context.pointee.isHalted || interruptWaiting || nmiPending {
                     try acceptInterrupts(&limit)
                     if context.pointee.isHalted {
                         return .halt(interruptsEnabled: context.pointee.systemFlags & RFLAGS.if != 0)
@@ -66,6 +66,7 @@ extension TranslatorCPU: VirtualCPU {
         // The other side stores the flag, then the others: a store that came between ours must not be undone.
         if interruptRequest.pointee.load(ordering: .sequentiallyConsistent) != 0 { turnPolls(on: true) }
         interruptWaiting = true
+        takeNMI()
         if deviceWrites.areWaiting { takeDeviceWrites() }
         if let text = failure {
             failure = nil
@@ -74,14 +75,19 @@ extension TranslatorCPU: VirtualCPU {
         return stopFlag.exchange(false, ordering: .sequentiallyConsistent) ? .stopped : nil
     }
 
+    /// An NMI that another thread has injected is the CPU's from here on.
+    func takeNMI() {
+        if nmiFlag.exchange(false, ordering: .sequentiallyConsistent) { nmiPending = true }
+    }
+
     /// Delivers what may be delivered now. In the shadow of STI or MOV SS one instruction has to run first.
     private func acceptInterrupts(_ limit: inout Int) throws(TripleFault) {
-        if nmiFlag.load(ordering: .relaxed) && !context.pointee.nmiBlocked {
+        if nmiPending && !context.pointee.nmiBlocked {
             if context.pointee.interruptShadow && !context.pointee.isHalted {
                 limit = 1
                 return
             }
-            nmiFlag.store(false, ordering: .relaxed)
+            nmiPending = false
             try deliverNMI()
             modeChanged()
         }

@@ -37,7 +37,8 @@ extension TranslatorCPU {
         state.interruptShadow = c.interruptShadow
         state.stackShadow = c.stackShadow
         state.nmiBlocked = c.nmiBlocked
-        state.nmiPending = nmiFlag.load(ordering: .sequentiallyConsistent)
+        takeNMI()
+        state.nmiPending = nmiPending
         state.isHalted = c.isHalted
         let size = stateAreaSize
         let area = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 64)
@@ -88,7 +89,7 @@ extension TranslatorCPU {
         context.pointee.interruptShadow = state.interruptShadow
         context.pointee.stackShadow = state.stackShadow
         context.pointee.nmiBlocked = state.nmiBlocked
-        nmiFlag.store(state.nmiPending, ordering: .sequentiallyConsistent)
+        nmiPending = state.nmiPending
         context.pointee.isHalted = state.isHalted
         let size = stateAreaSize
         let area = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 64)

@@ -85,7 +85,10 @@ package final class TranslatorCPU: @unchecked Sendable {
         set { context.pointee.interruptWaiting = newValue ? 1 : 0 }
     }
     let stopFlag = Atomic<Bool>(false)
+    /// `injectNMI` was called. The CPU's thread makes it `nmiPending`.
     let nmiFlag = Atomic<Bool>(false)
+    /// An NMI waits to be delivered: state of the CPU.
+    var nmiPending = false
     /// Work space for XSAVE images.
     let xsaveArea: UnsafeMutableRawPointer
     /// Images of guests that have AVX-512 enabled, for `withImage`, and how many of them are lent.

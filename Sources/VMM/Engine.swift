@@ -46,10 +46,11 @@ public protocol InterruptSource: AnyObject, Sendable {
 
 /// A virtual CPU. Everything but `stop`, `interruptRequested` and `injectNMI` is for its own thread only.
 public protocol VirtualCPU: AnyObject, Sendable {
-    /// Reads all architectural state.
+    /// Reads all architectural state, with what was injected until now.
     func readState() throws -> CPUState
     /// Replaces all architectural state. Guest memory may have been replaced too (a reset, a snapshot), so
-    /// nothing derived from its contents survives: no translated code, no TLB entry.
+    /// nothing derived from its contents survives: no translated code, no TLB entry. An NMI that was injected since
+    /// `readState` is no part of either state, and stays.
     func writeState(_ state: CPUState) throws
     /// Runs guest code until something outside has to act. Port and memory I/O go to the buses from inside.
     func run() throws -> Exit

@@ -16,6 +16,12 @@ public struct MessageSignal: Hashable, Sendable {
 public protocol EngineLocalAPICs: AnyObject, Sendable {
     /// Sends a message. Any thread; may be called with a device's lock held, waits for no CPU and calls nobody back.
     func deliver(_ signal: MessageSignal)
+    /// Keeps back what `deliver` is given from now on, and returns when nothing is on its way any more: before a CPU's state is read
+    /// that is written back later, which would undo what arrived in between. The CPU stands still until `sendHeldBack`.
+    func holdBack()
+    /// Sends what was kept back, each signal once, in the order of their first arrival: a request that is made twice before
+    /// a CPU takes it is one. Later ones are sent at once again.
+    func sendHeldBack()
     /// Says what the I/O APIC's pins send, so that the end of their levels can be told. As `deliver`.
     func setPins(_ signals: [MessageSignal])
     /// Sets what hears of the end of a level's interrupt, by its vector. It is called on the CPU's thread, without locks.

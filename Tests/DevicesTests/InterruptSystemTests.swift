@@ -392,6 +392,8 @@ private final class RecordedAPICs: EngineLocalAPICs {
     var delivered: [MessageSignal] { state.withLock { $0.delivered } }
     var pins: [[MessageSignal]] { state.withLock { $0.pins } }
     func deliver(_ signal: MessageSignal) { state.withLock { $0.delivered.append(signal) } }
+    func holdBack() {}
+    func sendHeldBack() {}
     func setPins(_ signals: [MessageSignal]) { state.withLock { $0.pins.append(signals) } }
     func onEndOfInterrupt(_ tell: @escaping @Sendable (UInt8) -> Void) { state.withLock { $0.tell = tell } }
     func end(_ vector: UInt8) { state.withLock { $0.tell }?(vector) }

@@ -99,6 +99,7 @@ final class InterruptGuest: Sendable {
     let system: InterruptSystem
     let cpu: any VirtualCPU
     let policy: CPUPolicy
+    private let localAPICs: (any EngineLocalAPICs)?
     let ports: PortBus
     private let clock: TestClock
     private let state: Mutex<State>
@@ -109,6 +110,7 @@ final class InterruptGuest: Sendable {
         memory = try TinyGuest.makeMemory()
         policy = try CPUPolicy(model: nil, engine: features, tscFrequencyHz: TimeStampCounter.frequency())
         clock = try TestClock()
+        localAPICs = engine.localAPICs
         system = InterruptSystem(
             clock: clock, sharedLines: [3],
             processors: .init(
@@ -177,6 +179,15 @@ final class InterruptGuest: Sendable {
         var entry = TinyGuest.entryState(.long, memory)
         entry.msr.tscOffset = 0 &- TimeStampCounter.now()
         try cpu.writeState(entry)
+    }
+
+    /// Reads the CPU's state, and writes it back after something happened, as a pause does.
+    func pause(_ body: () throws -> Void) throws {
+        localAPICs?.holdBack()
+        let state = try cpu.readState()
+        try body()
+        try cpu.writeState(state)
+        localAPICs?.sendHeldBack()
     }
 
     func goOn(until count: Int = .max) throws -> [UInt32] {

@@ -84,4 +84,69 @@ import VMM
         #expect(running.end() == .exited(3))
         #expect(SystemTime.monotonic() - unpaused + (paused - started) >= 2_048_000_000)
     }
+
+    /// Says 'a' when interrupts are open, 'm' for vector 0x43 and 'l' for 0x45. Handlers do not return: they begin to wait anew.
+    private static let waitingProgram: [UInt8] = [
+        0xBC, 0x00, 0x20, 0x20, 0x00,  // mov $0x202000, %esp
+        0x0F, 0x01, 0x15, 0xF0, 0x00, 0x20, 0x00, 0x0F, 0x01, 0x1D, 0xF6, 0x00, 0x20, 0x00,  // lgdt 0x2000f0; lidt 0x2000f6
+        0xEA, 0x1A, 0x00, 0x20, 0x00, 0x08, 0x00,  // ljmp $8, $0x20001a
+        0xB0, 0xFF, 0xE6, 0x21, 0xE6, 0xA1,  // mov $0xff, %al; out %al, $0x21; out %al, $0xa1
+        0xB0, 0x61,  // mov $'a', %al
+        0xBA, 0xF8, 0x03, 0x00, 0x00, 0xEE, 0xBC, 0x00, 0x20, 0x20, 0x00,  // 1: mov $0x3f8, %edx; out %al, (%dx); mov $0x202000, %esp
+        0xFB, 0xF4, 0xEB, 0xFD,  // sti; 2: hlt; jmp 2b
+    ]
+    private static let handlerOfMessages = 0x40
+    private static let handlerOfLevels = 0x60
+    /// mov $letter, %al; movl $0, 0xfee000b0: end of interrupt; mov $0x200022, %ecx: 1b; jmp *%ecx
+    private static func handler(_ letter: UInt8) -> [UInt8] {
+        [0xB0, letter, 0xC7, 0x05, 0xB0, 0x00, 0xE0, 0xFE, 0, 0, 0, 0, 0xB9, 0x22, 0x00, 0x20, 0x00, 0xFF, 0xE1]
+    }
+
+    private func waitingImage(halts: Bool) -> [UInt8] {
+        var image = pvhImage()
+        func put(_ bytes: [UInt8], at offset: Int) { image.replaceSubrange(0x1000 + offset..<0x1000 + offset + bytes.count, with: bytes) }
+        var program = Self.waitingProgram
+        if !halts { program[program.count - 3] = 0x90 }
+        put(program, at: 0)
+        put(Self.handler(UInt8(ascii: "m")), at: Self.handlerOfMessages)
+        put(Self.handler(UInt8(ascii: "l")), at: Self.handlerOfLevels)
+        // Limit and base of the GDT at 0x200100 and the IDT at 0x200200; a flat segment of code; interrupt gates.
+        put([0x0F, 0, 0x00, 0x01, 0x20, 0, 0xFF, 0x07, 0x00, 0x02, 0x20, 0], at: 0xF0)
+        put([0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0, 0, 0, 0x9A, 0xCF, 0], at: 0x100)
+        for (vector, place) in [(0x43, Self.handlerOfMessages), (0x45, Self.handlerOfLevels)] {
+            put([UInt8(place), 0, 8, 0, 0, 0x8E, 0x20, 0], at: 0x200 + vector * 8)
+        }
+        return image
+    }
+
+    @Test(arguments: [Kind.translator, .kvm], [false, true])
+    func `message and level that come in a pause reach the CPU after it, and the level again after its end`(kind: Kind, halts: Bool) throws {
+        let (engine, features) = try make(kind)
+        let kernel = TemporaryFile(waitingImage(halts: halts)), terminal = Recorder()
+        let running = try RunningMachine(
+            MachineConfiguration(kernel: kernel.path, memoryByteCount: 32 << 20), engine, features: features, terminal: terminal)
+        defer { running.machine.requestStop() }
+        let board = running.machine.board
+        let messages = try #require(board.interrupts.messages)
+        let wire = board.interrupts.pciLine(slot: 2, 3)
+        #expect(terminal.wait(for: "a"))
+        // Pin 17's entry: a level.
+        for (register, value) in [(0x33, 0), (0x32, IOAPIC.Entry.isLevel | 0x45)] as [(UInt64, UInt64)] {
+            board.mmio.write(0xFEC0_0000, .dword, register)
+            board.mmio.write(0xFEC0_0010, .dword, value)
+        }
+        #expect(running.pause() == true)
+        messages.deliver(address: 0xFEE0_0000, data: 0x43)
+        wire.set(true)
+        messages.deliver(address: 0xFEE0_0000, data: 0x43)
+        #expect(terminal.text == "a")
+        #expect(running.pause(false) == true)
+        #expect(terminal.wait(for: "l", count: 2))
+        wire.set(false)
+        #expect(terminal.wait(for: "m"))
+        running.machine.requestStop()
+        #expect(running.end() == .stopped)
+        // Twice requested before it was taken is once.
+        #expect(terminal.text.filter { $0 == "m" }.count == 1)
+    }
 }

@@ -1,3 +1,4 @@
+import DiskImage
 import Glibc
 import Linux
 import Synchronization
@@ -174,6 +175,72 @@ import VMM
         usleep(20_000)
         #expect(running.events == [.started])
         running.machine.requests.release()
+        #expect(running.end() == .stopped)
+    }
+
+    /// A disk whose end takes until the test lets it come.
+    private final class SlowDisk: BlockImage {
+        private struct State {
+            var isClosing = false
+            var mayClose = false
+        }
+
+        private let state = Monitor(State())
+        let byteCount: UInt64 = 1 << 20
+        let isReadOnly = false
+        func read(into buffers: IOBuffers, at offset: UInt64) throws(ImageError) {}
+        func write(_ buffers: IOBuffers, at offset: UInt64) throws(ImageError) {}
+        func flush() throws(ImageError) {}
+        func discard(at offset: UInt64, count: UInt64) throws(ImageError) {}
+        func writeZeroes(at offset: UInt64, count: UInt64, mayDiscard: Bool) throws(ImageError) {}
+        func beginTransfer(_ direction: TransferDirection, at offset: UInt64, count: UInt64) -> Extent? { nil }
+        func endTransfer(_ direction: TransferDirection, _ extent: Extent) {}
+        func close() throws(ImageError) {
+            state.withLock { $0.isClosing = true }
+            state.broadcast()
+            state.withLock(waitingWhile: { !$0.mayClose }, until: SystemTime.monotonic() + 20_000_000_000) { _ in }
+        }
+
+        var isClosing: Bool { state.withLock { $0.isClosing } }
+        func waitForClosing() -> Bool {
+            state.withLock(waitingWhile: { !$0.isClosing }, until: SystemTime.monotonic() + 20_000_000_000) { $0.isClosing }
+        }
+        func letClose() {
+            state.withLock { $0.mayClose = true }
+            state.broadcast()
+        }
+    }
+
+    @Test func `machine that was paused and closes its disks is not held any more`() throws {
+        let disk = SlowDisk()
+        let running = try RunningMachine(
+            MachineConfiguration(kernel: kernel.path, memoryByteCount: 32 << 20, disks: [DiskSource(disk)]), FakeEngine(Self.halted),
+            terminal: terminal)
+        #expect(running.pause() == true)
+        running.machine.requestStop()
+        #expect(disk.waitForClosing())
+        let answer = Monitor<Bool?>(nil)
+        // One that is granted is granted on this thread.
+        running.machine.requests.hold { value in answer.withLock { $0 = value } }
+        #expect(answer.withLock { $0 } == nil)
+        disk.letClose()
+        #expect(running.end() == .stopped)
+        #expect(answer.withLock { $0 } == false)
+    }
+
+    @Test func `hold of a paused machine that is to end is waited for before its disks are closed`() throws {
+        let disk = SlowDisk()
+        let running = try RunningMachine(
+            MachineConfiguration(kernel: kernel.path, memoryByteCount: 32 << 20, disks: [DiskSource(disk)]), FakeEngine(Self.halted),
+            terminal: terminal)
+        #expect(running.pause() == true)
+        #expect(hold(running) == true)
+        running.machine.requestStop()
+        usleep(20_000)
+        #expect(!disk.isClosing)
+        running.machine.requests.release()
+        #expect(disk.waitForClosing())
+        disk.letClose()
         #expect(running.end() == .stopped)
     }
 

@@ -277,6 +277,27 @@ import VMM
         code.emit(0x48, 0xCF)
     }
 
+    /// As it does in a pause, and before a reset.
+    @Test func `NMI that comes after a state was read survives its writing, and one from before does not`() throws {
+        let machine = try TestMachine.small()
+        var code = GuestCode()
+        code.emit(0x90, 0x90)
+        code.done()
+        machine.load(code)
+        machine.context.pointee.rip = code.base
+        let before = machine.cpu.readState()
+        machine.cpu.injectNMI()
+        machine.cpu.writeState(before)
+        let after = machine.cpu.readState()
+        #expect(!before.nmiPending && after.nmiPending)
+        #expect(try machine.run(from: code.base).vector == 2)
+        machine.cpu.injectNMI()
+        #expect(machine.cpu.readState().nmiPending)
+        machine.cpu.writeState(before)
+        #expect(!machine.cpu.readState().nmiPending)
+        #expect(try machine.run(from: code.base).vector == Outcome.done)
+    }
+
     @Test func `a blocked NMI waits for IRET, also for one that faults`() throws {
         let machine = try TestMachine.small()
         var code = GuestCode()
