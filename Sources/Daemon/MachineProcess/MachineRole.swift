@@ -20,6 +20,8 @@ final class MachineRole {
     let monitor: MessageChannel<MachineCommand, MachineReport>
     let mailbox: Mailbox<News>
     let diskWork = DiskWork()
+    /// Of disks, what vmm has not had room for.
+    var diskAnswers: [MachineReport] = []
     private(set) var machine: Machine?
     private var console: ConsoleServer?
     private var hub: ConsoleHub?
@@ -35,6 +37,7 @@ final class MachineRole {
         monitor.onMessage = { [unowned self] in handle($0, &$1) }
         // Whoever started us is gone: so is the guest, as with a host whose power is cut.
         monitor.onEnd = { _ in exit(1) }
+        monitor.onRoom = { [unowned self] in sendDiskAnswers() }
         try loop.watch(mailbox.descriptor, .readable) { [unowned self] in
             for news in mailbox.takeAll() { handle(news) }
         }

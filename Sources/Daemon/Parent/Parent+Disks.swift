@@ -5,9 +5,6 @@ import Linux
 /// What is asked of machines' disks. A machine that runs has them open, and does it itself; who works on the disks of another does so
 /// with his own rights, and is only told what they are.
 extension Parent {
-    /// A machine that tells more than so much of its disks is not well.
-    private static let mostReports = 1024
-
     // MARK: - What there is
 
     func describe(_ record: MachineRecord) throws(Refusal) -> Response {
@@ -40,9 +37,9 @@ extension Parent {
         case .createSnapshot(let name): log.info("vm \(record.name): snapshot \(name.oneLine.cut(to: 100)) asked for by \(self.name(of: peer))")
         case .deleteSnapshot(let name):
             log.info("vm \(record.name): snapshot \(name.oneLine.cut(to: 100)) to be deleted, by \(self.name(of: peer))")
-        case .describe: break
+        case .describe, .describeTop: break
         }
-        process.diskClients[client] = .init(isList: command == .describe)
+        process.diskClients[client] = .init(isList: command.isList)
         tell(process, .disks(client: client, command))
     }
 
@@ -80,7 +77,7 @@ extension Parent {
 
     func pass(_ report: DiskReport, to client: UInt32, _ process: MachineProcess) {
         guard let count = process.diskClients[client]?.reportCount else { return }
-        guard count < Self.mostReports else {
+        guard count < MachineReport.mostImages else {
             process.diskClients[client] = nil
             return refuse(client, Refusal(.other, "vm \(process.plan.name) tells too much of its disks"))
         }

@@ -131,6 +131,7 @@ extension GuestTests.DaemonTests {
             let images = try daemon.client().list(.disks(.name("one"), .describe)).compactMap { if case .image(let image) = $0 { image } else { nil } }
             #expect(images.map(\.image.path) == ["\(folder.path)/a.qcow2", "\(folder.path)/b.raw"] && images.map(\.disk) == [0, 1])
             #expect(images.allSatisfy { $0.image.qcow2?.snapshots.isEmpty ?? true })
+            #expect(try daemon.client().list(.disks(.name("one"), .describeTop)).count == 2)
             #expect(try daemon.ask(.disks(.name("one"), .createSnapshot(""))).refusal == .invalid)
             #expect(try daemon.ask(.ejectDisc(.name("one"), isForced: true)).text.contains("has no CD-ROM drive: `cdrom` in vm.conf"))
             #expect(try daemon.ask(.insertDisc(.name("one"), path: "\(folder.path)/b.raw", isForced: true)).refusal == .invalid)
@@ -160,6 +161,30 @@ extension GuestTests.DaemonTests {
             #expect(File.paths("\(out)/*") == ["one-0.vmdk", "one-1.vmdk", "one.vmx"].map { "\(out)/\($0)" })
             for path in File.paths("\(folder.path)/point*") + File.paths("\(out)/*") { unlink(path) }
             rmdir(out)
+        }
+
+        /// More reports than a machine may send unasked in 5 s, and no pause between them.
+        @Test func `a machine whose disks are listed again and again goes on running`() throws {
+            let folder = try Scratch()
+            try makeDisks(folder, "a-0.qcow2", "b-0.qcow2")
+            for disk in ["a", "b"] {
+                for point in 1...15 {
+                    try run(Paths.vmctl, "create", "-b", "\(folder.path)/\(disk)-\(point - 1).qcow2", "\(folder.path)/\(disk)-\(point).qcow2")
+                }
+            }
+            let daemon = try LiveDaemon(MachineText.machine("one", "tick", "disk \"a-15.qcow2\"\n disk \"b-15.qcow2\""), folder: folder)
+            let pid = try daemon.wait(for: "one", .running).pid
+            let clients = try (0..<4).map { _ in try daemon.client() }
+            // 64 reports in each of 60 windows.
+            for _ in 0..<30 {
+                for client in clients { try client.send(.disks(.name("one"), .describe)) }
+                for client in clients {
+                    var count = 0
+                    while let answer = try client.receive(), answer != .end { count += 1 }
+                    try #require(count == 32)
+                }
+            }
+            #expect(try daemon.machine("one")?.pid == pid)
         }
 
         // MARK: Discs
