@@ -1,4 +1,5 @@
 import ControlProtocol
+import DiskImage
 import Glibc
 import Linux
 import Testing
@@ -9,6 +10,124 @@ extension DaemonTests {
     /// What is asked of a machine's disks, in the parts of the daemon that it passes through.
     @Suite("Requests on disks", .timeLimit(.minutes(1))) struct DiskRequestTests {
         static let report = DiskReport(disk: 0, level: 0, image: MessageTests.image)
+
+        // MARK: The parent
+
+        /// A parent with one machine that runs, and the other ends of its sockets.
+        private final class ParentBench {
+            let parent: Parent
+            let record: MachineRecord
+            let process: MachineProcess
+            let control: UnixSocket
+            let monitor: UnixSocket
+            let priv: UnixSocket
+            static let peer = Peer(uid: 0, groups: [], pid: 1)
+
+            init() throws {
+                let loop = try EventLoop()
+                let controlPair = try UnixSocket.pair(), monitorPair = try UnixSocket.pair(), privPair = try UnixSocket.pair()
+                control = try UnixSocket(duplicating: controlPair.second)
+                monitor = try UnixSocket(duplicating: monitorPair.second)
+                priv = try UnixSocket(duplicating: privPair.second)
+                parent = try Parent(
+                    DaemonOptions(), DaemonSettings(), loop: loop, log: Log(.standardError(forJournal: false), isVerbose: false),
+                    notification: nil, socketName: [],
+                    monitor: try MessageChannel(try UnixSocket(duplicating: monitorPair.first), loop),
+                    control: try MessageChannel(try UnixSocket(duplicating: controlPair.first), loop),
+                    priv: try MessageChannel(try UnixSocket(duplicating: privPair.first), loop))
+                var plan = MachinePlan(name: "web", owner: ResolvedOwner(uid: 0, gid: nil, text: "root"))
+                plan.disks = [PlannedImage(location: ImageLocation("/a.qcow2"), opener: nil)]
+                plan.cdrom = PlannedImage(location: ImageLocation("/a.iso"), opener: nil)
+                record = parent.table.add(plan, isConfigured: true)
+                process = MachineProcess(run: 1, plan, terminalPath: "/dev/pts/1", starter: 0, startTime: 0)
+                record.start(process)
+                record.noteRunning()
+            }
+
+            /// What control sends: its descriptors are none.
+            func tell(_ report: ControlReport) {
+                var none = FileDescriptorList()
+                parent.handle(report, &none)
+            }
+
+            /// What the machine says.
+            func hear(_ report: MachineReport) {
+                var none = FileDescriptorList()
+                parent.handle(.told(run: 1, report), &none)
+            }
+
+            func ask(_ client: UInt32, _ request: Request) {
+                if parent.clients[client] == nil { parent.clients[client] = .init(peer: Self.peer) }
+                tell(.request(client: client, request))
+            }
+
+            /// What each client has been told since the last time.
+            func answers() throws -> [UInt32: [Response]] {
+                var answers: [UInt32: [Response]] = [:]
+                while case .packet(let packet) = try control.receive(limit: ControlCommand.longestPacket) {
+                    let command = try ControlCommand(packet: packet.bytes, descriptorCount: packet.descriptors.count)
+                    if case .answer(let client, let response) = command { answers[client, default: []].append(response) }
+                }
+                return answers
+            }
+
+            /// What the machine has been told to do since the last time, by client.
+            func commands() throws -> [MachineCommand] {
+                var commands: [MachineCommand] = []
+                while case .packet(let packet) = try monitor.receive(limit: MonitorCommand.longestPacket) {
+                    let command = try MonitorCommand(packet: packet.bytes, descriptorCount: packet.descriptors.count)
+                    if case .tell(_, let command) = command { commands.append(command) }
+                }
+                return commands
+            }
+        }
+
+        private static let eject = Request.ejectDisc(.name("web"), isForced: false)
+        private static let list = Request.disks(.name("web"), .describe)
+
+        @Test func `a machine is asked for so much at once, also when those who asked go`() throws {
+            let bench = try ParentBench()
+            let requests = [Self.eject, Self.list, .disks(.name("web"), .describeTop)]
+            for client in 1...100 as ClosedRange<UInt32> {
+                bench.ask(client, requests[Int(client) % 3])
+                if client % 2 == 0 { bench.tell(.gone(client: client)) }
+            }
+            #expect(try bench.commands().count == 16)
+            var answers = try bench.answers()
+            #expect(answers.keys.sorted() == Array(17...100))
+            for (_, told) in answers {
+                #expect(told.count == 1 && told.first?.refusal == .busy && told.first?.refusalText.contains("try again") == true, "\(told)")
+            }
+            // Before the file is opened.
+            bench.ask(101, .insertDisc(.name("web"), path: "/none.iso", isForced: false))
+            #expect(try bench.answers()[101]?.first?.refusal == .busy)
+            // One who has gone, and one who has not: there is room for one each.
+            for (client, next) in [(2, 102), (1, 103)] as [(UInt32, UInt32)] {
+                bench.hear(client == 2 ? .diskDone(client: client) : .diskRefused(client: client, .other, "no"))
+                bench.ask(next, Self.list)
+                bench.ask(next + 10, Self.list)
+                #expect(try bench.commands() == [.disks(client: next, .describe)])
+                answers = try bench.answers()
+                #expect(answers[2] == nil && answers[next] == nil && answers[next + 10]?.first?.refusal == .busy)
+                #expect(answers[1] == (client == 1 ? [.failed(.other, "vm web: no")] : nil))
+            }
+            // The end is told to those who are there.
+            var none = FileDescriptorList()
+            bench.parent.handle(.exited(run: 1, .exited(0)), &none)
+            answers = try bench.answers()
+            #expect(Set(answers.keys) == [3, 5, 7, 9, 11, 13, 15, 102, 103])
+            #expect(answers.values.allSatisfy { $0.count == 1 && $0.first?.refusal == .notRunning })
+        }
+
+        @Test func `a disc that was changed for somebody who has gone is the one that is in the drive`() throws {
+            let bench = try ParentBench()
+            bench.ask(1, Self.eject)
+            bench.tell(.gone(client: 1))
+            #expect(bench.process.disc == "/a.iso")
+            bench.hear(.diskDone(client: 1))
+            #expect(bench.process.disc == nil)
+            #expect(try bench.answers().isEmpty)
+        }
 
         // MARK: vmm
 
@@ -115,4 +234,9 @@ extension DaemonTests {
             #expect(try bench.reports() == expected)
         }
     }
+}
+
+extension Response {
+    fileprivate var refusal: Failure? { if case .failed(let failure, _) = self { failure } else { nil } }
+    fileprivate var refusalText: String { if case .failed(_, let text) = self { text } else { "" } }
 }

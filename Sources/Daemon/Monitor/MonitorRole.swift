@@ -22,6 +22,10 @@ final class MonitorRole {
     /// Nobody is listened to while the parent is so many reports behind.
     private static let mostBacklog = 512
 
+    /// A machine that does not read takes so many of our descriptors, and no other's. The parent asks less of one that is honest about
+    /// what it has answered (`Parent.mostRequests`).
+    private static let mostWaitingDescriptors = 32
+
     private let loop: EventLoop
     private let deadlines: Deadlines
     private let parent: MessageChannel<MonitorCommand, MonitorReport>
@@ -75,7 +79,8 @@ final class MonitorRole {
         options.startsSession = true
         options.descriptors = [pair.second.raw]
         let child = Child(try ChildProcess(program, options))
-        let channel = try MessageChannel<MachineReport, MachineCommand>(try UnixSocket(duplicating: pair.first), loop)
+        let channel = try MessageChannel<MachineReport, MachineCommand>(
+            try UnixSocket(duplicating: pair.first), loop, descriptorLimit: Self.mostWaitingDescriptors)
         try loop.watch(child.raw, .readable) { [unowned self] in reap(run) }
         machines[run] = Machine(run: run, child: child, channel: channel)
         channel.onMessage = { [unowned self] in pass($0, &$1, from: run) }

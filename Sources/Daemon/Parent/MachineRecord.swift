@@ -93,12 +93,15 @@ final class MachineProcess {
     var pausers: [UInt32] = []
     var unpausers: [UInt32] = []
     var consoleClients: Set<UInt32> = []
+    /// Until the machine answers or ends, also those that have gone meanwhile: it has work to do for them, and vmm perhaps descriptors.
     var diskClients: [UInt32: DiskClient] = [:]
     /// What lies in its CD-ROM drive: at first the plan's.
     var disc: String?
 
-    /// Waits for something that the machine does with its disks.
+    /// Asked for something that the machine does with its disks.
     struct DiskClient {
+        /// It has not gone.
+        var isWaiting = true
         /// It gets reports, and then the end of a list.
         var isList = false
         /// Reports that it has had.

@@ -28,11 +28,22 @@ extension Parent {
 
     // MARK: - Requests
 
+    /// So many requests may be with a machine, or on their way to it. Clients come and go, but what they have asked for stays, with
+    /// descriptors; a machine may do it slowly, or never.
+    static let mostRequests = 16
+
+    private func requireRoom(_ record: MachineRecord, _ process: MachineProcess) throws(Refusal) {
+        guard process.diskClients.count < Self.mostRequests else {
+            throw Refusal(.busy, "vm \(record.name) has \(Self.mostRequests) requests on its disks to answer first: try again")
+        }
+    }
+
     func disks(
         _ reference: MachineReference, _ command: DiskCommand, _ client: UInt32, _ peer: Peer
     ) throws(Refusal) {
         let (record, process) = try running(reference, peer)
         guard !process.plan.disks.isEmpty else { throw Refusal(.invalid, "vm \(record.name) has no disk") }
+        try requireRoom(record, process)
         switch command {
         case .createSnapshot(let name): log.info("vm \(record.name): snapshot \(name.oneLine.cut(to: 100)) asked for by \(self.name(of: peer))")
         case .deleteSnapshot(let name):
@@ -70,13 +81,15 @@ extension Parent {
         guard process.plan.cdrom != nil else {
             throw Refusal(.invalid, "vm \(record.name) has no CD-ROM drive: `cdrom` in vm.conf or `vmctl start -r` gives it one")
         }
+        try requireRoom(record, process)
         return (record, process)
     }
 
     // MARK: - Answers
 
     func pass(_ report: DiskReport, to client: UInt32, _ process: MachineProcess) {
-        guard let count = process.diskClients[client]?.reportCount else { return }
+        guard let asked = process.diskClients[client], asked.isWaiting else { return }
+        let count = asked.reportCount
         guard count < MachineReport.mostImages else {
             process.diskClients[client] = nil
             return refuse(client, Refusal(.other, "vm \(process.plan.name) tells too much of its disks"))
@@ -92,6 +105,6 @@ extension Parent {
         case .ejected: process.disc = nil
         case nil: break
         }
-        reply(client, done.isList ? .end : .done)
+        if done.isWaiting { reply(client, done.isList ? .end : .done) }
     }
 }
