@@ -129,6 +129,30 @@ extension DaemonTests {
             #expect(try bench.answers().isEmpty)
         }
 
+        @Test func `the end of what was refused meanwhile is not taken for that of the next request`() throws {
+            let bench = try ParentBench()
+            bench.ask(1, Self.list)
+            var told: [Response] = []
+            for _ in 0...MachineReport.mostImages {
+                bench.hear(.image(client: 1, Self.report))
+                told += try bench.answers()[1] ?? []
+            }
+            #expect(told.count == MachineReport.mostImages + 1 && told.last == .failed(.other, "vm web tells too much of its disks"))
+            bench.ask(1, Self.eject)
+            bench.hear(.image(client: 1, Self.report))
+            told = try bench.answers()[1] ?? []
+            #expect(told.count == 1 && told.first?.refusal == .busy)
+            // Of others it may be asked something.
+            bench.ask(2, Self.eject)
+            bench.hear(.diskDone(client: 1))
+            #expect(try bench.answers().isEmpty)
+            #expect(bench.process.disc == "/a.iso")
+            bench.ask(1, Self.list)
+            bench.hear(.diskDone(client: 1))
+            #expect(try bench.answers() == [1: [.end]])
+            #expect(try bench.commands() == [.disks(client: 1, .describe), .ejectDisc(client: 2, isForced: false), .disks(client: 1, .describe)])
+        }
+
         // MARK: vmm
 
         /// Windows that are filled with what `next` says, until it is enough, or there have been 100.

@@ -100,7 +100,7 @@ final class MachineProcess {
 
     /// Asked for something that the machine does with its disks.
     struct DiskClient {
-        /// It has not gone.
+        /// It has neither gone nor been refused.
         var isWaiting = true
         /// It gets reports, and then the end of a list.
         var isList = false

@@ -32,7 +32,11 @@ extension Parent {
     /// descriptors; a machine may do it slowly, or never.
     static let mostRequests = 16
 
-    private func requireRoom(_ record: MachineRecord, _ process: MachineProcess) throws(Refusal) {
+    private func requireRoom(_ client: UInt32, _ record: MachineRecord, _ process: MachineProcess) throws(Refusal) {
+        // It would take the end of its last one for that of this one.
+        guard process.diskClients[client] == nil else {
+            throw Refusal(.busy, "vm \(record.name) has not come to the end of what was asked of its disks before: try again")
+        }
         guard process.diskClients.count < Self.mostRequests else {
             throw Refusal(.busy, "vm \(record.name) has \(Self.mostRequests) requests on its disks to answer first: try again")
         }
@@ -43,7 +47,7 @@ extension Parent {
     ) throws(Refusal) {
         let (record, process) = try running(reference, peer)
         guard !process.plan.disks.isEmpty else { throw Refusal(.invalid, "vm \(record.name) has no disk") }
-        try requireRoom(record, process)
+        try requireRoom(client, record, process)
         switch command {
         case .createSnapshot(let name): log.info("vm \(record.name): snapshot \(name.oneLine.cut(to: 100)) asked for by \(self.name(of: peer))")
         case .deleteSnapshot(let name):
@@ -58,7 +62,7 @@ extension Parent {
     func insertDisc(
         _ reference: MachineReference, _ path: String, isForced: Bool, _ client: UInt32, _ peer: Peer
     ) throws(Refusal) {
-        let (record, process) = try withDrive(reference, peer)
+        let (record, process) = try withDrive(reference, client, peer)
         guard path.hasPrefix("/") else { throw Refusal(.invalid, "\(path): give an absolute path") }
         var descriptors = FileDescriptorList()
         let disc = PlannedImage(location: ImageLocation(path: path, format: .raw), opener: opener(for: peer))
@@ -70,18 +74,20 @@ extension Parent {
     }
 
     func ejectDisc(_ reference: MachineReference, isForced: Bool, _ client: UInt32, _ peer: Peer) throws(Refusal) {
-        let (record, process) = try withDrive(reference, peer)
+        let (record, process) = try withDrive(reference, client, peer)
         process.diskClients[client] = .init(disc: .ejected)
         log.info("vm \(record.name): disc taken out by \(name(of: peer))")
         tell(process, .ejectDisc(client: client, isForced: isForced))
     }
 
-    private func withDrive(_ reference: MachineReference, _ peer: Peer) throws(Refusal) -> (MachineRecord, MachineProcess) {
+    private func withDrive(
+        _ reference: MachineReference, _ client: UInt32, _ peer: Peer
+    ) throws(Refusal) -> (MachineRecord, MachineProcess) {
         let (record, process) = try running(reference, peer)
         guard process.plan.cdrom != nil else {
             throw Refusal(.invalid, "vm \(record.name) has no CD-ROM drive: `cdrom` in vm.conf or `vmctl start -r` gives it one")
         }
-        try requireRoom(record, process)
+        try requireRoom(client, record, process)
         return (record, process)
     }
 
@@ -91,7 +97,7 @@ extension Parent {
         guard let asked = process.diskClients[client], asked.isWaiting else { return }
         let count = asked.reportCount
         guard count < MachineReport.mostImages else {
-            process.diskClients[client] = nil
+            process.diskClients[client]?.isWaiting = false
             return refuse(client, Refusal(.other, "vm \(process.plan.name) tells too much of its disks"))
         }
         process.diskClients[client]?.reportCount = count + 1
