@@ -242,6 +242,53 @@ extension DaemonTests {
             }
         }
 
+        @Test func `what was done while the machine ended is told before its end`() throws {
+            let bench = try Bench()
+            let begins = Monitor(false)
+            let role = bench.role
+            let mailbox = role.mailbox
+            mailbox.post(.disks(1, .done))
+            try role.diskWork.add {
+                begins.withLock { $0 = true }
+                begins.broadcast()
+                // Long enough for `end` to wait for it.
+                usleep(20_000)
+                mailbox.post(.disks(2, .refused(.other, "no")))
+            }
+            try role.diskWork.add { mailbox.post(.disks(3, .done)) }
+            begins.withLock(waitingWhile: { !$0 }) { _ in }
+            role.end(.stopped, "bye")
+            // The third had not begun.
+            #expect(try bench.reports() == [.diskDone(client: 1), .diskRefused(client: 2, .other, "no"), .ended(.stopped, "bye")])
+        }
+
+        @Test func `answers that wait for room leave before the machine's last word`() throws {
+            let bench = try Bench()
+            let role = bench.role
+            for _ in 0..<200 { role.mailbox.post(.disks(1, .reports(Array(repeating: Self.report, count: 33)))) }
+            let number = try UnixSocket(duplicating: bench.vmm).release().release()
+            let kinds = Monitor<[UInt16]>([])
+            let reader = try PosixThread("reader") {
+                guard let socket = try? UnixSocket(adopting: FileDescriptor(owning: number)) else { return }
+                while kinds.withLock({ $0.last != MachineReport.ended(.stopped, "").kind }),
+                    let arrival = try? socket.receive(limit: MachineReport.longestPacket)
+                {
+                    switch arrival {
+                    case .packet(let packet):
+                        let report = try? MachineReport(packet: packet.bytes, descriptorCount: packet.descriptors.count)
+                        kinds.withLock { $0.append(report?.kind ?? 0) }
+                    case .nothing: usleep(100)
+                    case .closed: return
+                    }
+                }
+            }
+            role.end(.stopped, "bye")
+            bench.channel.close()
+            reader.join()
+            let image = MachineReport.image(client: 1, Self.report).kind
+            #expect(kinds.withLock { $0 } == Array(repeating: image, count: 6600) + [MachineReport.ended(.stopped, "").kind])
+        }
+
         /// The queue's end would be this process's.
         @Test func `more answers than vmm's queue holds wait for it, and stay in order`() throws {
             let bench = try Bench()

@@ -28,6 +28,8 @@ final class MachineRole {
     private let timeChange: TimeChangeDescriptor
     private var isVerbose = false
     private var isShuttingDown = false
+    /// Taken out of the mailbox, and not handled yet.
+    private var news: ArraySlice<News> = []
 
     init(loop: EventLoop, monitor: MessageChannel<MachineCommand, MachineReport>) throws(SystemError) {
         self.loop = loop
@@ -39,7 +41,8 @@ final class MachineRole {
         monitor.onEnd = { _ in exit(1) }
         monitor.onRoom = { [unowned self] in sendDiskAnswers() }
         try loop.watch(mailbox.descriptor, .readable) { [unowned self] in
-            for news in mailbox.takeAll() { handle(news) }
+            news += mailbox.takeAll()
+            while let next = news.popFirst() { handle(next) }
         }
         // Also after the host has slept: guests that know vmmci set their clocks.
         try loop.watch(timeChange.raw, .readable) { [unowned self] in
@@ -174,9 +177,15 @@ final class MachineRole {
     }
 
     /// The last word; the process ends behind it.
-    private func end(_ end: MachineReport.End, _ text: String) {
+    func end(_ end: MachineReport.End, _ text: String) {
         console?.detach()
         diskWork.close()
+        // What was done until then counts as done, and nobody comes back to the mailbox.
+        news += mailbox.takeAll()
+        for case .disks(let client, let answer) in news { tell(client, answer) }
+        news = []
+        // Also what there is no room for yet: `onRoom` is called in here.
+        monitor.finish()
         monitor.send(.ended(end, text))
         monitor.finish()
         loop.stop()
