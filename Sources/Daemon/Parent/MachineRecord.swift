@@ -106,8 +106,8 @@ final class MachineProcess {
         var isList = false
         /// Reports that it has had.
         var reportCount = 0
-        /// What is in the CD-ROM drive when it has worked out.
-        var disc: DiscChange?
+        /// What is in the CD-ROM drive when it has worked out, and who wants that, for the log.
+        var disc: (change: DiscChange, asker: String)?
     }
 
     enum DiscChange: Hashable {

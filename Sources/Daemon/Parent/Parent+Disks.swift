@@ -62,21 +62,19 @@ extension Parent {
     func insertDisc(
         _ reference: MachineReference, _ path: String, isForced: Bool, _ client: UInt32, _ peer: Peer
     ) throws(Refusal) {
-        let (record, process) = try withDrive(reference, client, peer)
+        let (_, process) = try withDrive(reference, client, peer)
         guard path.hasPrefix("/") else { throw Refusal(.invalid, "\(path): give an absolute path") }
         var descriptors = FileDescriptorList()
         let disc = PlannedImage(location: ImageLocation(path: path, format: .raw), opener: opener(for: peer))
         let members = try open(disc, "cdrom", process.plan, into: &descriptors)
-        process.diskClients[client] = .init(disc: .inserted(path))
-        log.info("vm \(record.name): disc \(path.oneLine.cut(to: 200)) put in by \(name(of: peer))")
+        process.diskClients[client] = .init(disc: (.inserted(path), name(of: peer)))
         monitor.send(
             .tell(run: process.run, .insertDisc(client: client, members, isForced: isForced)), descriptors: descriptors.numbers)
     }
 
     func ejectDisc(_ reference: MachineReference, isForced: Bool, _ client: UInt32, _ peer: Peer) throws(Refusal) {
-        let (record, process) = try withDrive(reference, client, peer)
-        process.diskClients[client] = .init(disc: .ejected)
-        log.info("vm \(record.name): disc taken out by \(name(of: peer))")
+        let (_, process) = try withDrive(reference, client, peer)
+        process.diskClients[client] = .init(disc: (.ejected, name(of: peer)))
         tell(process, .ejectDisc(client: client, isForced: isForced))
     }
 
@@ -107,8 +105,12 @@ extension Parent {
     func noteDiskDone(_ client: UInt32, _ record: MachineRecord, _ process: MachineProcess) {
         guard let done = process.diskClients.removeValue(forKey: client) else { return }
         switch done.disc {
-        case .inserted(let path): process.disc = path
-        case .ejected: process.disc = nil
+        case (.inserted(let path), let asker)?:
+            process.disc = path
+            log.info("vm \(record.name): disc \(path.oneLine.cut(to: 200)) put in by \(asker)")
+        case (.ejected, let asker)?:
+            process.disc = nil
+            log.info("vm \(record.name): disc taken out by \(asker)")
         case nil: break
         }
         if done.isWaiting { reply(client, done.isList ? .end : .done) }

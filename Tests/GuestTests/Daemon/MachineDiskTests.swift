@@ -218,6 +218,7 @@ extension GuestTests.DaemonTests {
             let locked = try vmctl(daemon, "cdrom", "eject", "one", fails: true)
             #expect(locked.errorText == "vmctl: command failed: vm one: the guest has locked the drive, and was asked for the disc: try again, or take it with -f\n")
             #expect(try daemon.ask(.insertDisc(.name("one"), path: discs[1], isForced: false)).refusal == .busy)
+            #expect(daemon.log.count(of: "disc taken out by") == 1 && daemon.log.count(of: "B.iso put in by") == 1)
             #expect(try vmctl(daemon, "cdrom", "show", "one").text == discs[0] + "\n")
             try vmctl(daemon, "cdrom", "insert", "-f", "one", discs[1])
             try shell(console, "exec 3<&-")
@@ -268,6 +269,12 @@ extension GuestTests.DaemonTests {
             }
             #expect(description.disc == mine && description.disks == ["\(folder.path)/a.qcow2"] && description.isRunning)
             #expect(try ask(.ejectDisc(.name("one"), isForced: false)) == .done)
+            // The log has what was done, and no more.
+            let empty = try disc(folder, "empty.iso", "")
+            try #require(truncate(empty, 0) == 0 && chown(empty, owner.uid, owner.gid) == 0)
+            #expect(try ask(.insertDisc(.name("one"), path: empty, isForced: false)).text.contains("the disc is empty"))
+            let lines = daemon.log.split(separator: "\n").filter { $0.contains("vm one: disc ") }
+            #expect(lines.count == 2 && lines.first?.contains("disc \(mine) put in by ") == true && lines.last?.contains("disc taken out by ") == true, "\(lines)")
         }
 
         /// The process that does it is ended in the middle.
@@ -299,4 +306,9 @@ extension GuestTests.DaemonTests {
             }
         }
     }
+}
+
+extension String {
+    /// How often it has a text.
+    fileprivate func count(of text: String) -> Int { split(separator: text, omittingEmptySubsequences: false).count - 1 }
 }
