@@ -5,8 +5,13 @@ public enum DiskCommand: Hashable, Sendable, WireValue {
     /// A snapshot of all disks that can be written, at one moment.
     case createSnapshot(String)
     case deleteSnapshot(String)
-    /// What the images are.
+    /// What the images are, each with all that it stands on.
     case describe
+    /// What the images are, without what they stand on.
+    case describeTop
+
+    /// It is answered by a list of images.
+    public var isList: Bool { self == .describe || self == .describeTop }
 
     public func write(to writer: inout MessageWriter) {
         switch self {
@@ -17,6 +22,7 @@ public enum DiskCommand: Hashable, Sendable, WireValue {
             writer.put(1 as UInt8)
             writer.put(name)
         case .describe: writer.put(2 as UInt8)
+        case .describeTop: writer.put(3 as UInt8)
         }
     }
 
@@ -26,6 +32,7 @@ public enum DiskCommand: Hashable, Sendable, WireValue {
         case 0: self = .createSnapshot(try reader.string())
         case 1: self = .deleteSnapshot(try reader.string())
         case 2: self = .describe
+        case 3: self = .describeTop
         default: throw MalformedMessage("unknown command \(form) for disks")
         }
     }

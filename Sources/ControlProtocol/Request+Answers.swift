@@ -12,8 +12,8 @@ extension Request {
         // How it is then, and which one it was: a name may be another machine's by the time of the next request.
         case (.pause, .machine), (.unpause, .machine): true
         case (.describe, .description): true
-        case (.disks(_, .describe), .image), (.disks(_, .describe), .end): true
-        case (.disks(_, .createSnapshot), .done), (.disks(_, .deleteSnapshot), .done): true
+        case (.disks(_, let command), .image), (.disks(_, let command), .end): command.isList
+        case (.disks(_, let command), .done): !command.isList
         case (.insertDisc, .done), (.ejectDisc, .done): true
         case (.sendBreak, .done), (.load, .done), (.reload, .done), (.reset, .done), (.log, .done): true
         default: false

@@ -23,7 +23,7 @@ public enum Request: Message, Hashable {
     case sendBreak(MachineReference)
     /// Answer: `description`.
     case describe(MachineReference)
-    /// Of a machine that runs. Answers: `done`; to `DiskCommand.describe` `image`..., `end`.
+    /// Of a machine that runs. Answers: `done`; to a `DiskCommand` that lists `image`..., `end`.
     case disks(MachineReference, DiskCommand)
     /// Absolute path of an image for the CD-ROM drive of a machine that runs. Answer: `done`.
     case insertDisc(MachineReference, path: String, isForced: Bool)

@@ -22,8 +22,11 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
 
     private let loop: EventLoop
     private let queueLimit: Int
+    private let descriptorLimit: Int
     private var socket: UnixSocket?
     private var queue: [Waiting] = []
+    /// Of all that wait.
+    private var descriptorCount = 0
     private var isReading = true
     private var watched: EventLoop.Events?
     private var hasEnded = false
@@ -31,11 +34,16 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
     /// Number of packets that one turn of the loop reads at most, so that no peer keeps it.
     private static var packetsPerTurn: Int { 32 }
 
-    /// - Parameter queueLimit: packets that may wait for a slow peer.
-    init(_ socket: consuming UnixSocket, _ loop: EventLoop, queueLimit: Int = 4096) throws(SystemError) {
+    /// - Parameters:
+    ///   - queueLimit: packets that may wait for a slow peer.
+    ///   - descriptorLimit: descriptors that may wait, beside those of a first message.
+    init(
+        _ socket: consuming UnixSocket, _ loop: EventLoop, queueLimit: Int = 4096, descriptorLimit: Int = .max
+    ) throws(SystemError) {
         self.socket = .some(socket)
         self.loop = loop
         self.queueLimit = queueLimit
+        self.descriptorLimit = descriptorLimit
         try watch()
     }
 
@@ -62,7 +70,9 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
     }
 
     private func wait(_ packet: [UInt8], _ descriptors: [CInt]) {
-        guard queue.count < queueLimit else { return end("reads too slowly") }
+        guard queue.count < queueLimit, descriptorCount == 0 || descriptors.count <= descriptorLimit - descriptorCount else {
+            return end("reads too slowly")
+        }
         var copies: [CInt] = []
         for number in descriptors {
             guard let copy = try? FileDescriptor(duplicating: number) else {
@@ -72,6 +82,7 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
             copies.append(copy.release())
         }
         queue.append(Waiting(packet: packet, descriptors: copies))
+        descriptorCount += copies.count
         rewatch()
     }
 
@@ -84,6 +95,7 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
                 try socket?.send(queue[count].packet, descriptors: queue[count].descriptors) == true
             {
                 for number in queue[count].descriptors { _ = FileDescriptor(owning: number) }
+                descriptorCount -= queue[count].descriptors.count
                 count += 1
             }
         } catch {
@@ -182,6 +194,7 @@ final class MessageChannel<Incoming: Message, Outgoing: Message> {
         watched = nil
         for waiting in queue { for number in waiting.descriptors { _ = FileDescriptor(owning: number) } }
         queue = []
+        descriptorCount = 0
         hasEnded = true
         socket = nil
     }

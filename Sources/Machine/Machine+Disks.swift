@@ -31,9 +31,12 @@ extension Machine {
     }
 
     /// What each disk's image says of itself, and each that it stands on.
-    public func describeDisks() throws(MachineError) -> [[ImageSummary]] {
+    /// - Parameter withBases: otherwise only the disk's own image.
+    public func describeDisks(withBases: Bool) throws(MachineError) -> [[ImageSummary]] {
         do throws(ImageError) {
-            return try disks.map { disk throws(ImageError) in try ImageSummary.chain(of: disk.image) }
+            return try disks.map { disk throws(ImageError) in
+                try ImageSummary.chain(of: disk.image, atMost: withBases ? ImageChain.depthLimit : 1)
+            }
         } catch {
             throw MachineError("\(error)")
         }

@@ -61,9 +61,10 @@ extension SplitMix64 {
     }
 
     mutating func diskCommand() -> DiskCommand {
-        switch Int.random(in: 0..<3, using: &self) {
+        switch Int.random(in: 0..<4, using: &self) {
         case 0: .createSnapshot(text())
         case 1: .deleteSnapshot(text())
+        case 2: .describeTop
         default: .describe
         }
     }

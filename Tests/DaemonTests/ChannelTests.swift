@@ -24,10 +24,10 @@ extension DaemonTests {
             /// Descriptors that came along.
             var descriptors = 0
 
-            init(queueLimit: Int = 64) throws {
+            init(queueLimit: Int = 64, descriptorLimit: Int = .max) throws {
                 loop = try EventLoop()
                 let pair = try UnixSocket.pair()
-                channel = try Channel(try UnixSocket(duplicating: pair.first), loop, queueLimit: queueLimit)
+                channel = try Channel(try UnixSocket(duplicating: pair.first), loop, queueLimit: queueLimit, descriptorLimit: descriptorLimit)
                 peer = .some(try UnixSocket(duplicating: pair.second))
                 channel.onMessage = { [unowned self] request, list in
                     messages.append(request)
@@ -147,6 +147,38 @@ extension DaemonTests {
             line.channel.close()
             line.peer = nil
             #expect(marked.descriptorCount == 1)
+        }
+
+        @Test func `a peer that does not read costs so many descriptors and no more`() throws {
+            let line = try Line(queueLimit: 4096, descriptorLimit: 8)
+            let marked = try MarkedFile()
+            let console = Response.console(id: 1, name: "one", tty: "/dev/pts/1")
+            var sent = 0
+            while line.channel.backlog == 0, line.ends.isEmpty {
+                line.channel.send(.done)
+                sent += 1
+            }
+            for _ in 0..<8 { line.channel.send(console, descriptors: [marked.raw]) }
+            #expect(line.ends.isEmpty && marked.descriptorCount == 1 + 8)
+            // What has left counts no more.
+            var turns = 0
+            while line.channel.backlog > 0 || sent > 0 {
+                guard case .packet = try line.peer?.receive(limit: Packet.longest) else {
+                    turns += 1
+                    try #require(turns < 10_000)
+                    try line.turn()
+                    continue
+                }
+                sent -= 1
+            }
+            while line.channel.backlog == 0, line.ends.isEmpty { line.channel.send(.done) }
+            for _ in 0..<8 { line.channel.send(console, descriptors: [marked.raw]) }
+            #expect(line.ends.isEmpty)
+            line.channel.send(.done)
+            #expect(line.ends.isEmpty)
+            line.channel.send(console, descriptors: [marked.raw])
+            #expect(line.ends == ["reads too slowly"])
+            line.channel.close()
         }
 
         @Test func `who floods is read a share at a time, and not at all while suspended`() throws {

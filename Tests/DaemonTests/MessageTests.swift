@@ -16,7 +16,7 @@ import Testing
     static let machineCommands: [MachineCommand] = [
         .setUp(setup), .setUp(small), .shutDown, .pause, .unpause, .sendBreak, .attachConsole(client: .max, holder: "root (pid 1)"),
         .log(isVerbose: true), .disks(client: 1, .createSnapshot("monday")), .disks(client: 2, .deleteSnapshot("")),
-        .disks(client: 3, .describe), .ejectDisc(client: 4, isForced: true),
+        .disks(client: 3, .describe), .disks(client: 6, .describeTop), .ejectDisc(client: 4, isForced: true),
         .insertDisc(client: 5, [.init(name: "/a.iso", format: .raw, isReadOnly: true)], isForced: false),
     ]
     static let image = ImageSummary(

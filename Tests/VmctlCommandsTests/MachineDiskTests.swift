@@ -304,6 +304,9 @@ import Testing
         #expect(call("image info --chain --disk 0 web", daemon).output.contains("/base\n"))
         #expect(!call("image info --disk 1 web", daemon).output.contains("/a"))
         let list = call("snapshot list web", daemon).output
+        // Of those that nobody asked for there may be many.
+        let asked = daemon.requests.map(\.request).filter { if case .describe = $0 { false } else { true } }
+        #expect(asked == [.describeTop, .describe, .describeTop, .describeTop].map { .disks(.name("web"), $0) })
         #expect(list.hasPrefix("disk 0, /a:\nID ") && list.contains(" z\n\ndisk 1, /b?[2J:\n"), "\(list)")
         let silent = try self.daemon(description(.running), [.end])
         defer { silent.stop() }

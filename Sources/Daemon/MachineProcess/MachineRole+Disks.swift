@@ -17,12 +17,15 @@ extension MachineRole {
             switch command {
             case .createSnapshot(let name): try machine.createSnapshot(name)
             case .deleteSnapshot(let name): try machine.deleteSnapshot(name)
-            case .describe:
-                let disks = try machine.describeDisks()
+            case .describe, .describeTop:
+                let disks = try machine.describeDisks(withBases: command == .describe)
                 let reports = disks.enumerated().flatMap { disk, images in
                     images.enumerated().flatMap { level, image in
                         DiskReport.parts(disk: UInt32(clamping: disk), level: UInt32(clamping: level), image)
                     }
+                }
+                guard reports.count <= MachineReport.mostImages else {
+                    return [.refused(.other, "its disks have more snapshots than one that runs can list: stop it, and ask again")]
                 }
                 return [.reports(reports), .done]
             }
@@ -66,11 +69,28 @@ extension MachineRole {
         }
     }
 
+    // MARK: - Answers
+
+    /// So many packets may wait for vmm when there is one more to send: many who ask at once must not fill the channel's queue, which is
+    /// the end of the machine.
+    static let mostBacklog = 64
+
     func tell(_ client: UInt32, _ news: DiskNews) {
         switch news {
-        case .reports(let reports): for report in reports { monitor.send(.image(client: client, report)) }
-        case .done: monitor.send(.diskDone(client: client))
-        case .refused(let failure, let text): monitor.send(.diskRefused(client: client, failure, text))
+        case .reports(let reports): diskAnswers += reports.map { .image(client: client, $0) }
+        case .done: diskAnswers.append(.diskDone(client: client))
+        case .refused(let failure, let text): diskAnswers.append(.diskRefused(client: client, failure, text))
         }
+        sendDiskAnswers()
+    }
+
+    /// Sends what there is room for. While anything is left the channel's queue is not empty, so that its `onRoom` follows.
+    func sendDiskAnswers() {
+        var count = 0
+        while count < diskAnswers.count, monitor.backlog < Self.mostBacklog {
+            monitor.send(diskAnswers[count])
+            count += 1
+        }
+        diskAnswers.removeFirst(count)
     }
 }

@@ -20,12 +20,16 @@ final class MachineRole {
     let monitor: MessageChannel<MachineCommand, MachineReport>
     let mailbox: Mailbox<News>
     let diskWork = DiskWork()
+    /// Of disks, what vmm has not had room for.
+    var diskAnswers: [MachineReport] = []
     private(set) var machine: Machine?
     private var console: ConsoleServer?
     private var hub: ConsoleHub?
     private let timeChange: TimeChangeDescriptor
     private var isVerbose = false
     private var isShuttingDown = false
+    /// Taken out of the mailbox, and not handled yet.
+    private var news: ArraySlice<News> = []
 
     init(loop: EventLoop, monitor: MessageChannel<MachineCommand, MachineReport>) throws(SystemError) {
         self.loop = loop
@@ -35,8 +39,10 @@ final class MachineRole {
         monitor.onMessage = { [unowned self] in handle($0, &$1) }
         // Whoever started us is gone: so is the guest, as with a host whose power is cut.
         monitor.onEnd = { _ in exit(1) }
+        monitor.onRoom = { [unowned self] in sendDiskAnswers() }
         try loop.watch(mailbox.descriptor, .readable) { [unowned self] in
-            for news in mailbox.takeAll() { handle(news) }
+            news += mailbox.takeAll()
+            while let next = news.popFirst() { handle(next) }
         }
         // Also after the host has slept: guests that know vmmci set their clocks.
         try loop.watch(timeChange.raw, .readable) { [unowned self] in
@@ -171,9 +177,15 @@ final class MachineRole {
     }
 
     /// The last word; the process ends behind it.
-    private func end(_ end: MachineReport.End, _ text: String) {
+    func end(_ end: MachineReport.End, _ text: String) {
         console?.detach()
         diskWork.close()
+        // What was done until then counts as done, and nobody comes back to the mailbox.
+        news += mailbox.takeAll()
+        for case .disks(let client, let answer) in news { tell(client, answer) }
+        news = []
+        // Also what there is no room for yet: `onRoom` is called in here.
+        monitor.finish()
         monitor.send(.ended(end, text))
         monitor.finish()
         loop.stop()

@@ -90,6 +90,8 @@ enum MachineCommand: Message, Hashable {
 /// that machine.
 enum MachineReport: Message, Hashable {
     static var longestPacket: Int { innerPacketByteCount }
+    /// So many `image`s answer one request at most.
+    static let mostImages = 1024
 
     /// Built, sandboxed, running.
     case running

@@ -10,10 +10,7 @@ final class MonitorRole {
         let child: Child
         let channel: MessageChannel<MachineReport, MachineCommand>
         var complaint: String?
-        /// What it has sent in the window that runs; one that floods us is read later.
-        var reportCount = 0
-        /// Windows in a row that it filled.
-        var fullWindows = 0
+        var budget = ReportBudget()
 
         init(run: UInt32, child: Child, channel: MessageChannel<MachineReport, MachineCommand>) {
             self.run = run
@@ -22,13 +19,12 @@ final class MonitorRole {
         }
     }
 
-    /// A machine may say so much in a tenth of a second; then it waits,
-    private static let reportsPerWindow = 64
-    /// and who does so for 5 s on end is not well.
-    private static let mostFullWindows = 50
     /// Nobody is listened to while the parent is so many reports behind.
     private static let mostBacklog = 512
-    private static let windowNanoseconds: UInt64 = 100_000_000
+
+    /// A machine that does not read takes so many of our descriptors, and no other's. The parent asks less of one that is honest about
+    /// what it has answered (`Parent.mostRequests`).
+    private static let mostWaitingDescriptors = 32
 
     private let loop: EventLoop
     private let deadlines: Deadlines
@@ -65,7 +61,10 @@ final class MonitorRole {
             } catch {
                 parent.send(.exited(run: run, .notStarted("\(error)")))
             }
-        case .tell(let run, let command): machines[run]?.channel.send(command, descriptors: descriptors.numbers)
+        case .tell(let run, let command):
+            guard let machine = machines[run] else { return }
+            machine.budget.note(command)
+            machine.channel.send(command, descriptors: descriptors.numbers)
         case .kill(let run, let isForced): machines[run]?.child.signal(isForced ? SIGKILL : SIGTERM)
         }
     }
@@ -80,7 +79,8 @@ final class MonitorRole {
         options.startsSession = true
         options.descriptors = [pair.second.raw]
         let child = Child(try ChildProcess(program, options))
-        let channel = try MessageChannel<MachineReport, MachineCommand>(try UnixSocket(duplicating: pair.first), loop)
+        let channel = try MessageChannel<MachineReport, MachineCommand>(
+            try UnixSocket(duplicating: pair.first), loop, descriptorLimit: Self.mostWaitingDescriptors)
         try loop.watch(child.raw, .readable) { [unowned self] in reap(run) }
         machines[run] = Machine(run: run, child: child, channel: channel)
         channel.onMessage = { [unowned self] in pass($0, &$1, from: run) }
@@ -92,7 +92,7 @@ final class MonitorRole {
     private func pass(_ report: MachineReport, _ descriptors: inout FileDescriptorList, from run: UInt32) {
         guard let machine = machines[run] else { return }
         parent.send(.told(run: run, report), descriptors: descriptors.numbers)
-        machine.reportCount += 1
+        machine.budget.note(report)
         if isProbing, report == .running {
             // Behind the first machine's start: what it tries of namespaces leaves none for machines.
             isProbing = false
@@ -102,25 +102,22 @@ final class MonitorRole {
             held.insert(run)
             machine.channel.suspendReading()
         }
-        if machine.reportCount == 1 {
-            deadlines.schedule(after: Self.windowNanoseconds) { [unowned self] in endWindow(run) }
-        } else if machine.reportCount == Self.reportsPerWindow {
-            machine.fullWindows += 1
-            if machine.fullWindows > Self.mostFullWindows { return cutOff(run, "too many messages") }
-            machine.channel.suspendReading()
+        if machine.budget.isFlood { return cutOff(run, "too many messages") }
+        if machine.budget.isSpent { machine.channel.suspendReading() }
+        if machine.budget.reportCount == 1 {
+            deadlines.schedule(after: ReportBudget.windowNanoseconds) { [unowned self] in endWindow(run) }
         }
     }
 
     private func endWindow(_ run: UInt32) {
         guard let machine = machines[run] else { return }
-        if machine.reportCount < Self.reportsPerWindow { machine.fullWindows = 0 }
-        machine.reportCount = 0
+        machine.budget.endWindow()
         resume(run)
     }
 
     /// Listens again, unless there is another reason not to.
     private func resume(_ run: UInt32) {
-        guard let machine = machines[run], !held.contains(run), machine.reportCount < Self.reportsPerWindow else { return }
+        guard let machine = machines[run], !held.contains(run), !machine.budget.isSpent else { return }
         machine.channel.resumeReading()
     }
 

@@ -93,18 +93,21 @@ final class MachineProcess {
     var pausers: [UInt32] = []
     var unpausers: [UInt32] = []
     var consoleClients: Set<UInt32> = []
+    /// Until the machine answers or ends, also those that have gone meanwhile: it has work to do for them, and vmm perhaps descriptors.
     var diskClients: [UInt32: DiskClient] = [:]
     /// What lies in its CD-ROM drive: at first the plan's.
     var disc: String?
 
-    /// Waits for something that the machine does with its disks.
+    /// Asked for something that the machine does with its disks.
     struct DiskClient {
+        /// It has neither gone nor been refused.
+        var isWaiting = true
         /// It gets reports, and then the end of a list.
         var isList = false
         /// Reports that it has had.
         var reportCount = 0
-        /// What is in the CD-ROM drive when it has worked out.
-        var disc: DiscChange?
+        /// What is in the CD-ROM drive when it has worked out, and who wants that, for the log.
+        var disc: (change: DiscChange, asker: String)?
     }
 
     enum DiscChange: Hashable {

@@ -156,7 +156,7 @@ extension Parent {
         case .image(let client, let report): pass(report, to: client, process)
         case .diskDone(let client): noteDiskDone(client, record, process)
         case .diskRefused(let client, let failure, let text):
-            guard process.diskClients.removeValue(forKey: client) != nil else { return }
+            guard process.diskClients.removeValue(forKey: client)?.isWaiting == true else { return }
             refuse(client, Refusal(failure, "vm \(record.name): \(text)"))
         case .log(let text): log.info("vm \(record.name): \(text)")
         case .probe(let text): noteProbe("vm", text)
@@ -176,7 +176,7 @@ extension Parent {
         }
         for client in process.waiters { reply(client, .ended(id: record.id, name: record.name, reason: reason)) }
         let ended = Refusal(.notRunning, "vm \(record.name) has ended: \(reason)")
-        let others = process.consoleClients.union(process.diskClients.keys)
+        let others = process.consoleClients.union(process.diskClients.filter(\.value.isWaiting).keys)
         for client in process.pausers + process.unpausers + others.sorted() { refuse(client, ended) }
         if !record.isConfigured { table.remove(record) }
         endIfDone()

@@ -209,7 +209,7 @@ extension MachineProcess {
         pausers.removeAll { $0 == client }
         unpausers.removeAll { $0 == client }
         consoleClients.remove(client)
-        // What the machine does for it comes to its end all the same; a change of the disc counts.
-        if diskClients[client]?.disc == nil { diskClients[client] = nil }
+        // What the machine does for it comes to its end all the same, and takes its place until then.
+        diskClients[client]?.isWaiting = false
     }
 }

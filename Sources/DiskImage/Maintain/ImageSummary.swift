@@ -71,10 +71,11 @@ public struct ImageSummary: Hashable, Sendable {
 
 extension ImageSummary {
     /// Of a disk that is open and in use, and of each image that it stands on. Reads no table, so it may be asked for at any time.
-    public static func chain(of disk: any BlockImage) throws(ImageError) -> [ImageSummary] {
+    /// - Parameter count: so many images of the chain at most.
+    public static func chain(of disk: any BlockImage, atMost count: Int = ImageChain.depthLimit) throws(ImageError) -> [ImageSummary] {
         var summaries: [ImageSummary] = []
         var next: (any BlockImage)? = disk
-        while let image = next {
+        while let image = next, summaries.count < count {
             next = nil
             switch image {
             case let raw as RawImage: summaries.append(try ImageSummary(raw.file, .raw, raw.byteCount))

@@ -99,11 +99,12 @@ struct DiskOperand {
 
     // MARK: - Of a machine that runs
 
-    /// What it says of its disks' images, each with what it stands on.
-    func describe(_ connection: Connection) throws -> [[ImageSummary]] {
+    /// What it says of its disks' images.
+    /// - Parameter withBases: each with what it stands on.
+    func describe(_ connection: Connection, withBases: Bool) throws -> [[ImageSummary]] {
         var disks: [[ImageSummary]] = images.map { _ in [] }
         var client = try connection.open()
-        try client.perform(.disks(MachineReference(word), .describe)) { response in
+        try client.perform(.disks(MachineReference(word), withBases ? .describe : .describeTop)) { response in
             guard case .image(let report) = response, disks.indices.contains(Int(report.disk)) else { return }
             let disk = Int(report.disk)
             if Int(report.level) == disks[disk].count - 1 {

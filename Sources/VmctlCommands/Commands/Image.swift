@@ -121,7 +121,7 @@ struct Image: VmctlCommand {
         let chosen = try operand.images(disk)
         let all: [ImageSummary]
         if operand.running != nil {
-            let disks = try operand.describe(connection)
+            let disks = try operand.describe(connection, withBases: chain)
             all = (disk.map { [disks[Int($0)]] } ?? disks).flatMap { images in chain ? images : Array(images.prefix(1)) }
         } else {
             let bases = try images.allowedBases(operand)

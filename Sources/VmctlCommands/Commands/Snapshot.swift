@@ -105,7 +105,7 @@ struct Snapshot: VmctlCommand {
         }
         let disks =
             machine.isRunning
-            ? try operand.describe(connection).compactMap(\.first)
+            ? try operand.describe(connection, withBases: false).compactMap(\.first)
             : try operand.images.map { location throws(ImageError) in try ImageSummary(location) }
         if isJSON {
             let rows = disks.enumerated().map { number, disk in

@@ -131,6 +131,7 @@ extension GuestTests.DaemonTests {
             let images = try daemon.client().list(.disks(.name("one"), .describe)).compactMap { if case .image(let image) = $0 { image } else { nil } }
             #expect(images.map(\.image.path) == ["\(folder.path)/a.qcow2", "\(folder.path)/b.raw"] && images.map(\.disk) == [0, 1])
             #expect(images.allSatisfy { $0.image.qcow2?.snapshots.isEmpty ?? true })
+            #expect(try daemon.client().list(.disks(.name("one"), .describeTop)).count == 2)
             #expect(try daemon.ask(.disks(.name("one"), .createSnapshot(""))).refusal == .invalid)
             #expect(try daemon.ask(.ejectDisc(.name("one"), isForced: true)).text.contains("has no CD-ROM drive: `cdrom` in vm.conf"))
             #expect(try daemon.ask(.insertDisc(.name("one"), path: "\(folder.path)/b.raw", isForced: true)).refusal == .invalid)
@@ -160,6 +161,30 @@ extension GuestTests.DaemonTests {
             #expect(File.paths("\(out)/*") == ["one-0.vmdk", "one-1.vmdk", "one.vmx"].map { "\(out)/\($0)" })
             for path in File.paths("\(folder.path)/point*") + File.paths("\(out)/*") { unlink(path) }
             rmdir(out)
+        }
+
+        /// More reports than a machine may send unasked in 5 s, and no pause between them.
+        @Test func `a machine whose disks are listed again and again goes on running`() throws {
+            let folder = try Scratch()
+            try makeDisks(folder, "a-0.qcow2", "b-0.qcow2")
+            for disk in ["a", "b"] {
+                for point in 1...15 {
+                    try run(Paths.vmctl, "create", "-b", "\(folder.path)/\(disk)-\(point - 1).qcow2", "\(folder.path)/\(disk)-\(point).qcow2")
+                }
+            }
+            let daemon = try LiveDaemon(MachineText.machine("one", "tick", "disk \"a-15.qcow2\"\n disk \"b-15.qcow2\""), folder: folder)
+            let pid = try daemon.wait(for: "one", .running).pid
+            let clients = try (0..<4).map { _ in try daemon.client() }
+            // 64 reports in each of 60 windows.
+            for _ in 0..<30 {
+                for client in clients { try client.send(.disks(.name("one"), .describe)) }
+                for client in clients {
+                    var count = 0
+                    while let answer = try client.receive(), answer != .end { count += 1 }
+                    try #require(count == 32)
+                }
+            }
+            #expect(try daemon.machine("one")?.pid == pid)
         }
 
         // MARK: Discs
@@ -193,6 +218,7 @@ extension GuestTests.DaemonTests {
             let locked = try vmctl(daemon, "cdrom", "eject", "one", fails: true)
             #expect(locked.errorText == "vmctl: command failed: vm one: the guest has locked the drive, and was asked for the disc: try again, or take it with -f\n")
             #expect(try daemon.ask(.insertDisc(.name("one"), path: discs[1], isForced: false)).refusal == .busy)
+            #expect(daemon.log.count(of: "disc taken out by") == 1 && daemon.log.count(of: "B.iso put in by") == 1)
             #expect(try vmctl(daemon, "cdrom", "show", "one").text == discs[0] + "\n")
             try vmctl(daemon, "cdrom", "insert", "-f", "one", discs[1])
             try shell(console, "exec 3<&-")
@@ -243,6 +269,12 @@ extension GuestTests.DaemonTests {
             }
             #expect(description.disc == mine && description.disks == ["\(folder.path)/a.qcow2"] && description.isRunning)
             #expect(try ask(.ejectDisc(.name("one"), isForced: false)) == .done)
+            // The log has what was done, and no more.
+            let empty = try disc(folder, "empty.iso", "")
+            try #require(truncate(empty, 0) == 0 && chown(empty, owner.uid, owner.gid) == 0)
+            #expect(try ask(.insertDisc(.name("one"), path: empty, isForced: false)).text.contains("the disc is empty"))
+            let lines = daemon.log.split(separator: "\n").filter { $0.contains("vm one: disc ") }
+            #expect(lines.count == 2 && lines.first?.contains("disc \(mine) put in by ") == true && lines.last?.contains("disc taken out by ") == true, "\(lines)")
         }
 
         /// The process that does it is ended in the middle.
@@ -274,4 +306,9 @@ extension GuestTests.DaemonTests {
             }
         }
     }
+}
+
+extension String {
+    /// How often it has a text.
+    fileprivate func count(of text: String) -> Int { split(separator: text, omittingEmptySubsequences: false).count - 1 }
 }
