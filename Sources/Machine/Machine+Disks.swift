@@ -43,8 +43,7 @@ extension Machine {
     }
 
     private func writableDisks() throws(MachineError) -> DiskSnapshots {
-        let writable = disks.map(\.image).filter { !$0.isReadOnly }
-        do throws(ImageError) { return try DiskSnapshots(writable) } catch { throw MachineError("\(error)") }
+        do throws(ImageError) { return try DiskSnapshots(disks.map(\.image)) } catch { throw MachineError("\(error)") }
     }
 
     private func holdingCPU(_ body: () throws(MachineError) -> Void) throws(MachineError) {

@@ -307,7 +307,7 @@ import VMM
             $0.raw(0xFB)
             $0.sleep()
         }
-        var said: [UInt32] = []
+        var said: Set<UInt32> = []
         try withThread { isOver in
             while !isOver() {
                 for wire in wires { wire.pulse() }
@@ -315,9 +315,10 @@ import VMM
                 sched_yield()
             }
         } during: {
-            said = try guest.goOn(until: 1000)
+            // The pair comes first: while its wires are pulsed faster than the CPU takes them, a message may wait.
+            for _ in 0..<200 where said.count < 4 { said.formUnion(try guest.goOn(until: 1000)) }
         }
-        #expect(Set(said) == [0x24, 0x25, 0x27, 0x43])
+        #expect(said == [0x24, 0x25, 0x27, 0x43])
     }
 
     @Test(arguments: TestedEngine.allCases)
