@@ -90,7 +90,9 @@ final class LiveDaemon {
 
     /// One request on a connection of its own.
     @discardableResult
-    func ask(_ request: Request, _ descriptors: [CInt] = []) throws -> Response { try client().ask(request, descriptors) }
+    func ask(_ request: Request, _ descriptors: [CInt] = [], within seconds: Double = Paths.patience) throws -> Response {
+        try client().ask(request, descriptors, within: seconds)
+    }
 
     // MARK: Machines
 

@@ -232,6 +232,29 @@ extension GuestTests.DaemonTests {
             #expect(try vmctl(daemon, "cdrom", "show", "one").text == discs[0] + "\n")
         }
 
+        @Test func `who asks for discs and goes, again and again, leaves little behind, also with a machine that does not answer`() throws {
+            let folder = try Scratch()
+            let path = try disc(folder, "A.iso", "A")
+            let daemon = try LiveDaemon(MachineText.machine("one", "tick", "cdrom \"A.iso\""), folder: folder) { $0.arguments = ["-v"] }
+            try daemon.wait(for: "one", .running)
+            let pid = try daemon.process("one")
+            let before = daemon.holdings(), files = File.paths("/proc/\(pid)/fd/*").count
+            let request = Request.insertDisc(.name("one"), path: path, isForced: true)
+            kill(pid, SIGSTOP)
+            for _ in 0..<16 { try daemon.client().send(request) }
+            try daemon.wait("16 requests") { daemon.log.count(of: "disc for one asked for by") == 16 }
+            for _ in 0..<500 { try #require(try daemon.ask(request, within: 5).refusal == .busy) }
+            #expect(daemon.log.count(of: "put in by") == 0)
+            kill(pid, SIGCONT)
+            try daemon.wait("16 discs") { daemon.log.count(of: "put in by") == 16 }
+            // And one after the other.
+            for _ in 0..<500 { try #require(try daemon.ask(request) == .done) }
+            #expect(try daemon.process("one") == pid)
+            // The last is closed behind its answer; the first had a ring, which a machine that runs cannot make.
+            try daemon.wait("\(files) files in the machine's process") { File.paths("/proc/\(pid)/fd/*").count <= files }
+            try daemon.wait("the end of what clients held") { daemon.holdings() == before }
+        }
+
         // MARK: Rights
 
         @Test(.enabled(if: isRoot, "needs root to become other users"))
