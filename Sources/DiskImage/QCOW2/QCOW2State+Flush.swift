@@ -88,11 +88,11 @@ extension QCOW2State {
     }
 
     /// Requests must wait for the flush that is under way: all tables or refcounts in memory are changed, so a further one has no
-    /// place, and to make some would need a flush.
+    /// place, and to make some would need a flush; or there is too much to give back, which a flush ends too.
     var isCrowded: Bool {
         isFlushing
             && (map.cache.unclean.count + Self.slotsOfRequest > map.cache.capacity
-                || refcounts.unclean.count + refcountSlotsOfRequest > refcounts.capacity)
+                || refcounts.unclean.count + refcountSlotsOfRequest > refcounts.capacity || freed.count > 2 * Self.freedLimit)
     }
     /// More than any request takes with the lock held.
     private static let slotsOfRequest = 8

@@ -58,4 +58,38 @@ import Testing
         #expect(asked == 0)
         #expect(try QCOW2Image(file, for: .check).bytes(at: 1 << 20, count: 1) == [2])
     }
+
+    /// Only what follows each other is remembered together.
+    @Test func `what is freed waits for a flush when it is much`() throws {
+        var options = QCOW2Options(byteCount: 256 << 20)
+        options.clusterSize = 512
+        let (image, file, gate, count) = try make(options)
+        let bytes = [UInt8](repeating: 1, count: 1 << 20)
+        for place in 0..<140 { try image.put(bytes, at: UInt64(place) << 20) }
+        try image.flush()
+        try image.put([1], at: 200 << 20)
+        let done = Count()
+        let freedAtMost = 2 * 65536 + 1
+        count.value.store(0, ordering: .relaxed)
+        gate.arm()
+        let flusher = try PosixThread("flusher") { try? image.flush() }
+        #expect(gate.awaitChange())
+        let other = try PosixThread("other") {
+            for cluster in 0..<UInt64(140_000) {
+                try? image.discard(at: cluster * 1024, count: 512)
+                done.value.add(1, ordering: .relaxed)
+            }
+        }
+        let hasMany = waitUntil { done.value.load(ordering: .relaxed) >= freedAtMost }
+        #expect(hasMany)
+        // Time to go on, if it did not wait.
+        usleep(300_000)
+        #expect(done.value.load(ordering: .relaxed) <= freedAtMost)
+        gate.open()
+        flusher.join()
+        other.join()
+        #expect(done.value.load(ordering: .relaxed) == 140_000)
+        try image.close()
+        #expect(try QCOW2Image(file, for: .check).check().isClean)
+    }
 }
