@@ -17,6 +17,8 @@ struct QCOW2Checker: ~Copyable {
     private var activeTables: [UInt64] = []
     /// There are more tables than the file has data for: some lie in holes, which need no reading however many they are.
     private var hasEmptyTables = false
+    /// What snapshots use is not known.
+    private var leavesSnapshots = false
     /// The slice of refcounts that was asked last; `nil` where there is no block.
     private var said: (key: UInt64, memory: UnsafeMutableRawPointer?) = (.max, nil)
 
@@ -40,7 +42,8 @@ struct QCOW2Checker: ~Copyable {
         count(0, geometry.clusterSize, "the header")
         count(header.l1Offset, UInt64(header.l1Entries) * 8, "the L1 table")
         count(header.snapshotsOffset, header.snapshotsOffset == 0 ? 0 : state.snapshotTableByteCount, "the snapshot table")
-        findTables(state.map.l1, at: header.l1Offset, 1, isActive: true)
+        var seen = Set<UInt64>()
+        findTables(state.map.l1, at: header.l1Offset, from: 0, 1, isActive: true, &seen)
         try findSnapshots()
         try countBitmaps()
         let room = try state.file.hostByteCount()
@@ -92,12 +95,16 @@ struct QCOW2Checker: ~Copyable {
         bad(offset, bytes)
     }
 
-    /// - Parameter offset: where the L1 table is.
-    private mutating func findTables(_ l1: [UInt64], at offset: UInt64, _ times: UInt32, isActive: Bool) {
-        var seen = Set<UInt64>()
-        for (index, entry) in l1.enumerated() where entry & QCOW2Limit.offsetMask != 0 {
+    /// - Parameter l1: a part of an L1 table, which is at `offset`.
+    /// - Parameter first: the number of its first entry.
+    /// - Parameter seen: the tables of the parts before.
+    private mutating func findTables(
+        _ l1: [UInt64], at offset: UInt64, from first: Int, _ times: UInt32, isActive: Bool, _ seen: inout Set<UInt64>
+    ) {
+        for (number, entry) in l1.enumerated() where entry & QCOW2Limit.offsetMask != 0 {
             let table = entry & QCOW2Limit.offsetMask
-            let place = offset + UInt64(index) * 8
+            let place = offset + UInt64(number) * 8
+            let index = first + number
             if entry & ~(QCOW2Limit.offsetMask | QCOW2Entry.copied) != 0 {
                 corruption("the L1 entry \(index) has reserved bits set: \(String(entry, radix: 16))")
                 bad(place, entry & (QCOW2Limit.offsetMask | QCOW2Entry.copied))
@@ -123,25 +130,52 @@ struct QCOW2Checker: ~Copyable {
     }
 
     private mutating func findSnapshots() throws(ImageError) {
-        var distinct: [UInt64: (entries: UInt32, times: UInt32)] = [:]
-        let total = state.snapshots.reduce(0) { $0 + UInt64($1.l1Entries) * 8 }
-        guard total <= min(fileByteCount, QCOW2Limit.snapshotTreesByteCount) else {
-            result.errors += 1
-            result.note("the L1 tables of its snapshots have \(total) bytes, or overlap; they are not looked at")
-            return
+        var distinct: [UInt64: (entries: UInt32, times: UInt32, id: String)] = [:]
+        for snapshot in state.snapshots where snapshot.l1Entries > 0 {
+            guard let known = distinct[snapshot.l1Offset] else {
+                distinct[snapshot.l1Offset] = (snapshot.l1Entries, 1, snapshot.id)
+                continue
+            }
+            guard known.entries == snapshot.l1Entries else { return overlap(known.id, snapshot.id) }
+            distinct[snapshot.l1Offset] = (known.entries, known.times + 1, known.id)
         }
-        for snapshot in state.snapshots {
-            guard count(snapshot.l1Offset, UInt64(snapshot.l1Entries) * 8, "the L1 table of snapshot \(snapshot.id)") else { continue }
-            if let known = distinct[snapshot.l1Offset] {
-                distinct[snapshot.l1Offset] = (max(known.entries, snapshot.l1Entries), known.times + 1)
-            } else {
-                distinct[snapshot.l1Offset] = (snapshot.l1Entries, 1)
+        let sorted = distinct.sorted { $0.key < $1.key }
+        for (first, second) in zip(sorted, sorted.dropFirst()) where first.key + UInt64(first.value.entries) * 8 > second.key {
+            return overlap(first.value.id, second.value.id)
+        }
+        let largest = sorted.reduce(state.header.l1Entries) { max($0, $1.value.entries) }
+        let limit = max(QCOW2Limit.snapshotTreesByteCount, QCOW2Limit.snapshotTreesOfLargest * UInt64(largest) * 8)
+        let total = sorted.reduce(0) { $0 + UInt64($1.value.entries) * 8 }
+        guard total <= limit else {
+            return leave("the L1 tables of its snapshots have \(total) bytes, and no more than \(limit) are looked at: delete snapshots, or convert it")
+        }
+        for (offset, table) in sorted {
+            let end = offset + UInt64(table.entries) * 8
+            guard count(offset, end - offset, "the L1 table of snapshot \(table.id)", table.times) else { continue }
+            // Of a large table that says little most is a hole.
+            var seen = Set<UInt64>()
+            var next = offset
+            while let part = try state.file.nextData(from: next, end: end) {
+                let first = max(next, part.lowerBound & ~7)
+                next = min(end, (part.upperBound + 7) & ~7)
+                let l1 = try QCOW2State.readNumbers(state.file, first, (next - first) / 8, "L1 table of a snapshot")
+                findTables(l1, at: first, from: Int((first - offset) / 8), table.times, isActive: false, &seen)
+                guard tables.count <= QCOW2Limit.tablesToCheck else {
+                    return leave("it and its snapshots have more than \(QCOW2Limit.tablesToCheck) L2 tables: delete snapshots, or convert it")
+                }
             }
         }
-        for (offset, table) in distinct.sorted(by: { $0.key < $1.key }) {
-            let l1 = try QCOW2State.readNumbers(state.file, offset, UInt64(table.entries), "L1 table of a snapshot")
-            findTables(l1, at: offset, table.times, isActive: false)
-        }
+    }
+
+    private mutating func overlap(_ first: String, _ second: String) {
+        leave("the L1 tables of its snapshots \(first) and \(second) overlap: one of them is damaged; convert what can be read")
+    }
+
+    /// Snapshots are not looked at, so what they use counts neither as used nor as leaked.
+    private mutating func leave(_ reason: String) {
+        leavesSnapshots = true
+        result.errors += 1
+        result.note(reason)
     }
 
     private func isEmpty(_ table: UInt64) throws(ImageError) -> Bool {
@@ -289,6 +323,7 @@ struct QCOW2Checker: ~Copyable {
 
     private mutating func compare(_ cluster: UInt64, _ said: UInt64, _ found: UInt64) {
         if said < found { return corruption("cluster \(cluster) has refcount \(said), but is used \(found) times") }
+        guard !leavesSnapshots else { return }
         result.leaks += 1
         result.note("cluster \(cluster) has refcount \(said), but is used \(found) times: \(said - found) leaked")
         if let last = leaks.last, last.upperBound == cluster {

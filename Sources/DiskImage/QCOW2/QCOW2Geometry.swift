@@ -51,8 +51,13 @@ enum QCOW2Limit {
     static let snapshots = 65536
     /// Of the whole snapshot table.
     static let snapshotTableByteCount: UInt64 = 64 << 20
-    /// Of the L1 tables of all snapshots together, to be checked: as much as 65536 of a disk of 128 GB have.
+    /// Of the L1 tables of all snapshots together, to be checked, when they are small: as much as 65536 of a disk of 128 GB with
+    /// clusters of 64 KB have.
     static let snapshotTreesByteCount: UInt64 = 128 << 20
+    /// And as many of the largest as this: with small clusters each has up to 32 MiB.
+    static let snapshotTreesOfLargest: UInt64 = 1024
+    /// What a check remembers of them takes 1 GiB of memory.
+    static let tablesToCheck = 1 << 25
     static let snapshotExtraByteCount: UInt64 = 1024
     static let backingNameByteCount: UInt64 = 1023
     /// Bits 9 to 55 of a table entry: where clusters can lie.

@@ -134,21 +134,21 @@ extension QCOW2Image {
         let start = try locked(waitingWhile: { $0.isFlushing || $0.exclusiveWaiters > 0 }) { state throws(ImageError) in
             try state.beginFlush()
         }
-        switch start {
-        case .done: break
-        case .nothing:
-            do {
-                try file.synchronize()
-            } catch {
-                state.withLock { $0.didLoseWrites(error) }
-                throw error
+        var problem: ImageError?
+        var begun: QCOW2State.Flush?
+        do throws(ImageError) {
+            switch start {
+            case .done: return
+            case .nothing: try file.synchronize()
+            case .begun(let flush):
+                begun = flush
+                try flush.write(file)
             }
-        case .begun(let flush):
-            defer { state.broadcast() }
-            var problem: ImageError?
-            do { try flush.write(file) } catch { problem = error }
-            try state.trying { state throws(ImageError) in try state.endFlush(flush, problem) }
+        } catch {
+            problem = error
         }
+        defer { state.broadcast() }
+        try state.trying { state throws(ImageError) in try state.endFlush(begun, problem) }
     }
 
     // MARK: Zeros and discard

@@ -26,7 +26,7 @@ extension QCOW2State {
     }
 
     enum FlushStart {
-        /// No table has changed.
+        /// No table has changed. fdatasync(2) without the lock, and `endFlush`, must follow.
         case nothing
         /// It is done.
         case done
@@ -36,7 +36,11 @@ extension QCOW2State {
 
     /// No other flush is under way.
     func beginFlush() throws(ImageError) -> FlushStart {
-        guard isUnwritten else { return .nothing }
+        guard isUnwritten else {
+            // The system tells of a lost write only once: of two that ask at the same time the wrong one may hear of it.
+            isFlushing = true
+            return .nothing
+        }
         // The header, or the refcount table, which has a barrier of its own: seldom.
         guard !headerIsUnsure, defersRefcounts || movedTable == nil && unlinkedBlocks.isEmpty else {
             try flush()
@@ -58,28 +62,43 @@ extension QCOW2State {
         return .begun(flush)
     }
 
+    /// - Parameter flush: `nil` for `FlushStart.nothing`.
     /// - Parameter problem: why it was not written.
-    func endFlush(_ flush: Flush, _ problem: ImageError?) throws(ImageError) {
+    func endFlush(_ flush: Flush?, _ problem: ImageError?) throws(ImageError) {
         isFlushing = false
         let problem = problem ?? flushProblem
         flushProblem = nil
+        // Who wrote the header meanwhile may have been told that it is on the medium, and the flush that it is not.
+        if problem != nil, wroteHeaderInFlush { headerIsUnsure = true }
+        wroteHeaderInFlush = false
         map.change { $0.synchronized(problem == nil) }
         refcounts.synchronized(problem == nil)
         if let problem {
             // All of it is to be written again.
-            pendingL1.formUnion(flush.l1)
-            freed.insert(contentsOf: flush.freed, at: 0)
+            if let flush {
+                pendingL1.formUnion(flush.l1)
+                freed.insert(contentsOf: flush.freed, at: 0)
+            }
             needsBarrier = true
             throw problem
         }
+        guard let flush else { return }
         freedDurably.append(contentsOf: flush.freed)
         try applyFreed()
     }
 
-    /// Requests must wait: the flush that is under way has all tables in memory that a further one could take the place of.
-    var isCrowded: Bool { isFlushing && map.cache.unclean.count + Self.slotsOfRequest > map.cache.capacity }
+    /// Requests must wait for the flush that is under way: all tables or refcounts in memory are changed, so a further one has no
+    /// place, and to make some would need a flush; or there is too much to give back, which a flush ends too.
+    var isCrowded: Bool {
+        isFlushing
+            && (map.cache.unclean.count + Self.slotsOfRequest > map.cache.capacity
+                || refcounts.unclean.count + refcountSlotsOfRequest > refcounts.capacity || freed.count > 2 * Self.freedLimit)
+    }
     /// More than any request takes with the lock held.
     private static let slotsOfRequest = 8
+    /// The same of refcounts. The most is a refcount table that moves: 16384 clusters of 512 bytes and those that it leaves, and
+    /// with refcounts of 64 bits 64 of them in each of 8192 slices.
+    private var refcountSlotsOfRequest: Int { max(Self.slotsOfRequest, refcounts.capacity / 16) }
 
     /// The same with the lock held all the time: everything that was done before is on the medium when it returns.
     func flush() throws(ImageError) {

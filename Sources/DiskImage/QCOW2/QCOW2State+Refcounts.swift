@@ -45,8 +45,11 @@ extension QCOW2State {
     /// Writing refcounts needs no order (those that shrink do so when it is safe), so they make room for each other.
     private func takeRefcountSlot() throws(ImageError) -> Int {
         if let slot = refcounts.take() { return slot }
-        try writeRefcounts()
-        try synchronize()
+        // While a flush is under way `isCrowded` has kept requests off that need more than there is.
+        if !isFlushing {
+            try writeRefcounts()
+            try synchronize()
+        }
         guard let slot = refcounts.take() else { throw malformed("its refcounts do not fit into memory") }
         return slot
     }

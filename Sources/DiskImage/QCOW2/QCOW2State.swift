@@ -57,6 +57,8 @@ final class QCOW2State {
     var headerIsUnsure = false
     /// A flush is under way, without the lock (`QCOW2State+Flush`).
     var isFlushing = false
+    /// The header was written meanwhile.
+    var wroteHeaderInFlush = false
     /// Why what it has written may not be on the medium: the system tells of a lost write only once, whoever asks.
     var flushProblem: ImageError?
     /// The dirty bit is there since we have not written refcounts, and will.
@@ -165,12 +167,13 @@ final class QCOW2State {
     /// Writes the header and sees it on the medium.
     func writeHeader() throws(ImageError) {
         headerIsUnsure = true
+        wroteHeaderInFlush = isFlushing
         try header.encoded(file.name).write(file, at: 0)
         try synchronize()
         headerIsUnsure = false
     }
 
-    /// All that was written is on the medium, or will be written again.
+    /// All that was written is on the medium, or will be written again. Beside a flush only the header is written so.
     func synchronize() throws(ImageError) {
         do {
             try file.synchronize()
@@ -178,14 +181,19 @@ final class QCOW2State {
             didLoseWrites(error)
             throw error
         }
-        // The slices of a flush that is under way are written by that one.
-        if !isFlushing { map.change { $0.synchronized(true) } }
+        // The system tells of a lost write only once: what a flush that is under way has written, that one may have been told of.
+        guard !isFlushing else { return }
+        map.change { $0.synchronized(true) }
         refcounts.synchronized(true)
     }
 
     /// What was written must be written again.
-    func didLoseWrites(_ problem: ImageError) {
-        if isFlushing { flushProblem = problem } else { map.change { $0.synchronized(false) } }
+    private func didLoseWrites(_ problem: ImageError) {
+        guard !isFlushing else {
+            flushProblem = problem
+            return
+        }
+        map.change { $0.synchronized(false) }
         refcounts.synchronized(false)
     }
 }

@@ -42,7 +42,7 @@ public final class VMDKImage: BlockImage {
         directory = try VMDKTables.readDirectory(file, at: header.directory, header)
         let hasCopy = header.flags.contains(.redundantTable) && !isReadOnly
         redundant = hasCopy ? try VMDKTables.readDirectory(file, at: header.redundantDirectory, header) : []
-        changes = Monitor(Changes(end: isReadOnly ? 0 : try Self.findEnd(file, header, directory)))
+        changes = Monitor(Changes(end: isReadOnly ? 0 : try Self.findEnd(file, header, directory + redundant)))
     }
 
     /// Whether a file begins as one.
@@ -92,12 +92,13 @@ public final class VMDKImage: BlockImage {
     }
 
     /// The first sector behind everything, from which on grains may be given room. An entry that was written before a power
-    /// failure may lead past the file's end: its place is taken all the same.
-    static func findEnd(
-        _ file: ImageFile, _ header: VMDKHeader, _ directory: [UInt32]
+    /// failure may lead past the file's end, and stand in only one of the copies: its place is taken all the same.
+    /// - Parameter tables: of both copies.
+    private static func findEnd(
+        _ file: ImageFile, _ header: VMDKHeader, _ tables: [UInt32]
     ) throws(ImageError) -> UInt64 {
         var end = max((try file.byteCount() + 511) / 512, header.overhead)
-        for sector in directory where sector != 0 {
+        for sector in tables where sector != 0 {
             let place = UInt64(sector) * 512
             guard try file.nextData(from: place, end: place + VMDKHeader.tableSectors * 512) != nil else { continue }
             for entry in try VMDKTables.readTable(file, at: sector) where entry > 1 {

@@ -225,6 +225,59 @@ import Testing
         #expect(DiskModel.difference(try DiskModel.contents(of: image), model.bytes) == nil)
     }
 
+    /// Of a disk of 128 GB with the smallest clusters each has 32 MiB.
+    @Test func `many snapshots with large L1 tables are looked at`() throws {
+        let file = try QCOW2ImageTests.make(128 << 30, clusterSize: 512)
+        let image = try QCOW2Image(file)
+        for number in 0..<4 {
+            try image.put([UInt8(number + 1)], at: UInt64(number) << 30)
+            try image.createSnapshot(name: "s\(number)")
+        }
+        try image.close()
+        let result = try image.check()
+        #expect(result.isClean, "\(result.messages)")
+    }
+
+    /// A snapshot table of so many snapshots without names, each with an L1 table of so many entries (qcow2.txt, "Snapshots").
+    private func snapshotTable(_ count: Int, l1Offset: (Int) -> UInt64, l1Entries: (Int) -> UInt32) -> [UInt8] {
+        var bytes: [UInt8] = []
+        for number in 0..<count {
+            withUnsafeBytes(of: l1Offset(number).bigEndian) { bytes += $0 }
+            withUnsafeBytes(of: l1Entries(number).bigEndian) { bytes += $0 }
+            bytes += [UInt8](repeating: 0, count: 28)
+        }
+        return bytes
+    }
+
+    /// Tables that are too many to look at, and such that overlap.
+    @Test(arguments: [true, false]) func `what snapshots that are not looked at use is no leak`(overlaps: Bool) throws {
+        let (file, model) = try filled()
+        // Two clusters behind the others have a refcount.
+        try [UInt8]([0, 1, 0, 1]).withUnsafeBytes { try file.write($0, at: try places(file).block + 60) }
+        let count = overlaps ? 2 : 1100
+        let spacing: UInt64 = overlaps ? 1 << 16 : 1 << 17
+        let table = snapshotTable(count, l1Offset: { 8 << 20 + UInt64($0) * spacing }, l1Entries: { _ in 16384 })
+        try table.withUnsafeBytes { try file.write($0, at: 4 << 20) }
+        try file.setByteCount(160 << 20)
+        // nb_snapshots and snapshots_offset.
+        try withUnsafeBytes(of: UInt32(count).bigEndian) { try file.write($0, at: 60) }
+        try withUnsafeBytes(of: UInt64(4 << 20).bigEndian) { try file.write($0, at: 64) }
+        let image = try QCOW2Image(file, for: .check)
+        func start() throws -> [UInt8] {
+            var bytes = [UInt8](repeating: 0, count: 4 << 20)
+            _ = try bytes.withUnsafeMutableBytes { try file.read(into: $0, at: 0) }
+            return bytes
+        }
+        let before = try start()
+        for repair in [QCOW2Repair.none, .leaks, .all] {
+            let result = try image.check(repair: repair)
+            #expect(result.errors == 1 && result.leaks == 0, "\(result.messages)")
+            #expect(result.messages.contains { $0.contains(overlaps ? "overlap" : "delete snapshots") }, "\(result.messages)")
+        }
+        #expect(try start() == before)
+        #expect(DiskModel.difference(try DiskModel.contents(of: image), model.bytes) == nil)
+    }
+
     @Test func `refcounts, flags and overlapping clusters are repaired`() throws {
         let (file, model) = try filled()
         let (block, l2) = try places(file)

@@ -99,6 +99,90 @@ import Testing
         if Peer.hasQEMU { try Peer.must("qemu-img", "check", "-f", "vmdk", path) }
     }
 
+    private enum Target: CaseIterable { case data, descriptor, directory, anothersCopy }
+
+    /// What a damaged directory leads to is not taken for a table, and not written over.
+    @Test(arguments: Copy.allCases, Target.allCases)
+    private func `directory's entry that leads to something else gets a table of its own`(copy: Copy, target: Target) throws {
+        let pattern = (0..<60_000).map { UInt8(truncatingIfNeeded: $0 &* 7 | 1) }
+        let image = try VMDKImage(.open(path))
+        try image.put(pattern, at: 0)
+        try image.close()
+        let other: Copy = copy == .first ? .second : .first
+        let sector =
+            switch target {
+            case .data: try number(at: try tableEntry(0, .first)) + 8
+            case .descriptor: UInt32(1)
+            case .directory: try number(at: 56)
+            case .anothersCopy: try number(at: try directoryEntry(0, other))
+            }
+        try put(sector, at: try directoryEntry(1, copy))
+        let before = try folder.read("disk.vmdk").prefix(512 * 21)
+        let result = try repair()
+        #expect(result.damage == 0 && result.damageFixed > 0, "\(result.findings)")
+        #expect(try folder.read("disk.vmdk").prefix(512 * 21) == before, "header and descriptor")
+        let found = try VMDKImage(.open(path))
+        #expect(try DiskModel.difference(found.bytes(at: 0, count: pattern.count), pattern) == nil)
+        for part in Self.data.dropFirst() { #expect(try found.bytes(at: part.place, count: part.bytes.count) == part.bytes) }
+        if Peer.hasQEMU { try Peer.must("qemu-img", "check", "-f", "vmdk", path) }
+    }
+
+    private enum Mixture: CaseIterable { case exchanged, shifted, shiftedByOtherCopy, anothersOtherCopy }
+
+    /// All of them lead to tables, but not to their own.
+    @Test(arguments: Copy.allCases, Mixture.allCases)
+    private func `directory that leads to others' tables costs no data`(copy: Copy, mixture: Mixture) throws {
+        let other: Copy = copy == .first ? .second : .first
+        let good = try (0..<2).map { try number(at: try directoryEntry($0, copy)) }
+        let others = try (0..<2).map { try number(at: try directoryEntry($0, other)) }
+        let bad: [UInt32] =
+            switch mixture {
+            case .exchanged: [good[1], good[0]]
+            case .shifted: [good[1], 0]
+            case .shiftedByOtherCopy: [others[1], good[1]]
+            // The table that nothing else leads to is the wrong one.
+            case .anothersOtherCopy: [others[1], good[0]]
+            }
+        for table in 0..<2 { try put(bad[table], at: try directoryEntry(table, copy)) }
+        #expect(try VMDKCheck(.open(path)).count > 0)
+        _ = try repair()
+        if try hasData() { return }
+        // Not mended: but what the directory led to is as it was.
+        for table in 0..<2 { try put(good[table], at: try directoryEntry(table, copy)) }
+        #expect(try hasData())
+    }
+
+    private func hasData() throws -> Bool {
+        let image = try VMDKImage(.open(path))
+        return try Self.data.allSatisfy { try image.bytes(at: $0.place, count: $0.bytes.count) == $0.bytes }
+    }
+
+    /// An entry that is wrong in both copies stays, and is not in a lost table's way.
+    @Test(arguments: [0xFFFF_FFFF, 0xFFFF_FF80] as [UInt32])
+    private func `entry that leads far behind the file's end does not keep a lost table from it`(entry: UInt32) throws {
+        for copy in Copy.allCases { try put(entry, at: try tableEntry(300, copy)) }
+        try put(0, at: try tableEntry(0, .second))
+        try put(0, at: try directoryEntry(1, .first))
+        let result = try repair()
+        #expect(result.damage == 1 && result.findings.contains { $0.contains("grain 300") }, "\(result.findings)")
+        #expect(try hasData())
+        #expect(try ImageFile.open(path).byteCount() < 1 << 30)
+    }
+
+    /// After a power failure the second copy alone may have an entry: its place is no other grain's.
+    @Test private func `new grain does not lie where one copy alone has one`() throws {
+        let place = UInt32((try ImageFile.open(path).byteCount() + 65535) / 65536 * 128)
+        try put(place, at: try tableEntry(400, .second))
+        let image = try VMDKImage(.open(path))
+        try image.put([9], at: 410 << 16)
+        try image.close()
+        #expect(try number(at: try tableEntry(410, .first)) != place)
+        #expect(try repair().damage == 0)
+        let again = try VMDKImage(.open(path))
+        #expect(try again.bytes(at: 410 << 16, count: 1) == [9] && again.bytes(at: 400 << 16, count: 1) == [0])
+        try expectData()
+    }
+
     @Test private func `what both copies say wrongly stays`() throws {
         for copy in Copy.allCases { try put(2, at: try tableEntry(1, copy)) }
         let result = try repair()
