@@ -229,7 +229,7 @@ import Testing
     @Test func `many snapshots with large L1 tables are looked at`() throws {
         let file = try QCOW2ImageTests.make(128 << 30, clusterSize: 512)
         let image = try QCOW2Image(file)
-        for number in 0..<4 {
+        for number in 0..<5 {
             try image.put([UInt8(number + 1)], at: UInt64(number) << 30)
             try image.createSnapshot(name: "s\(number)")
         }
