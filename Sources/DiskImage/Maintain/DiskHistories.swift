@@ -52,14 +52,10 @@ public struct DiskHistories: Sendable {
         do throws(ImageError) {
             for (disk, goal) in zip(disks, goals) { steps.append(try step(disk, goal)) }
         } catch {
-            for earlier in steps.reversed() {
-                do throws(ImageError) {
-                    try earlier.undo()
-                } catch let second {
-                    throw ImageError(error.kind, error.file, "\(error.reason); and what was done before could not be undone: \(second)")
-                }
-            }
-            throw error
+            var left: ImageError?
+            for earlier in steps.reversed() { do throws(ImageError) { try earlier.undo() } catch { left = left ?? error } }
+            guard let left else { throw error }
+            throw ImageError(error.kind, error.file, "\(error.reason); and what was done before could not be undone: \(left)")
         }
         for step in steps { step.finish() }
     }

@@ -58,6 +58,9 @@ struct ImageHistory: Sendable {
         guard !name.isEmpty, !name.contains("/"), name != ".", name != "..", !name.contains(":") else {
             throw ImageError(.refused, path, "a point's name is that of a file in the image's folder, not \(name)")
         }
+        guard name != (path.split(separator: "/").last.map(String.init) ?? path) else {
+            throw ImageError(.refused, path, "that is the disk's own name: take another for the point")
+        }
         var status = stat()
         // What a step that was cut short has left is what this one makes.
         guard lstat(point(name), &status) != 0 || FileName.isSame(path, point(name)) else {
@@ -169,7 +172,8 @@ struct ImageHistory: Sendable {
     /// Puts an empty image into the disk's place.
     /// - Parameter former: the name of what was there from then on; it may have it already.
     private func replace(keeping former: String, backing: QCOW2Backing, byteCount: UInt64) throws(ImageError) -> Step {
-        if !FileName.isSame(path, former) { try FileName.add(former, to: path) }
+        let isAdded = !FileName.isSame(path, former)
+        if isAdded { try FileName.add(former, to: path) }
         do throws(ImageError) {
             let new = try NewFile(path, replaces: true)
             new.takeRights(of: image.file.descriptor)
@@ -184,7 +188,7 @@ struct ImageHistory: Sendable {
             return Step(path: path, present: file, former: former, origin: nil)
         } catch {
             if FileName.isSame(path, former) {
-                unlink(former)
+                if isAdded { unlink(former) }
             } else {
                 // It has the path, but is not known to have it on the medium.
                 try? FileName.move(former, to: path)
@@ -227,8 +231,13 @@ private enum FileName {
         if isSame(path, name) { unlink(name) }
     }
 
+    /// Whether both are names of one file, and not one name written in two ways or a symbolic link and where it leads: to take one
+    /// of them away leaves the other.
     static func isSame(_ path: String, _ name: String) -> Bool {
-        FileNumber(path: path).map { $0 == FileNumber(path: name) } ?? false
+        var first = stat()
+        var second = stat()
+        guard lstat(path, &first) == 0, lstat(name, &second) == 0 else { return false }
+        return first.st_dev == second.st_dev && first.st_ino == second.st_ino && first.st_nlink > 1
     }
 
     static func failure(_ error: SystemError, _ path: String) -> ImageError {

@@ -109,6 +109,28 @@ import Testing
         #expect(folder.names == ["a", "here", "new-0", "p"])
     }
 
+    /// The first half of a point is recognised by its being a second name of the disk; these are none.
+    @Test func `a point does not take the disk's own name, nor that of a link to it`() throws {
+        try make("x-0", point: "p")
+        try make("x-1", point: "q")
+        try #require(symlink("x-0", folder["link"]) == 0)
+        let names = folder.names
+        func refuses(_ disks: [String], _ name: String) throws {
+            let histories = try DiskHistories(disks.map(location))
+            #expect(throws: ImageError.self, "\(disks) \(name)") { try histories.addPoint(name) }
+            #expect(folder.names == names)
+        }
+        try refuses(["x-0"], "x-0")
+        try refuses(["x-0", "x-1"], "x")
+        try refuses(["x-0"], "link")
+        for name in ["x-0", "x-1", "link"] { #expect(try first(name) == 2) }
+        // With a second name the disk's own is still no other.
+        try #require(link(folder["x-0"], folder["twin"]) == 0)
+        let histories = try DiskHistories([location("x-0")])
+        #expect(throws: ImageError.self) { try histories.addPoint("x-0") }
+        withExtendedLifetime(histories) {}
+    }
+
     @Test func `steps that were cut short are done again`() throws {
         try make("a", point: "p")
         // The first half of a point, and of a rollback.
