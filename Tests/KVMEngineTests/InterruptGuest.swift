@@ -174,6 +174,18 @@ final class InterruptGuest: Sendable {
         return try goOn(until: count)
     }
 
+    /// Turns interrupts on, has the test act, waits, says 0x99 and ends.
+    func runActing() throws -> [UInt32] {
+        try run {
+            $0.enterX2APIC()
+            $0.raw(0xFB)
+            $0.act()
+            $0.wait()
+            $0.say(0x99)
+            $0.end()
+        }
+    }
+
     func start(_ write: (inout Code) -> Void) throws {
         memory.write(Code(write).bytes, at: TinyGuest.codeAddress)
         var entry = TinyGuest.entryState(.long, memory)

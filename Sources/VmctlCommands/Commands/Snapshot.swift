@@ -85,12 +85,10 @@ struct Snapshot: VmctlCommand {
     }
 
     private func addPoint(_ name: String, _ operand: DiskOperand, _ output: Output) throws -> CInt {
-        let histories = try operand.histories(images)
-        try output.whole {
+        try operand.step(images, output) { histories in
             let names = try histories.addPoint(name)
             for (location, name) in zip(operand.images, names) { output.say("\(location.path) stands on \(name) now") }
         }
-        return 0
     }
 
     // MARK: - Lists
@@ -146,12 +144,10 @@ struct RollBack: VmctlCommand {
     func perform(_ output: Output) throws -> CInt {
         guard let word = words.first, words.count == 1 else { throw WrongUsage("give one machine or image") }
         let operand = try DiskOperand(word, connection)
-        let histories = try operand.histories(images)
-        try output.whole {
+        return try operand.step(images, output) { histories in
             let bases = try histories.rollBack()
             for (location, base) in zip(operand.images, bases) { output.say("\(location.path) is as \(base) now") }
         }
-        return 0
     }
 }
 
@@ -173,19 +169,19 @@ struct RollForward: VmctlCommand {
     func perform(_ output: Output) throws -> CInt {
         guard let word = words.first, words.count == 1 else { throw WrongUsage("give one machine or image") }
         let operand = try DiskOperand(word, connection)
-        let histories = try operand.histories(images)
-        try output.whole {
+        return try operand.step(images, output) { histories in
             try histories.rollForward(discards: discards)
             for location in operand.images { output.say("\(location.path) is as it was before it was rolled back") }
         }
-        return 0
     }
 }
 
 extension DiskOperand {
-    /// Of the disks, opened and locked as long as it lives.
-    fileprivate func histories(_ options: ImageOptions) throws -> DiskHistories {
+    /// A step in the disks' histories, which are opened and locked until it is over.
+    fileprivate func step(_ options: ImageOptions, _ output: Output, _ body: (DiskHistories) throws -> Void) throws -> CInt {
         try refuseRunning("its images cannot be exchanged under it")
-        return try DiskHistories(images, allowedBases: try options.allowedBases(self))
+        let histories = try DiskHistories(images, allowedBases: try options.allowedBases(self))
+        try output.whole { try body(histories) }
+        return 0
     }
 }
