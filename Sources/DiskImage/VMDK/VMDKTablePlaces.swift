@@ -98,16 +98,24 @@ struct VMDKTablePlaces: Sendable {
         // No grain lies in front of it. Most images have all tables there.
         let start = max(1, header.overhead)
         guard !header.isCompressed, candidates.contains(where: { $0.range.upperBound > start }) else { return }
-        for table in candidates {
+        // How many more grains lie on a candidate than on the one before it: a hostile image may lead each entry to all of them.
+        var changes = Array(repeating: 0, count: candidates.count + 1)
+        var previous: UInt32 = 0
+        for table in candidates where table.sector != previous {
+            previous = table.sector
             guard try file.nextData(from: table.range.lowerBound * 512, end: table.range.upperBound * 512) != nil else { continue }
             for entry in try VMDKTables.readTable(file, at: table.sector) {
                 guard let place = header.place(entry), place != 0 else { continue }
-                var next = Self.search(candidates.count, { candidates[$0].range.upperBound > place })
-                while next < candidates.count, candidates[next].range.lowerBound < place + header.grainSectors {
-                    candidates[next].isGood = false
-                    next += 1
-                }
+                let first = Self.search(candidates.count, { candidates[$0].range.upperBound > place })
+                guard first < candidates.count, candidates[first].range.lowerBound < place + header.grainSectors else { continue }
+                changes[first] += 1
+                changes[Self.search(candidates.count, { candidates[$0].range.lowerBound >= place + header.grainSectors })] -= 1
             }
+        }
+        var grains = 0
+        for index in candidates.indices {
+            grains += changes[index]
+            if grains > 0 { candidates[index].isGood = false }
         }
     }
 

@@ -100,6 +100,23 @@ import Testing
         #expect(try VMDKCheck(try Self.file(good)).count == 0)
     }
 
+    /// Each entry of each table lies on all of them: 8192 times 512 times 8192 meetings, if somebody went through them.
+    @Test func `check of tables that are all one, and grains that all lie on it, ends`() throws {
+        var bytes = try Self.sparse(256 << 30)
+        let table = try Self.firstTable(bytes)
+        func put(_ value: Int, at offset: Int) { for index in 0..<4 { bytes[offset + index] = UInt8(truncatingIfNeeded: value >> (8 * index)) } }
+        // No overhead: grains may lie anywhere behind the header.
+        for field in [64, 68] { put(0, at: field) }
+        for index in 0..<512 { put(table / 512, at: table + 4 * index) }
+        for directory in [48, 56] {
+            let start = (0..<4).reduce(0) { $0 | Int(bytes[directory + $1]) << (8 * $1) } * 512
+            for index in 0..<8192 { put(table / 512, at: start + 4 * index) }
+        }
+        let check = try VMDKCheck(try Self.file(bytes))
+        #expect(check.count >= 8192)
+        #expect(check.findings.allSatisfy { $0.contains("is another's too") })
+    }
+
     /// Where the first grain table lies, by the grain directory.
     private static func firstTable(_ bytes: [UInt8]) throws -> Int {
         func number(_ offset: Int) -> Int { (0..<4).reduce(0) { $0 | Int(bytes[offset + $1]) << (8 * $1) } }
